@@ -1,0 +1,47 @@
+"""What can go wrong, in one table: the exit codes, and the one exception that carries them."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    DONE = 0
+    FAILED = 1  # while running
+    USAGE = 2  # wrong on the command line
+    INPUT = 3  # an input is missing, refused, wrong inside, or does not fit
+    MEMORY = 4  # out of memory
+    OUTPUT = 5  # the output is invalid: not finite, reproduction differs, training diverged
+    WRITE = 6  # cannot write: exists, in use, disk full, permission
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class DiffgenError(Exception):
+    """An error that a person can act on: what happened and what was seen (`message`), what to do (`hint`)."""
+
+    code = ExitCode.FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+class UsageError(DiffgenError):
+    code = ExitCode.USAGE
+
+
+class InputError(DiffgenError):
+    code = ExitCode.INPUT
+
+
+class OutOfMemory(DiffgenError):
+    code = ExitCode.MEMORY
+
+
+class InvalidOutput(DiffgenError):
+    code = ExitCode.OUTPUT
+
+
+class CannotWrite(DiffgenError):
+    code = ExitCode.WRITE
