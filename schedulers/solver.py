@@ -1,0 +1,115 @@
+"""What a solver is, and the loop that runs one.
+
+A solver is a generator, written as its paper writes it. It is given the starting state, the grid, and `noise(p, q)`, a
+standard normal for the interval p → q. When it needs the network it yields (x, point) and is sent a `Denoised`:
+
+    @solver(order=1, reference="DDIM, Song et al. 2020, eq. 12")
+    def euler(x, grid, noise):
+        for p, q in grid.pairs():
+            d = yield x, p
+            x = q.alpha * d.x0 + q.sigma * d.eps
+        return x
+
+The state is the model's own x = α·x0 + σ·ε; nothing is divided by α. The number of yields is the number of function
+evaluations (NFE). A solver must not branch on the values of x: inside diffusers it is run once on the number 0 to learn at
+which times it will ask. The step to σ = 0 is x' = x0, without noise.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .grids import Grid
+from .noise import Point
+from .prediction import Denoised
+
+Steps = Generator[tuple[Any, Point], Denoised, Any]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver's function and what people need to know of it before they choose it."""
+
+    name: str
+    function: Callable[..., Steps]
+    order: int  # of convergence, at the default options
+    evaluations_per_step: int
+    stochastic: bool
+    grid: str  # the default grid
+    aliases: tuple[str, ...]  # names that other tools use
+    a1111: str  # the label in AUTOMATIC1111's picture metadata
+    reference: str
+    native_only: bool = False  # cannot run inside diffusers
+    options: dict[str, Any] = field(default_factory=dict)  # name: default
+
+
+SOLVERS: dict[str, Solver] = {}
+
+
+def solver(
+    *,
+    order: int,
+    reference: str,
+    evaluations_per_step: int = 1,
+    stochastic: bool = False,
+    grid: str = "trailing",
+    aliases: tuple[str, ...] = (),
+    a1111: str = "",
+    native_only: bool = False,
+) -> Callable[[Callable[..., Steps]], Callable[..., Steps]]:
+    """Register a solver; its keyword-only parameters are its options."""
+
+    def register(function: Callable[..., Steps]) -> Callable[..., Steps]:
+        name = function.__name__
+        parameters = inspect.signature(function).parameters.values()
+        options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        SOLVERS[name] = Solver(
+            name, function, order, evaluations_per_step, stochastic, grid, aliases, a1111 or name, reference, native_only, options
+        )
+        return function
+
+    return register
+
+
+def run(steps: Steps, denoise: Callable[[Any, Point], Denoised]) -> tuple[Any, int]:
+    """Answer a solver's questions until it returns: (its result, the number of function evaluations)."""
+    nfe = 0
+    try:
+        x, p = next(steps)
+        while True:
+            answer = denoise(x, p)
+            nfe += 1
+            x, p = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value, nfe
+
+
+def asked(function: Callable[..., Steps], grid: Grid) -> list[tuple[Point, int | None]]:
+    """Run a solver on the number 0: each point it asks at, with the index of the step that this question begins (or None)."""
+    watched = _Watched(grid.points, grid.noise)
+    questions: list[tuple[Point, int | None]] = []
+
+    def denoise(x: Any, p: Point) -> Denoised:
+        questions.append((p, watched.take_begun()))
+        return Denoised(0.0, 0.0, p, "epsilon") if p.alpha != 0 else Denoised(0.0, 0.0, p, "sample")
+
+    run(function(0.0, watched, lambda p, q: 0.0), denoise)
+    return questions
+
+
+class _Watched(Grid):
+    """A grid that remembers which step was last begun."""
+
+    begun: int | None = None
+
+    def pairs(self) -> Any:
+        for i, pair in enumerate(super().pairs()):
+            self.begun = i
+            yield pair
+
+    def take_begun(self) -> int | None:
+        begun, self.begun = self.begun, None
+        return begun
