@@ -1,0 +1,217 @@
+"""What a picture says about itself: the AUTOMATIC1111 text, our own record as JSON, and the mark "made by a model".
+
+The record is a flat dictionary (`schema: "diffgen.image/1"`): prompt, negative, seed, index, steps, nfe, guidance,
+scheduler, grid, width, height, model, model_hash, model_files, family, prediction, device, dtype, threads, batch_size,
+rng, versions, pixels_sha256, warnings. Keys that are missing are left out of the texts.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import schedulers
+from diffgen.errors import InputError
+
+from .read import read_texts
+
+SCHEMA = "diffgen.image/1"
+LEVELS = ("full", "params", "none")
+MAX_CHUNK = 64 * 2**10  # bytes of one text chunk
+
+# The grids that AUTOMATIC1111 has too, by its labels ("Schedule type"); others keep our name.
+SCHEDULE_TYPES = {
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "polyexponential": "Polyexponential",
+    "linspace": "Uniform",
+    "trailing": "Simple",  # both take every (T/n)-th entry of the noise table, counted from its end
+    "leading": "DDIM",
+    "beta": "Beta",
+    "kl_optimal": "KL Optimal",
+    "ays": "Align Your Steps",
+}
+
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+    f"<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>"
+    "</rdf:Description></rdf:RDF></x:xmpmeta>"
+    '<?xpacket end="r"?>'
+)
+
+
+def parameters_text(record: Mapping[str, Any]) -> str:
+    """The record in AUTOMATIC1111's grammar: prompt, `Negative prompt: …`, and a last line of `Key: value, …`.
+
+    A value with a comma, colon, quote or line break in it is a JSON string; numbers are short (7, not 7.0).
+    """
+    versions = record.get("versions") or {}
+    width, height = record.get("width"), record.get("height")
+    values = {
+        "Steps": record.get("steps"),
+        "Sampler": _sampler(record.get("scheduler")),
+        "Schedule type": _schedule_type(record.get("grid")),
+        "CFG scale": record.get("guidance"),
+        "Seed": record.get("seed"),
+        "Size": f"{width}x{height}" if width and height else None,
+        "Model hash": (record.get("model_hash") or "")[:10] or None,
+        "Model": base_name(record["model"]) if record.get("model") else None,
+        "RNG": record.get("rng"),
+        "Version": f"diffgen {versions['diffgen']}" if versions.get("diffgen") else None,
+    }
+    lines = [_printable(record.get("prompt") or "").strip()]
+    if negative := _printable(record.get("negative") or "").strip():
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{key}: {_value(value)}" for key, value in values.items() if value is not None))
+    return "\n".join(lines).strip()
+
+
+def info_of(record: Mapping[str, Any], level: str = "full") -> dict[str, str]:
+    """The texts that a picture carries, by keyword: `full` all three, `params` all but our own, `none` nothing."""
+    if level not in LEVELS:
+        raise ValueError(f"unknown metadata level {level!r}: there are {', '.join(LEVELS)}")
+    if level == "none":
+        return {}
+    info = {"parameters": _fitted(parameters_text, record), "XML:com.adobe.xmp": XMP}
+    if level == "full":
+        info["diffgen"] = _fitted(_json, record)
+    return info
+
+
+def encode_png(image: Image.Image, record: Mapping[str, Any], level: str = "full") -> bytes:
+    """The picture as a PNG file with the texts of `info_of`."""
+    chunks = PngInfo()
+    for keyword, text in info_of(record, level).items():
+        if keyword.startswith("XML:"):
+            chunks.add_itxt(keyword, text)
+        else:
+            chunks.add_text(keyword, text)  # Latin-1 if it can be, else UTF-8
+    file = io.BytesIO()
+    image.save(file, "PNG", pnginfo=chunks)
+    return file.getvalue()
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record that `encode_png` wrote. It comes from a file: its numbers are in range, nothing else is promised.
+
+    Raises InputError: no picture, no record, not our schema, a value out of range.
+    """
+    text = read_texts(path).get("diffgen")
+    if text is None:
+        hint = "only PNG files that diffgen wrote with --metadata full do"
+        raise InputError(f"{path} carries no record of how it was made", hint)
+    if len(text) > MAX_CHUNK:
+        raise InputError(f"the record in {path} is too long: {len(text)} bytes, at most {MAX_CHUNK}")
+    try:
+        record = json.loads(text)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not even be printed
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the record in {path} is broken: {error}") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise InputError(f"the record in {path} is not of the schema {SCHEMA}")
+    for key, fits in CHECKS.items():
+        if record.get(key) is not None and not fits(record[key]):
+            raise InputError(f"the record in {path} has an impossible {key}: {str(record[key])[:80]!r}")
+    return record
+
+
+def base_name(path: str) -> str:
+    """The last part of a path of any system: folders of this machine are nobody's business."""
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and value == base_name(value)
+
+
+CHECKS: dict[str, Callable[[Any], bool]] = {
+    "prompt": _text,
+    "negative": _text,
+    "seed": _whole(0, 2**64 - 1),
+    "index": _whole(0, 10**9),
+    "steps": _whole(1, 10_000),
+    "nfe": _whole(1, 1_000_000),
+    "guidance": lambda value: type(value) in (int, float) and -1000 <= value <= 1000,
+    "scheduler": _name,
+    "grid": _name,
+    "width": _whole(1, 8192),
+    "height": _whole(1, 8192),
+    "model": _name,
+    "model_hash": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "pixels_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "batch_size": _whole(1, 4096),
+    "threads": _whole(1, 100_000),
+    "versions": lambda value: isinstance(value, dict),
+    "model_files": lambda value: isinstance(value, dict),
+    "warnings": lambda value: isinstance(value, list),
+}
+
+
+def _sampler(scheduler: str | None) -> str | None:
+    if scheduler is None:
+        return None
+    try:
+        return schedulers.info(scheduler).a1111 or scheduler
+    except ValueError:  # of another package, not installed here
+        return base_name(scheduler)
+
+
+def _schedule_type(grid: str | None) -> str | None:
+    return SCHEDULE_TYPES.get(grid, base_name(grid)) if grid else None
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else value
+    text = _printable(str(value))
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
+
+
+def _printable(text: str) -> str:
+    """Without control characters (line breaks become \\n, tabs stay) and halves of surrogate pairs."""
+    text = re.sub(r"\r\n?", "\n", text)
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    """One line of ASCII: other characters and control characters are escaped, so that the prompt comes back exactly."""
+    record = {"schema": SCHEMA, **record}
+    for key in ("model", "scheduler", "grid"):
+        if isinstance(record.get(key), str):
+            record[key] = base_name(record[key])
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return json.dumps(json.loads(text.encode("utf-8", "replace")))  # half a surrogate pair becomes a question mark
+
+
+def _fitted(render: Callable[[Mapping[str, Any]], str], record: Mapping[str, Any]) -> str:
+    """`render(record)` in at most MAX_CHUNK bytes.
+
+    Where it is longer, the longest value is halved, or left out if it is no text, again and again; the record then
+    lists under `cut` what is not complete.
+    """
+    while len((text := render(record)).encode()) > MAX_CHUNK:
+        longest = max((key for key in record if key != "cut"), key=lambda key: len(json.dumps(record[key])))
+        value = record[longest]
+        shorter = value[: len(value) // 2] if isinstance(value, str) else None
+        record = {**record, longest: shorter, "cut": sorted({*record.get("cut", ()), longest})}
+    return text

@@ -1,0 +1,40 @@
+"""Pixels and numbers: the one place that knows that the networks' [-1, 1] is the picture's 0 … 255."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from diffgen.errors import InvalidOutput
+
+
+def to_pil(x: np.ndarray) -> list[Image.Image]:
+    """Pictures from floats [B, 3, H, W] in [-1, 1]: (x + 1)·127.5, clipped to 0 … 255, rounded to the nearest.
+
+    A half goes to the even neighbour: these are the very bits that diffusers' image processor computes.
+    Raises InvalidOutput if a value is not finite.
+    """
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"expected floats [B, 3, H, W], got {list(x.shape)}")
+    if not np.isfinite(x).all():
+        bad = [i for i, picture in enumerate(x) if not np.isfinite(picture).all()]
+        raise InvalidOutput(
+            f"the model's output is not finite in picture {', '.join(str(i + 1) for i in bad)} of {len(x)}",
+            "try --dtype float32",
+        )
+    scaled = (x.astype(np.float32) + np.float32(1)) * np.float32(127.5)
+    pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    return [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
+
+
+def from_pil(image: Image.Image) -> np.ndarray:
+    """Floats [3, H, W] in [-1, 1], float32; `to_pil` gives exactly the same pixels back."""
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """SHA-256 (hex) of the RGB bytes, row by row: the same picture, whatever file it lies in."""
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()

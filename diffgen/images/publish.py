@@ -1,0 +1,98 @@
+"""The one function that puts a file in place: under its final name a file is complete, or it is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from diffgen.errors import CannotWrite
+
+# What os.link answers where a file system has no hard links (exFAT, some network and FUSE mounts).
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+REASONS = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the limit",
+    errno.ENOENT: "there is no such folder",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EEXIST: "it exists",
+}
+
+
+class Exists(CannotWrite):
+    """The name is taken: a file, a folder or a symbolic link, dangling ones included."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"cannot write {path}: it exists", "choose another -o, or add --overwrite")
+
+
+def cannot_write(path: Path, error: OSError) -> CannotWrite:
+    """The system's refusal in plain words."""
+    reason = REASONS.get(error.errno or 0) or error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "make room, or choose another -o" if full else "choose another -o"
+    return CannotWrite(f"cannot write {path}: {reason}", hint)
+
+
+def publish(path: Path, data: bytes, overwrite: bool = False) -> None:
+    """Write `data` under a temporary name (`.diffgen-…`) in the same folder, then give it its own name in one step.
+
+    A name that is taken is refused (`Exists`), or replaced if `overwrite`; a symbolic link is never followed. The
+    mode is 0666 less the umask. Whatever happens, no temporary file stays behind, except after a kill -9.
+    Raises CannotWrite, with the reason in words.
+    """
+    temporary = path.parent / f".diffgen-{secrets.token_hex(8)}"
+    try:
+        try:
+            _write(temporary, data)
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _link(temporary, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+    except FileExistsError as error:
+        raise Exists(path) from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    _sync_folder(path.parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """A second name for the temporary file; the system refuses a name that is taken, also in a race."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # Without hard links the name is first taken with an empty file, which the picture replaces at once.
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):  # the file is in place: a system that cannot sync a folder is no failure
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
