@@ -1,0 +1,153 @@
+"""Names become models; what there is to know of them without loading anything."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_models_gate import make_folder
+
+from diffgen.errors import InputError
+from diffgen.models import find as module
+from diffgen.models.find import bundled_models, bundled_names, find
+from diffgen.models.info import info
+
+CARD = {
+    "licence": "Apache-2.0",
+    "resolution": 64,
+    "concepts": ["red apple", "cat"],
+    "styles": ["noto", "flat", "modern"],
+    "held_out": [["cat", "flat"]],
+    "figures": {"accuracy": 0.9},
+    "defaults": {"steps": 20, "guidance": 3, "scheduler": "dpmpp_2m", "grid": "trailing", "size": [64, 64]},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and a bundle with the models `emoji` and `digits` in it."""
+    bundle = tmp_path / "bundle"
+    for name in ("emoji", "digits"):
+        make_folder(bundle / name)
+    (bundle / "emoji" / "card.json").write_text(json.dumps(CARD))
+    (bundle / "half-made").mkdir()
+    monkeypatch.setattr(module, "BUNDLED", bundle)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_bundled_models():
+    assert bundled_names() == ["digits", "emoji"] == [model.name for model in bundled_models()]
+    assert find() == find("emoji")
+    assert (find().folder.name, find().bundled, find().source) == ("emoji", True, "bundled")
+    assert find("digits").family == "stable-diffusion"
+
+
+def test_folders(here):
+    make_folder(here / "sub/mine")
+    for name in ("sub/mine", "./sub/mine/", str(here / "sub/mine")):
+        model = find(name)
+        assert (model.name, model.folder.resolve(), model.bundled) == ("mine", here / "sub/mine", False)
+    os.chdir("sub/mine")
+    assert find(".").name == "mine"
+
+
+def test_a_folder_goes_before_a_bundled_name_but_only_if_it_is_a_model(here):
+    (here / "emoji").mkdir()
+    assert find("emoji").bundled
+    shutil.rmtree(here / "emoji")
+    make_folder(here / "emoji")
+    assert not find("emoji").bundled
+    assert find().bundled  # the default is never taken from the current folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("emojy", "there is no model 'emojy'", "did you mean 'emoji'?"),
+        ("EMOJI", "there is no model 'EMOJI'", "did you mean 'emoji'?"),
+        ("quite-other", "there is no model", "Here: digits (bundled), emoji (bundled)"),
+        ("", "there is no model", "Here"),
+        ("half-made", "there is no model", "Here"),
+        ("stabilityai/stable-diffusion-2-1", "models of a hub are not downloaded", "bundled models and local"),
+        ("x.safetensors", "single file", "local diffusers folders"),
+        ("dir/X.SafeTensors", "single file", "local diffusers folders"),
+        ("x.ckpt", "pickle", "safetensors"),
+        ("x.PT", "pickle", "safetensors"),
+        ("run", "training run", "local diffusers folders"),
+        ("empty", "no model_index.json", "local diffusers folders"),
+        ("file", "not a model folder", "local diffusers folders"),
+        ("../bundle/half-made", "no model_index.json", "Here"),
+        ("a\0b", "there is no model", "Here"),
+        ("x" * 5000, "there is no model", "Here"),
+        ("https://example.com/x", "there is no model", "Here"),
+    ],
+)
+def test_what_is_no_model(here, name, message, hint):
+    for folder in ("run", "empty"):
+        (here / folder).mkdir()
+    (here / "run/run.json").write_text("{}")
+    (here / "file").write_text("")
+    (here / "x.safetensors").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        find(name)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_folder_of_another_pipeline_is_refused(here):
+    make_folder(here / "flux")
+    (here / "flux/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(InputError, match="FluxPipeline") as caught:
+        find("flux")
+    assert "StableDiffusionPipeline" in caught.value.hint
+
+
+def test_without_the_bundled_model(here, monkeypatch):
+    monkeypatch.setattr(module, "BUNDLED", here / "nowhere")
+    assert bundled_names() == []
+    with pytest.raises(InputError, match="emoji"):
+        find()
+
+
+def test_info_of_a_model_with_a_card():
+    said = info(find("emoji"))
+    folder = find("emoji").folder
+    assert {key: said[key] for key in CARD} == CARD
+    assert (said["name"], said["folder"], said["family"]) == ("emoji", str(folder), "stable-diffusion")
+    assert said["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    json.dumps(said)
+
+
+def test_info_of_a_plain_folder(here):
+    make_folder(here / "mine")
+    (here / "mine/README.md").write_text("---\nlanguage: en\nlicense: openrail\n---\nlicense: other\n")
+    said = info(find("mine"))
+    assert (said["licence"], said["resolution"], said["prediction"]) == ("openrail", 8 * 2**3, "epsilon")
+    assert said["concepts"] is said["held_out"] is None
+    (here / "mine/README.md").write_text("no head\nlicense: other\n")
+    (here / "mine/unet/config.json").write_text("{}")
+    said = info(find("mine"))
+    assert (said["licence"], said["resolution"]) == (None, None)
+
+
+def test_a_broken_card_is_named(here):
+    make_folder(here / "mine")
+    for text in ("{", '{"concepts": NaN}', '{"a": 1, "a": 2}'):
+        (here / "mine/card.json").write_text(text)
+        with pytest.raises(InputError, match=r"card\.json"):
+            info(find("mine"))
+
+
+def test_neither_room_imports_torch():
+    rooms = [Path(module.__file__).parent, Path(module.__file__).parent.parent / "images"]
+    names = [f"diffgen.{room.name}.{path.stem}" for room in rooms for path in room.glob("*.py")]
+    assert len(names) >= 10
+    code = f"import sys, {', '.join(names)}; print({{'torch', 'diffusers', 'transformers'}} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(rooms[0].parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "set()\n"
