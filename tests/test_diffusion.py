@@ -74,7 +74,7 @@ def test_loss_is_zero_for_an_oracle_and_one_for_silence(prediction: str):
     d = GaussianDiffusion(LINEAR, prediction=prediction)
     x0, noise = double(64, 3, 16, 16), double(64, 3, 16, 16, seed=1)
     t = torch.arange(64) * 15
-    alpha, sigma = d.at(d.alpha_bar.sqrt(), t, x0), d.at((1 - d.alpha_bar).sqrt(), t, x0)
+    alpha, sigma = d.at("alpha", t, x0), d.at("sigma", t, x0)
     target = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
     loss = d.loss(lambda x, t: target, x0, t, noise)
     assert loss.shape == (64,)
@@ -84,7 +84,7 @@ def test_loss_is_zero_for_an_oracle_and_one_for_silence(prediction: str):
 
 
 def test_loss_floor_of_gaussian_data():
-    """For data N(0, s²) the best ε̂ is σ_t·x_t/(α²s² + σ²), with the loss α²s²/(α²s² + σ²); measured within 4 deviations."""
+    """For data N(0, s²) the best ε̂ is σ_t·x_t/(α²s² + σ²), with the loss α²s²/(α²s² + σ²); within 4 deviations."""
     d, s, t = GaussianDiffusion(LINEAR), 0.5, 300
     n = 400_000
     x0, noise = s * double(n, 1), double(n, 1, seed=1)
@@ -95,9 +95,26 @@ def test_loss_floor_of_gaussian_data():
     assert loss.mean().item() == pytest.approx(floor, abs=4 * floor * math.sqrt(2 / n))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_pictures_get_their_noise(dtype: torch.dtype):
+    """ᾱ_0 = 0.9999 is 1 in bfloat16; the tables stay float32, and only the result is rounded to the picture's dtype."""
+    d = GaussianDiffusion(LINEAR)
+    x0, noise, t = double(2, 1, 4, 4).to(dtype), double(2, 1, 4, 4, seed=1).to(dtype), times(0, 5)
+    got = d.q_sample(torch.zeros_like(x0), t, noise)
+    assert got.dtype == dtype
+    assert torch.equal(got, d.q_sample(torch.zeros_like(x0).float(), t, noise.float()).to(dtype))
+    assert (got != 0).all()
+    assert d.loss(lambda x, t: x, x0, t, noise).dtype == torch.float32
+
+
 def test_what_does_not_fit_is_refused():
     d = GaussianDiffusion(LINEAR)
     x = torch.zeros(2, 1, 4, 4)
+    for t in (-1, 1000):
+        with pytest.raises(ValueError, match=r"0 … 999"):
+            d.q_sample(x, times(0, t), x)
+    with pytest.raises(ValueError, match="floating point"):
+        d.q_sample(x.byte(), times(0, 1), x)
     with pytest.raises(ValueError, match=r"LongTensor \[2\]"):
         d.q_sample(x, torch.zeros(2), x)
     with pytest.raises(ValueError, match=r"LongTensor \[2\]"):

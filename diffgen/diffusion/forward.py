@@ -1,7 +1,7 @@
 """The forward process of DDPM (Ho et al. 2020, section 2): noise comes in, step by step or all at once.
 
-Times t are LongTensor [B], 0-based: t = 0 is the first step. Pictures and noise are [B, …]; every table is float64 and is
-used in the dtype of the picture.
+Times t are LongTensor [B], 0-based: t = 0 is the first step. Pictures and noise are [B, …] of a floating dtype. Every
+table is float64 and is used as float32, or as float64 where the picture is; never in a half-precision dtype.
 """
 
 from __future__ import annotations
@@ -23,27 +23,42 @@ class ForwardProcess:
         self.beta = torch.tensor(noise.betas, dtype=torch.float64)
         self.alpha_bar = torch.tensor(noise.alphas_cumprod, dtype=torch.float64)
         self.alpha_bar_before = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
-        # β̃_t, the variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 7); 0 at t = 0
+        # x_t = alpha·x0 + sigma·ε, as everywhere in `schedulers`; the paper's α_t is 1 − beta
+        self.alpha, self.sigma = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+        # q(x_{t-1} | x_t, x_0), DDPM eq. 7: the two factors of its mean, and its variance β̃_t, which is 0 at t = 0
+        self.mean_of_x0 = self.alpha_bar_before.sqrt() * self.beta / (1 - self.alpha_bar)
+        self.mean_of_x_t = (1 - self.beta).sqrt() * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
         self.beta_tilde = self.beta * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
+        self._copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
-        """table[t] in x's dtype and on its device, shaped to multiply x [B, …]. Raises ValueError for a t that does not fit."""
+    def at(self, table: str, t: Tensor, x: Tensor) -> Tensor:
+        """The entries t of the table (an attribute's name), on x's device, shaped to multiply x [B, …].
+
+        Raises ValueError for a t that is no LongTensor [B] or (on a CPU) lies outside 0 … T−1, and an x of integers.
+        """
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
             raise ValueError(f"t must be a LongTensor [{x.shape[0]}], got {t.dtype} {list(t.shape)}")
-        return table.to(x.device)[t].to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        if t.device.type == "cpu" and bool(
+            ((t < 0) | (t >= self.T)).any()
+        ):  # elsewhere the look would wait for the device
+            raise ValueError(f"t must lie in 0 … {self.T - 1}, got {t.min().item()} … {t.max().item()}")
+        if not x.is_floating_point():
+            raise ValueError(f"pictures must be floating point, in the model's range; got {x.dtype}")
+        key = (table, x.device, torch.promote_types(x.dtype, torch.float32))
+        if key not in self._copies:  # copied to a device once: a copy for each call would stall it
+            self._copies[key] = getattr(self, table).to(key[2]).to(x.device)
+        return self._copies[key][t].reshape(-1, *[1] * (x.ndim - 1))
 
     def q_step(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """DDPM eq. 2: one step of q(x_t | x_{t-1}) = N(√(1 − β_t)·x_{t-1}, β_t·I)."""
-        beta = self.at(self.beta, t, x)
-        return (1 - beta).sqrt() * x + beta.sqrt() * noise
+        beta = self.at("beta", t, x)
+        return ((1 - beta).sqrt() * x + beta.sqrt() * noise).to(x.dtype)
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """DDPM eq. 4: all steps at once, q(x_t | x_0) = N(√ᾱ_t·x_0, (1 − ᾱ_t)·I)."""
-        return self.at(self.alpha_bar.sqrt(), t, x0) * x0 + self.at((1 - self.alpha_bar).sqrt(), t, x0) * noise
+        return (self.at("alpha", t, x0) * x0 + self.at("sigma", t, x0) * noise).to(x0.dtype)
 
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """DDPM eq. 6 and 7: (mean, variance) of q(x_{t-1} | x_t, x_0); the variance [B, 1, …] is 0 at t = 0."""
-        of_x0 = self.alpha_bar_before.sqrt() * self.beta / (1 - self.alpha_bar)
-        of_x_t = (1 - self.beta).sqrt() * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
-        mean = self.at(of_x0, t, x_t) * x0 + self.at(of_x_t, t, x_t) * x_t
-        return mean, self.at(self.beta_tilde, t, x_t)
+        mean = self.at("mean_of_x0", t, x_t) * x0 + self.at("mean_of_x_t", t, x_t) * x_t
+        return mean, self.at("beta_tilde", t, x_t)

@@ -1,0 +1,137 @@
+"""The reverse process of DDPM (section 3.2), with the learned variance of Improved DDPM (Nichol & Dhariwal 2021).
+
+The network's output is what `prediction` says, [B, C, …]; with learned_range it is [B, 2C, …], the second half being v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from schedulers import NoiseSchedule
+from schedulers.noise import Point
+from schedulers.prediction import Denoised, check
+
+from .forward import ForwardProcess
+
+Model = Callable[[Tensor, Tensor], Tensor]  # model(x [B, …], t LongTensor [B])
+Generators = torch.Generator | Sequence[torch.Generator] | None
+Clip = tuple[float, float] | None  # the range of the data, where x̂0 is to be kept inside it
+
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+def normal(shape: Sequence[int], generator: Generators, device: torch.device | str) -> Tensor:
+    """A standard normal, float32, drawn where its generator lives; of several generators, image i has the i-th."""
+    if isinstance(generator, Sequence):
+        if len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: one for each image is needed")
+        return torch.cat([normal([1, *shape[1:]], g, device) for g in generator])
+    where = device if generator is None else generator.device
+    return torch.randn(list(shape), generator=generator, device=where, dtype=torch.float32).to(device)
+
+
+class ReverseProcess(ForwardProcess):
+    """p_θ of the paper: what the network's output means, the variance of a step, and sampling.
+
+    Raises ValueError for a prediction that cannot work with the noise schedule, and for an unknown variance.
+    """
+
+    def __init__(self, noise: NoiseSchedule, prediction: str = "epsilon", variance: str = "fixed_small") -> None:
+        super().__init__(noise)
+        check(prediction, noise)
+        if variance not in VARIANCES:
+            raise ValueError(f"unknown variance {variance!r}; there are {', '.join(VARIANCES)}")
+        self.prediction, self.variance = prediction, variance
+        # x̂0 and ε̂ are linear in (x_t, output), so one look at (1, 0) and one at (0, 1) give their factors
+        points = [Point(t, a, s) for t, (a, s) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))]
+        of_x = [Denoised(1.0, 0.0, p, prediction) for p in points]
+        of_output = [Denoised(0.0, 1.0, p, prediction) for p in points]
+        self.x0_of_x = torch.tensor([d.x0 for d in of_x], dtype=torch.float64)
+        self.x0_of_output = torch.tensor([d.x0 for d in of_output], dtype=torch.float64)
+        self.eps_of_x = torch.tensor([d.eps for d in of_x], dtype=torch.float64)
+        self.eps_of_output = torch.tensor([d.eps for d in of_output], dtype=torch.float64)
+        # for logarithms β̃_0 := β̃_1, as in Improved DDPM's code; β_0 where there is one step only
+        first = self.beta_tilde[1:2] if self.T > 1 else self.beta[:1]
+        self.log_beta, self.log_beta_tilde = self.beta.log(), torch.cat([first, self.beta_tilde[1:]]).log()
+
+    def split(self, model_output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(what `prediction` says, v); v is None with a fixed variance. Raises ValueError for a wrong shape."""
+        learned = self.variance == "learned_range"
+        shape = [x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]] if learned else list(x_t.shape)
+        if list(model_output.shape) != shape:
+            raise ValueError(
+                f"the model's output has the shape {list(model_output.shape)}; a picture of {list(x_t.shape)} with "
+                f"{self.variance} needs {shape}"
+            )
+        if not learned:
+            return model_output, None
+        output, v = model_output.chunk(2, dim=1)
+        return output, v
+
+    def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """DDPM eq. 15: x̂0, the clean picture that x_t and the output imply (algebra: `schedulers.prediction`)."""
+        return self.at("x0_of_x", t, x_t) * x_t + self.at("x0_of_output", t, x_t) * output
+
+    def predict_eps(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """ε̂, the noise that x_t and the output imply."""
+        return self.at("eps_of_x", t, x_t) * x_t + self.at("eps_of_output", t, x_t) * output
+
+    def p_mean(self, output: Tensor, x_t: Tensor, t: Tensor, clip: Clip = None) -> Tensor:
+        """DDPM eq. 11: μ_θ, the mean of q(x_{t-1} | x_t, x_0) with x̂0 for x_0, which `clip` keeps inside a range."""
+        x0 = self.predict_x0(output, x_t, t)
+        return self.q_posterior(x0 if clip is None else x0.clamp(*clip), x_t, t)[0]
+
+    def p_log_variance(self, v: Tensor | None, x_t: Tensor, t: Tensor) -> Tensor:
+        """Improved DDPM eq. 15: f·ln β_t + (1 − f)·ln β̃_t, f = (v + 1)/2; fixed_small is f = 0, fixed_large f = 1."""
+        if v is None:
+            return self.at("log_beta" if self.variance == "fixed_large" else "log_beta_tilde", t, x_t)
+        f = (v + 1) / 2
+        return f * self.at("log_beta", t, x_t) + (1 - f) * self.at("log_beta_tilde", t, x_t)
+
+    def p_mean_variance(
+        self, model_output: Tensor, x_t: Tensor, t: Tensor, *, clip: Clip = None
+    ) -> tuple[Tensor, Tensor]:
+        """DDPM eq. 1: (mean, variance) of p_θ(x_{t-1} | x_t), both of x_t's shape.
+
+        The variance of fixed_small is β̃_t (0 at t = 0), of fixed_large β_t (DDPM section 3.2). x̂0 is not clipped unless
+        `clip`, the range of the data, is given: (−1, 1) for pixels; latents have none.
+        """
+        output, v = self.split(model_output, x_t)
+        mean = self.p_mean(output, x_t, t, clip)
+        if v is not None:
+            return mean, self.p_log_variance(v, x_t, t).exp()
+        return mean, self.at("beta" if self.variance == "fixed_large" else "beta_tilde", t, x_t).expand_as(mean)
+
+    def p_sample(
+        self, model: Model, x_t: Tensor, t: Tensor, generator: Generators = None, *, clip: Clip = None
+    ) -> Tensor:
+        """DDPM algorithm 2, lines 3 and 4: one step x_t → x_{t-1}. The last one, t = 0, adds no noise."""
+        mean, variance = self.p_mean_variance(model(x_t, t), x_t, t, clip=clip)
+        deviation = variance.sqrt() * (t > 0).reshape(-1, *[1] * (x_t.ndim - 1))
+        return mean + deviation * normal(x_t.shape, generator, x_t.device)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        generator: Generators = None,
+        *,
+        device: torch.device | str = "cpu",
+        clip: Clip = None,
+        progress: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """DDPM algorithm 2: the whole reverse process from a standard normal, float32 [B, …].
+
+        `generator` is one for all, or a sequence with one for each image, which then does not depend on its batch.
+        `progress(t, x)` is called after each step t = T−1 … 0 with the x_{t-1} that came out.
+        """
+        x = normal(shape, generator, device)
+        for step in reversed(range(self.T)):
+            x = self.p_sample(model, x, torch.full((shape[0],), step, device=device), generator, clip=clip)
+            if progress is not None:
+                progress(step, x)
+        return x
