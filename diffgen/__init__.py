@@ -1,0 +1,37 @@
+"""diffgen: pictures from prompts, a native DDPM, and schedulers that are compared with what is exactly known.
+
+    import diffgen
+    pictures = diffgen.load("emoji").generate("a red apple", seed=7)   # a list of PIL images, metadata in `.info`
+
+Importing this package imports no torch; `load` does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .models.find import Model
+    from .stable_diffusion.generate import ImageGenerator
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
+
+
+def load(name: str | Model = "emoji", device: str = "auto", dtype: str = "auto") -> ImageGenerator:
+    """A model, checked and loaded: a bundled name or a local diffusers folder. `diffgen generate` calls this.
+
+    `device` is auto, cpu, cuda, cuda:N, mps or xpu; `dtype` is auto, float32, float16 or bfloat16.
+    Raises, from `diffgen.errors`, InputError for a model that is unknown, refused or broken, UsageError for a device or
+    dtype that does not exist, OutOfMemory.
+    """
+    from .models.find import find
+    from .stable_diffusion import environment
+    from .stable_diffusion.plan import device_name, dtype_name
+
+    model = find(name) if isinstance(name, str) else name
+    device, dtype = device_name(device), dtype_name(dtype)
+    environment.prepare()
+    from .stable_diffusion.generate import ImageGenerator
+
+    return ImageGenerator(model, device=device, dtype=dtype)

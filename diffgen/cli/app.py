@@ -1,0 +1,47 @@
+"""All commands of `diffgen`, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import diffgen
+
+from . import generate, models, schedulers
+
+# Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
+ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+GROUPS = {"models", "schedulers"}
+
+app = typer.Typer(
+    help="Pictures from prompts, on this machine, offline.",
+    epilog='Try: diffgen generate "a red apple"',
+    context_settings={"help_option_names": ["-h", "--help"]},
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+models_app = typer.Typer(help="The models on this machine.")
+models_app.command("list")(models.list_models)
+models_app.command("info")(models.info)
+schedulers_app = typer.Typer(help="The schedulers there are.")
+schedulers_app.command("list")(schedulers.list_schedulers)
+app.add_typer(models_app, name="models")
+app.add_typer(schedulers_app, name="schedulers")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"diffgen {diffgen.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

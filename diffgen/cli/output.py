@@ -1,0 +1,102 @@
+"""How every command speaks: results on stdout, all else on stderr; one line an error; one JSON document if asked."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from diffgen.errors import DiffgenError
+
+SCHEMA = "diffgen.result/1"
+
+# The options that every command has.
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout, errors too.", rich_help_panel="Output")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel="Output")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]
+
+
+class UnfinishedError(Exception):
+    """A command that did a part of its work: the error, and the result so far."""
+
+    def __init__(self, error: BaseException, result: dict[str, Any]) -> None:
+        super().__init__(str(error))
+        self.error, self.result = error, result
+
+
+class Output:
+    """What one command says."""
+
+    def __init__(self, command: str, as_json: bool = False, quiet: bool = False) -> None:
+        self.command, self.as_json, self.quiet = command, as_json, quiet
+        self._warned: set[str] = set()
+
+    def line(self, text: str) -> None:
+        """A line of the result, just as it is; with --json it waits for `result`."""
+        if not self.as_json:
+            print(text, flush=True)
+
+    def result(self, result: dict[str, Any], lines: Iterable[str] = ()) -> None:
+        """The result, once: as JSON, or as its lines."""
+        if self.as_json:
+            document(self.command, ok=True, result=result)
+        else:
+            for line in lines:
+                self.line(printable(line))
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            print(printable(text), file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A warning, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.note(f"warning: {text}")
+
+    @contextlib.contextmanager
+    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
+        """On a terminal, a bar with the time that is left, moved by `on_step(done, total)`; elsewhere None."""
+        if self.quiet or not sys.stderr.isatty():
+            yield None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def document(command: str, **content: Any) -> None:
+    """The one JSON document; ASCII, so that no locale can break it."""
+    print(json.dumps({"schema": SCHEMA, "ok": content.pop("ok"), "command": command, **content}), flush=True)
+
+
+def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: dict[str, Any] | None = None) -> None:
+    """Say what went wrong, in one line on stderr; with --json also in the document, with the result so far."""
+    text = f"{error.message.rstrip('.')}; {error.hint}" if error.hint else error.message
+    print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
+    if as_json:
+        said = {"code": int(code), "message": error.message, "hint": error.hint}
+        document(command, ok=False, error=said, **({} if result is None else {"result": result}))
+
+
+def printable(text: str) -> str:
+    """The text with its control characters escaped: a prompt or a file name must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
+
+
+def table(rows: list[list[str]]) -> Iterator[str]:
+    """Rows as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,98 @@
+"""Imports go one way between the rooms; what needs no torch imports none."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LEVELS = {
+    "schedulers": 0,
+    "diffgen.errors": 0,
+    "diffgen.diffusion": 1,
+    "diffgen.networks": 1,
+    "diffgen.images": 1,
+    "diffgen.models": 1,
+    "diffgen.training": 2,
+    "diffgen": 2,  # the version, and `load`, which alone may reach up
+    "diffgen.stable_diffusion": 3,
+    "diffgen.compare": 4,
+    "diffgen.cli": 5,
+    "diffgen.__main__": 6,
+}
+FILES = sorted(path for package in ("diffgen", "schedulers") for path in (ROOT / package).rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """The longest name in the table that holds the module."""
+    return max((name for name in LEVELS if f"{module}.".startswith(f"{name}.")), key=len, default="")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(absolute module, line) of each import in a file, those inside functions too."""
+    module = module_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((name.name, node.lineno) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((f"{source}.{name.name}", node.lineno) for name in node.names)
+
+
+def test_every_room_is_in_the_table() -> None:
+    for path in FILES:
+        module = module_of(path)
+        assert room(module) != "diffgen" or module == "diffgen", f"{module} stands in no room of the table"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_one_way(path: Path) -> None:
+    here = room(module_of(path))
+    for name, line in imports(path):
+        there = room(name)
+        if there and there != here:
+            assert LEVELS[there] < LEVELS[here] or here == "diffgen", f"{path}:{line}: {here} imports {name}"
+        if here == "schedulers":
+            top = name.split(".")[0]
+            foreign = top not in {"torch", "schedulers"} and top not in sys.stdlib_module_names
+            assert not foreign or path.name == "for_diffusers.py", f"{path}:{line}: schedulers imports {name}"
+        if name.split(".")[0] in {"diffusers", "transformers"}:
+            where = here == "diffgen.stable_diffusion" or path.name == "for_diffusers.py"
+            assert where, f"{path}:{line}: {here} imports {name}"
+        if name.split(".")[0] == "torch":
+            where = here not in {"diffgen.images", "diffgen.models", "diffgen.cli"}
+            assert where, f"{path}:{line}: {here} imports torch"
+
+
+def test_what_needs_no_torch_imports_none(tiny: Path) -> None:
+    code = f"""
+import sys
+import diffgen, schedulers
+assert "numpy" not in sys.modules and "typer" not in sys.modules
+from diffgen.cli import run
+for line in (
+    [], ["--help"], ["--version"], ["generate", "--help"], ["schedulers", "list"], ["models", "list"],
+    ["models", "info", {str(tiny)!r}],
+    ["generate", "a", "-m", {str(tiny)!r}, "--dry-run"],
+):
+    assert run(line) == 0, line
+for line in (
+    ["generate", "a", "-m", "nothing"], ["generate", "a", "--steps", "0"], ["generate", "a", "--scheduler", "eular"],
+):
+    assert run(line) != 0, line
+loaded = sorted({{"torch", "diffusers", "transformers", "huggingface_hub", "rich.progress"}} & set(sys.modules))
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
