@@ -25,6 +25,7 @@ for script, product, extra in (
     ("vae.py", "vae.json", []),
     ("diffusion.py", "diffusion.json", []),
     ("check.py", "check.json", ["--model", str(work / "emoji")]),
+    ("card.py", "emoji/README.md", []),
 ):
     if not (work / product).exists():
         print(f"== {script}", flush=True)
