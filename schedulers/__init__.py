@@ -10,30 +10,39 @@ Names, aliases, orders and options are read without torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .grids import Grid
+from .grids import Grid, Points, explicit, tuned
 from .noise import NoiseSchedule, Point, from_diffusers_config
-from .registry import UnknownName, check_grid, grid_names, info, names, resolve
+from .recommend import recommend
+from .registry import UnknownName, check_grid, grid_names, info, names, parse, plugin_errors, resolve
 from .solver import Solver, solver
 
 if TYPE_CHECKING:
-    from .scheduler import Scheduler
+    from .scheduler import NonFinite, Scheduler
 
 __all__ = [
     "Grid",
     "NoiseSchedule",
+    "NonFinite",
     "Point",
+    "Scheduler",
     "Solver",
     "UnknownName",
     "check_grid",
+    "explicit",
     "from_diffusers_config",
     "get",
     "grid_names",
     "info",
     "names",
+    "parse",
+    "plugin_errors",
+    "recommend",
     "resolve",
     "solver",
+    "tuned",
 ]
 
 
@@ -42,20 +51,34 @@ def get(
     *,
     noise: str | NoiseSchedule = "scaled_linear",
     prediction: str = "epsilon",
-    grid: str | None = None,
+    grid: str | Sequence[float] | Points | None = None,
+    clip_sample: bool | float = False,
+    thresholding: bool | float = False,
+    sample_max_value: float = 1.0,
     **options: Any,
 ) -> Scheduler:
-    """A scheduler: one solver, by any of its names, with the noise schedule and the prediction of the model it will ask.
+    """A scheduler: one solver, by any of its names, with the noise schedule and the prediction of the model it asks.
 
-    `grid` is the solver's own unless given; an explicit grid wins over one in the name ("DPM++ 2M Karras").
-    Raises UnknownName for a name, and ValueError for a combination that cannot work.
+    `grid` is the solver's own unless given: a name, a list of times, `explicit(…)`, the path of a grid file (.json),
+    or a function of (noise, n); an explicit grid wins over one in the name ("DPM++ 2M Karras").
+    `clip_sample` keeps every x0 inside ±1 (or ± that number). `thresholding` is Imagen's, with the quantile 0.995 (or
+    that number), up to `sample_max_value`. Both are for models of pixels, not of latents.
+    `options` are the solver's: `info(name).options`.
+    Raises UnknownName for a name, and ValueError for a value or a combination that cannot work.
     """
     from .scheduler import Scheduler
 
-    solver_name, named_grid = resolve(name)
-    chosen = info(solver_name)
-    unknown = [o for o in options if o not in chosen.options]
-    if unknown:
-        raise UnknownName(f"option of {chosen.name}", unknown[0], sorted(chosen.options))
+    label = parse(name)
     schedule = NoiseSchedule.named(noise) if isinstance(noise, str) else noise
-    return Scheduler(chosen, schedule, prediction, check_grid(grid or named_grid or chosen.grid), options)
+    limits = {"clip_sample": clip_sample, "thresholding": thresholding, "sample_max_value": sample_max_value}
+    chosen = info(label.name)
+    return Scheduler(chosen, schedule, prediction, grid or label.grid or chosen.grid, label.options | options, **limits)
+
+
+def __getattr__(name: str) -> Any:
+    """Scheduler and NonFinite, which need torch, when they are asked for."""
+    if name in ("NonFinite", "Scheduler"):
+        from . import scheduler
+
+        return getattr(scheduler, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,7 +3,8 @@
 Times are floats. A table of T levels (DDPM, Stable Diffusion) is read at t ∈ [0, T−1]; between two integers ln(σ/α) is
 linear in t, and where the last level has no signal at all (α = 0), α/σ is linear in that last interval instead.
 
-Every function here takes a Python float, or a tensor whose gradient it keeps; the float path needs no torch.
+Every function of t or λ here takes a Python float, or a tensor of any shape whose gradient it keeps and which it never
+reads back from its device; the float path needs no torch.
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ class Point:
     @cached_property
     def lam(self) -> Any:
         """λ = ln(α/σ), half the log signal-to-noise ratio: −inf from pure noise, +inf for the clean picture."""
-        if self.alpha == 0 or self.sigma == 0:
-            return -math.inf if self.alpha == 0 else math.inf
+        if _is_zero(self.alpha) or _is_zero(self.sigma):
+            return -math.inf if _is_zero(self.alpha) else math.inf
         return ops(self.alpha).log(self.alpha) - ops(self.sigma).log(self.sigma)
 
     @cached_property
     def rho(self) -> Any:
         """σ/α: the noise level of Karras et al. (in the frame x/α); inf from pure noise."""
-        return math.inf if self.alpha == 0 else self.sigma / self.alpha
+        return math.inf if _is_zero(self.alpha) else self.sigma / self.alpha
+
+
+def _is_zero(x: Any) -> bool:
+    """For floats; a tensor is not read: its own arithmetic gives inf."""
+    return isinstance(x, (int, float)) and x == 0
 
 
 CLEAN = Point(0.0, 1.0, 0.0)
@@ -49,11 +55,18 @@ CLEAN = Point(0.0, 1.0, 0.0)
 class NoiseSchedule:
     """α(t) and σ(t) of a diffusion process.
 
-    Build one with a class method: `linear`, `scaled_linear`, `cosine`, `sigmoid` or `from_betas`/`from_alphas_cumprod`
-    (variance preserving, α² + σ² = 1), `flow` (α = 1 − σ), `edm` (α = 1).
+    Build one with a class method: `linear`, `scaled_linear`, `cosine`, `sigmoid`, `laplace` or `from_betas`,
+    `from_alphas_cumprod` (variance preserving, α² + σ² = 1), `flow` (α = 1 − σ), `edm` (variance exploding, α = 1).
 
-    Attributes: `name`; `T`, the number of training times; `t_max` and `t_min`, the times of the most and least noise.
+    Attributes: `name`; `T`, the number of training times; `t_max` and `t_min`, the times of the most and least noise;
+    `recipe`, what `from_recipe` makes it again from (JSON); `alphas_cumprod`, ᾱ_t of a table in float64, else empty;
+    `shift` and `dynamic` of a flow; `sigma_data` of EDM.
     """
+
+    recipe: dict[str, Any]
+    shift = 1.0
+    dynamic: Mapping[str, Any] | None = None
+    sigma_data = 1.0
 
     def __init__(
         self,
@@ -63,16 +76,26 @@ class NoiseSchedule:
         t_min: float,
         *,
         point: Callable[[Any], tuple[Any, Any]],
-        time: Callable[[float], float],
+        time: Callable[[Any], Any],
         alphas_cumprod: Sequence[float] = (),
-        shift: float = 1.0,
     ) -> None:
-        self.name, self.T, self.t_max, self.t_min, self.shift = name, T, t_max, t_min, shift
-        self.alphas_cumprod = tuple(alphas_cumprod)  # ᾱ_t of a table, float64; empty where there is none
+        self.name, self.T, self.t_max, self.t_min = name, T, t_max, t_min
+        self.alphas_cumprod = tuple(alphas_cumprod)
         self._point, self._time = point, time
 
+    def _made_with(self, **arguments: Any) -> NoiseSchedule:
+        self.recipe = {"name": self.name, **arguments}
+        return self
+
     def __repr__(self) -> str:
-        return f"NoiseSchedule.{self.name}(T={self.T})"
+        given = {k: v for k, v in self.recipe.items() if k not in ("name", "alphas_cumprod")} or {"T": self.T}
+        return f"NoiseSchedule.{self.name}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NoiseSchedule) and self.recipe == other.recipe
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.T, self.t_max, self.t_min))
 
     def alpha(self, t: Any) -> Any:
         """The factor of the signal at time t (a float, or a tensor of any shape)."""
@@ -83,7 +106,7 @@ class NoiseSchedule:
         return self._point(t)[1]
 
     def at(self, *, t: Any = None, lam: Any = None) -> Point:
-        """The point at time t, or at λ = ln(α/σ)."""
+        """The point at time t, or at λ = ln(α/σ); λ beyond the ends of a table gives its end."""
         if t is None:
             t = self._time(lam)
         return Point(t, *self._point(t))
@@ -104,13 +127,15 @@ class NoiseSchedule:
     def from_alphas_cumprod(cls, alphas_cumprod: Iterable[Any], name: str = "from_alphas_cumprod") -> NoiseSchedule:
         """From ᾱ_t = α_t², t = 0 … T−1: strictly decreasing, inside (0, 1); only the last may be 0."""
         a = [float(x) for x in alphas_cumprod]
-        if len(a) < 1 or not all(p > q for p, q in zip([1.0, *a], [*a, -1e-300], strict=True)):
+        if not a or a[0] == 0 or not all(p > q for p, q in zip([1.0, *a], [*a, -1e-300], strict=True)):
             raise ValueError(f"alphas_cumprod must fall strictly inside (0, 1) (the last may be 0); got {_brief(a)}")
         table = _Table(a)
-        return cls(name, len(a), len(a) - 1.0, 0.0, point=table.point, time=table.time, alphas_cumprod=a)
+        made = cls(name, len(a), len(a) - 1.0, 0.0, point=table.point, time=table.time, alphas_cumprod=a)
+        made.recipe = {"name": "from_alphas_cumprod", "alphas_cumprod": a}
+        return made
 
     @classmethod
-    def from_betas(cls, betas: Iterable[Any], name: str = "from_betas") -> NoiseSchedule:
+    def from_betas(cls, betas: Iterable[Any], name: str = "from_alphas_cumprod") -> NoiseSchedule:
         """From β_t, the variance that step t adds (DDPM eq. 2): ᾱ_t = Π (1 − β_s), in float64."""
         b = [float(x) for x in betas]
         wrong = [(i, x) for i, x in enumerate(b) if not 0 < x <= 1 or (x == 1 and i < len(b) - 1)]
@@ -126,71 +151,145 @@ class NoiseSchedule:
     def linear(cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> NoiseSchedule:
         """β linear in t. DDPM section 4 has 1e-4 … 0.02 at T = 1000; other T scale both by 1000/T, as there."""
         start, end = _ends(T, beta_start, beta_end, 1e-4, 0.02)
-        return cls.from_betas(_linspace(start, end, T), "linear")
+        made = cls.from_betas(_linspace(start, end, T), "linear")
+        return made._made_with(T=T, beta_start=start, beta_end=end)
 
     @classmethod
-    def scaled_linear(cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> NoiseSchedule:
+    def scaled_linear(
+        cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None
+    ) -> NoiseSchedule:
         """√β linear in t: Stable Diffusion (latent diffusion's "linear"), 0.00085 … 0.012 at T = 1000."""
         start, end = _ends(T, beta_start, beta_end, 0.00085, 0.012)
-        return cls.from_betas([x * x for x in _linspace(math.sqrt(start), math.sqrt(end), T)], "scaled_linear")
+        made = cls.from_betas([x * x for x in _linspace(math.sqrt(start), math.sqrt(end), T)], "scaled_linear")
+        return made._made_with(T=T, beta_start=start, beta_end=end)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """ᾱ(u) = cos²((u + s)/(1 + s)·π/2), β capped (Improved DDPM eq. 17)."""
+        made = cls._from_curve(lambda u: math.cos((u + s) / (1 + s) * math.pi / 2) ** 2, T, max_beta, "cosine")
+        return made._made_with(T=T, s=s, max_beta=max_beta)
+
+    @classmethod
+    def laplace(cls, T: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
+        """ᾱ(u) = √(snr/(1 + snr)), ln snr = ∓½·ln(1 − 2|½ − u|): Laplace quantiles (Hang et al. 2024)."""
 
         def bar(u: float) -> float:
-            return math.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+            snr = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6))
+            return math.sqrt(snr / (1 + snr))
 
-        return cls.from_betas([min(1 - bar((i + 1) / T) / bar(i / T), max_beta) for i in range(T)], "cosine")
+        return cls._from_curve(bar, T, max_beta, "laplace")._made_with(T=T, max_beta=max_beta)
 
     @classmethod
     def sigmoid(cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> NoiseSchedule:
         """β a logistic curve over [−6, 6] between its two ends (GeoDiff), 1e-4 … 0.02 at T = 1000."""
         start, end = _ends(T, beta_start, beta_end, 1e-4, 0.02)
-        return cls.from_betas([start + (end - start) / (1 + math.exp(-x)) for x in _linspace(-6, 6, T)], "sigmoid")
+        made = cls.from_betas([start + (end - start) / (1 + math.exp(-x)) for x in _linspace(-6, 6, T)], "sigmoid")
+        return made._made_with(T=T, beta_start=start, beta_end=end)
+
+    @classmethod
+    def _from_curve(cls, bar: Callable[[float], float], T: int, max_beta: float, name: str) -> NoiseSchedule:
+        """β_t = 1 − ᾱ((t + 1)/T)/ᾱ(t/T), capped."""
+        return cls.from_betas([min(1 - bar((i + 1) / T) / bar(i / T), max_beta) for i in range(T)], name)
+
+    def zero_terminal_snr(self) -> NoiseSchedule:
+        """This table with √ᾱ shifted and scaled so that the last level is pure noise (Lin et al. 2023, algorithm 1)."""
+        if not self.alphas_cumprod:
+            raise ValueError(f"{self!r} is no table: there is nothing to rescale")
+        first, last = math.sqrt(self.alphas_cumprod[0]), math.sqrt(self.alphas_cumprod[-1])
+        if first == last:
+            raise ValueError("a table of one level cannot end in pure noise")
+        bars = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in self.alphas_cumprod]
+        made = self.from_alphas_cumprod(bars, self.name)
+        made.recipe = {**self.recipe, "zero_terminal_snr": True}
+        return made
 
     # Continuous schedules
 
     @classmethod
-    def flow(cls, shift: float = 1.0, T: int = 1000) -> NoiseSchedule:
+    def flow(cls, shift: float = 1.0, T: int = 1000, dynamic: Mapping[str, Any] | None = None) -> NoiseSchedule:
         """Rectified flow: x = (1 − σ)·x0 + σ·ε, the network is told t = T·σ (SD3, Flux).
 
         `shift` does not change the path; grids that are uniform in u ask at σ = shift·u/(1 + (shift − 1)·u).
+        `dynamic`: the shift depends on the resolution, see `at_resolution`; diffusers' names base_shift, max_shift,
+        base_image_seq_len, max_image_seq_len and time_shift_type, each with its default.
         """
-        if not shift > 0:
+        if not 0 < shift < math.inf:
             raise ValueError(f"shift must be positive, got {shift}")
 
         def point(t: Any) -> tuple[Any, Any]:
             return 1 - t / T, t / T
 
-        def time(lam: float) -> float:
+        def time(lam: Any) -> Any:
             return T / (1 + ops(lam).exp(lam))
 
-        return cls("flow", T, float(T), shift / (T + shift - 1) * T, point=point, time=time, shift=shift)
+        made = cls("flow", T, float(T), 0.0, point=point, time=time)
+        made.shift, made.dynamic = shift, None if dynamic is None else {**RESOLUTION_SHIFT, **dynamic}
+        made.t_min = T * made.shifted(1 / T)
+        return made._made_with(shift=shift, T=T, **({} if dynamic is None else {"dynamic": made.dynamic}))
+
+    def shifted(self, u: float) -> float:
+        """σ of a flow at the fraction u of its time: shift·u/(1 + (shift − 1)·u), exactly 1 at u = 1."""
+        return u / (u + (1 - u) / self.shift)
+
+    def with_mu(self, mu: float) -> NoiseSchedule:
+        """This flow with the shift e^μ (μ itself where the time_shift_type of `dynamic` is "linear")."""
+        if self.name != "flow":
+            raise ValueError(f"mu shifts a flow schedule; this is {self!r}")
+        linear = (self.dynamic or RESOLUTION_SHIFT)["time_shift_type"] == "linear"
+        return NoiseSchedule.flow(mu if linear else math.exp(mu), self.T)
+
+    def at_resolution(self, tokens: int) -> NoiseSchedule:
+        """This flow for pictures of so many tokens: μ is linear in them (SD3 section 5.3.2, Flux)."""
+        d = self.dynamic or RESOLUTION_SHIFT
+        slope = (d["max_shift"] - d["base_shift"]) / (d["max_image_seq_len"] - d["base_image_seq_len"])
+        return self.with_mu(d["base_shift"] + slope * (tokens - d["base_image_seq_len"]))
 
     @classmethod
-    def edm(cls, sigma_min: float = 0.002, sigma_max: float = 80.0, T: int = 1000) -> NoiseSchedule:
+    def edm(
+        cls, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, T: int = 1000
+    ) -> NoiseSchedule:
         """Variance exploding, α = 1; the network is told c_noise = ln(σ)/4 (EDM table 1)."""
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(f"edm needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        if not (0 < sigma_min < sigma_max < math.inf and 0 < sigma_data < math.inf):
+            given = f"{sigma_min}, {sigma_max}, {sigma_data}"
+            raise ValueError(f"edm needs 0 < sigma_min < sigma_max and sigma_data > 0, got {given}")
 
         def point(t: Any) -> tuple[Any, Any]:
             return t * 0 + 1.0, ops(t).exp(4 * t)
 
-        def time(lam: float) -> float:
+        def time(lam: Any) -> Any:
             return -lam / 4
 
-        return cls("edm", T, math.log(sigma_max) / 4, math.log(sigma_min) / 4, point=point, time=time)
+        made = cls("edm", T, math.log(sigma_max) / 4, math.log(sigma_min) / 4, point=point, time=time)
+        made.sigma_data = sigma_data
+        return made._made_with(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data, T=T)
 
     # Names
 
-    NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "flow", "edm")
+    NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace", "flow", "edm")
 
     @classmethod
-    def named(cls, name: str) -> NoiseSchedule:
+    def named(cls, name: str, **arguments: Any) -> NoiseSchedule:
+        """The schedule of that name. Raises ValueError."""
         if name not in cls.NAMES:
             raise ValueError(f"unknown noise schedule {name!r}; there are {', '.join(cls.NAMES)}")
-        return getattr(cls, name)()
+        return getattr(cls, name)(**arguments)
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that has this `recipe`."""
+        arguments = dict(recipe)
+        name, zero = arguments.pop("name"), arguments.pop("zero_terminal_snr", False)
+        made = cls.from_alphas_cumprod(**arguments) if name == "from_alphas_cumprod" else cls.named(name, **arguments)
+        return made.zero_terminal_snr() if zero else made
+
+
+RESOLUTION_SHIFT: dict[str, Any] = {  # diffusers' names and defaults
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "time_shift_type": "exponential",
+}
 
 
 class _Table:
@@ -201,11 +300,11 @@ class _Table:
         finite = alphas_cumprod[:-1] if self.ends_in_noise else alphas_cumprod
         self.L = [0.5 * (math.log1p(-a) - math.log(a)) for a in finite]
         self.last = len(alphas_cumprod) - 1
+        self._tensors: dict[Any, Any] = {}  # L by device
 
     def point(self, t: Any) -> tuple[Any, Any]:
-        return self._point_of_float(t) if isinstance(t, (int, float)) else self._point_of_tensor(t)
-
-    def _point_of_float(self, t: float) -> tuple[float, float]:
+        if not isinstance(t, (int, float)):
+            return self._point_of_tensor(t)
         if not 0 <= t <= self.last:
             raise ValueError(f"t must lie in [0, {self.last}], got {t}")
         i = min(int(t), len(self.L) - 1)
@@ -219,34 +318,52 @@ class _Table:
         return snr / norm, 1 / norm
 
     def _point_of_tensor(self, t: Any) -> tuple[Any, Any]:
-        torch = sys.modules["torch"]
-        t = t.double() if not t.is_floating_point() else t.to(torch.promote_types(t.dtype, torch.float64))
-        L = torch.tensor(self.L, dtype=torch.float64, device=t.device)
-        i = t.detach().floor().clamp(0, len(self.L) - 1).long()
+        torch, L = sys.modules["torch"], self._tensor(t)
+        t = t.to(L.dtype).clamp(0, self.last)
+        i = t.detach().floor().clamp(max=len(self.L) - 1).long()
         j = (i + 1).clamp(max=len(self.L) - 1)
         snr = torch.exp(-(L[i] + (t - i) * (L[j] - L[i])))
         if self.ends_in_noise:
-            snr = torch.where(i == len(self.L) - 1, torch.exp(-L[i]) * (i + 1 - t), snr)
+            snr = torch.where(i == j, torch.exp(-L[i]) * (i + 1 - t), snr)
         norm = torch.sqrt(1 + snr * snr)
         return snr / norm, 1 / norm
 
     def time(self, lam: Any) -> Any:
         """The t in [0, last] at which ln(α/σ) is λ; beyond the table's ends, the end."""
-        level, value = -lam, -float(lam)
-        i = bisect_right(self.L, value) - 1
+        if not isinstance(lam, (int, float)):
+            return self._time_of_tensor(lam)
+        level, n = -lam, len(self.L)
+        i = bisect_right(self.L, level) - 1
         if i < 0:
             return 0.0
-        if i + 1 < len(self.L):
+        if i + 1 < n:
             return i + (level - self.L[i]) / (self.L[i + 1] - self.L[i])
+        return n - math.exp(self.L[-1] - level) if self.ends_in_noise else n - 1.0
+
+    def _time_of_tensor(self, lam: Any) -> Any:
+        torch, L, n = sys.modules["torch"], self._tensor(lam), len(self.L)
+        level = -lam.to(L.dtype)
+        i = (torch.searchsorted(L, level.detach(), right=True) - 1).clamp(0, max(n - 2, 0))
+        gap = L[(i + 1).clamp(max=n - 1)] - L[i]
+        t = (i + (level - L[i]) / torch.where(gap > 0, gap, 1)).clamp(0, n - 1)
         if self.ends_in_noise:
-            return i + 1 - ops(lam).exp(self.L[i] - level)
-        return float(i)
+            t = torch.where(level > self.L[-1], n - torch.exp(self.L[-1] - level), t)
+        return t
+
+    def _tensor(self, like: Any) -> Any:
+        """L on the device of `like`: float64, but where there is none."""
+        if like.device not in self._tensors:
+            torch = sys.modules["torch"]
+            dtype = torch.float32 if like.device.type == "mps" else torch.float64
+            self._tensors[like.device] = torch.tensor(self.L, dtype=dtype, device=like.device)
+        return self._tensors[like.device]
 
 
-def _ends(T: int, start: float | None, end: float | None, start_at_1000: float, end_at_1000: float) -> tuple[float, float]:
+def _ends(T: int, start: float | None, end: float | None, usual_start: float, usual_end: float) -> tuple[float, float]:
+    """β at both ends: as given, or as usual at T = 1000."""
     scale = 1000 / T if T >= 1 else math.nan
-    start = start_at_1000 * scale if start is None else start
-    end = end_at_1000 * scale if end is None else end
+    start = usual_start * scale if start is None else start
+    end = usual_end * scale if end is None else end
     if not 0 < start <= end < 1:
         raise ValueError(f"β must stay inside (0, 1); T = {T} gives {start:.4g} … {end:.4g}: choose T or beta_end")
     return start, end
@@ -266,23 +383,53 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str
     Only those two are read; the flags of the solver that the file was written for are not ours (set_alpha_to_one of one
     class ruins another). Raises ValueError for a noise schedule or a prediction that is not known.
     """
-    prediction = config.get("prediction_type", "epsilon")
-    if "FlowMatch" in str(config.get("_class_name", "")):
-        return NoiseSchedule.flow(shift=float(config.get("shift", 1.0))), "flow_prediction"
-    T = int(config.get("num_train_timesteps", 1000))
-    trained = config.get("trained_betas")
-    kind = config.get("beta_schedule", "linear")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    if trained is not None:
-        noise = NoiseSchedule.from_betas(trained, "trained_betas")
-    elif kind == "linear":
-        noise = NoiseSchedule.linear(T, start, end)
-    elif kind == "scaled_linear":
-        noise = NoiseSchedule.scaled_linear(T, start, end)
-    elif kind == "squaredcos_cap_v2":
-        noise = NoiseSchedule.cosine(T)
-    elif kind == "sigmoid":
-        noise = NoiseSchedule.sigmoid(T, start, end)
+    name = str(config.get("_class_name", "this configuration"))
+    prediction = str(config.get("prediction_type", "epsilon"))
+
+    def number(key: str, default: Any, high: float = 1e9) -> float:
+        value = config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= high:
+            raise ValueError(f"{name}: {key} must be a number above 0 and at most {high:g}; it is {value!r}")
+        return value
+
+    T = int(number("num_train_timesteps", 1000, 100_000))
+    for key in ("snr_shift_scale", "shift_terminal", "invert_sigmas"):
+        if config.get(key):
+            raise ValueError(f"{name}: {key} changes the noise in a way that is not known here")
+    if name.startswith("EDM") or config.get("timestep_type") == "continuous":
+        signs = {"v_prediction": "edm_v", "epsilon": "edm"} if name.startswith("EDM") else {"v_prediction": "edm_v"}
+        data = number("sigma_data", 0.5) if name.startswith("EDM") else 1.0
+        noise = NoiseSchedule.edm(number("sigma_min", 0.002), number("sigma_max", 80.0), data, T)
+        prediction = signs.get(prediction, f"{prediction} with continuous times")
+    elif (
+        config.get("use_flow_sigmas")
+        or name.startswith("FlowMatch")
+        or {"shift", "_class_name"} & {*config} == {"shift"}
+    ):
+        dynamic: dict[str, Any] | None = None
+        if config.get("use_dynamic_shifting"):
+            dynamic = {k: number(k, v) for k, v in RESOLUTION_SHIFT.items() if k != "time_shift_type"}
+            dynamic["time_shift_type"] = "linear" if config.get("time_shift_type") == "linear" else "exponential"
+        noise = NoiseSchedule.flow(number("shift" if "shift" in config else "flow_shift", 1.0), T, dynamic)
+        prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
     else:
-        raise ValueError(f"beta_schedule {kind!r} is not known here")
-    return noise, str(prediction)
+        noise = _table_of(config, name, T, number)
+        if config.get("rescale_betas_zero_snr"):
+            noise = noise.zero_terminal_snr()
+    if prediction not in ("epsilon", "sample", "v_prediction", "flow_prediction", "edm", "edm_v"):
+        raise ValueError(f"{name}: prediction_type {prediction!r} is not known here")
+    return noise, prediction
+
+
+def _table_of(config: Mapping[str, Any], name: str, T: int, number: Callable[..., float]) -> NoiseSchedule:
+    kind = config.get("beta_schedule")
+    if config.get("trained_betas") is not None:
+        return NoiseSchedule.from_betas(config["trained_betas"])
+    if kind == "squaredcos_cap_v2":
+        return NoiseSchedule.cosine(T)
+    if kind == "laplace":
+        return NoiseSchedule.laplace(T)
+    if kind in ("linear", "scaled_linear", "sigmoid"):
+        return NoiseSchedule.named(kind, T=T, beta_start=number("beta_start", 1e-4), beta_end=number("beta_end", 0.02))
+    known = "linear, scaled_linear, squaredcos_cap_v2, laplace, sigmoid"
+    raise ValueError(f"{name}: beta_schedule is {kind!r}; known are {known}, trained_betas, and flow and EDM classes")

@@ -1,72 +1,191 @@
 """Names: of solvers and grids, of the same things in other tools, and what is nearest to a name that is not known.
 
-Nothing here imports torch.
+Nothing here imports torch. Other packages add solvers and grids by the entry points `diffgen.solvers` and
+`diffgen.grids`; they are loaded when a name is not one of ours, or when all names are asked for. One that cannot be
+loaded, or that takes a name which is taken, is left out and reported by `plugin_errors`.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
 
+from . import grids
 from . import solvers as _solvers  # noqa: F401  (registers them)
 from .grids import GRIDS
 from .solver import SOLVERS, Solver
 
+# What other tools call a solver with options, or with a grid that its name does not say. The plain names stand with the
+# solvers, in their decorators. A1111: AUTOMATIC1111; the `_k` names of InvokeAI are understood as the Karras grid.
+LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
+    "DPM++ 2M SDE Heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # A1111
+    "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # ComfyUI
+    "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde", None, {"variant": "heun"}),
+    "uni_pc_bh2": ("unipc", None, {"variant": "bh2"}),  # ComfyUI
+    "uni_pc_bh1": ("unipc", None, {"variant": "bh1"}),
+}
 
-class UnknownName(ValueError):
+
+class UnknownName(ValueError):  # noqa: N818
     """A scheduler, grid or option that does not exist; the message says what is near and what there is."""
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    def __init__(self, kind: str, name: str, known: Iterable[str], near: str | None = None) -> None:
+        known = list(known)
+        if near is None:
+            near = next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)), None)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}" if known else "there are none"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
+
+
+class Label(NamedTuple):
+    """What a name means here: a solver, the grid that the name says, and the options that it stands for."""
+
+    name: str
+    grid: str | None
+    options: dict[str, Any]
 
 
 def names() -> list[str]:
     """Canonical names of the solvers."""
+    _load_plugins()
     return sorted(SOLVERS)
 
 
 def grid_names() -> list[str]:
+    """Canonical names of the grids."""
+    _load_plugins()
     return sorted(GRIDS)
 
 
 def info(name: str) -> Solver:
     """What there is to know of a solver, by any of its names. Raises UnknownName."""
-    return SOLVERS[resolve(name)[0]]
+    return SOLVERS[parse(name).name]
 
 
 def resolve(label: str) -> tuple[str, str | None]:
-    """(solver, grid or None) that a label means here: "DPM++ 2M Karras" is ("dpmpp_2m", "karras"). Raises UnknownName."""
-    table = _labels()
-    plain = _plain(label)
-    if plain in table:
-        return table[plain], None
-    for grid in GRIDS:
-        if plain.endswith(_plain(grid)) and plain.removesuffix(_plain(grid)) in table:
-            return table[plain.removesuffix(_plain(grid))], grid
-    raise UnknownName("scheduler", label, names())
+    """(solver, grid or None) that a label means: "DPM++ 2M Karras" is ("dpmpp_2m", "karras"). Raises UnknownName."""
+    return parse(label)[:2]
+
+
+def parse(label: str) -> Label:
+    """As `resolve`, with the options that the label stands for. Raises UnknownName."""
+    found = _parse(label)
+    if found is None:
+        _load_plugins()
+        found = _parse(label)
+    if found is None:
+        known = {plain: meant.name for plain, meant in _labels(tuple(SOLVERS)).items()}
+        known |= {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
+        close = difflib.get_close_matches(_plain(label), known, n=1, cutoff=0.5)
+        raise UnknownName("scheduler", label, sorted(SOLVERS), known[close[0]] if close else None)
+    return found
 
 
 def check_grid(name: str) -> str:
-    """The name itself. Raises UnknownName."""
-    if name not in GRIDS:
+    """The canonical name of a grid, with its number if there is one ("karras:5"), or the path of a grid file, which is read.
+
+    Raises UnknownName, and ValueError as `grids.named` and `grids.tuned` do.
+    """
+    if name.lower().endswith(".json"):
+        grids.tuned(name)
+        return name
+    plain, colon, number = name.partition(":")
+    found = _grid_labels(tuple(GRIDS)).get(_plain(plain))
+    if found is None:
+        found = _grid_labels(tuple(grid_names())).get(_plain(plain))
+    if found is None:
         raise UnknownName("grid", name, grid_names())
-    return name
+    grids.named(found + colon + number)
+    return found + colon + number
+
+
+def _parse(label: str) -> Label | None:
+    table, plain = _labels(tuple(SOLVERS)), _plain(label)
+    for start in ("", "k", "sample"):  # k-diffusion's functions are called k_euler and sample_euler
+        rest = plain.removeprefix(start)
+        if rest in table:
+            return table[rest]
+        for ending, grid in _grid_labels(tuple(GRIDS)).items():
+            if rest.endswith(ending) and rest.removesuffix(ending) in table:
+                return table[rest.removesuffix(ending)]._replace(grid=grid)
+        if label.lower().endswith("_k") and rest[:-1] in table:
+            return table[rest[:-1]]._replace(grid="karras")
+        if rest.removesuffix("automatic") in table:
+            return table[rest.removesuffix("automatic")]
+    return None
 
 
 @cache
-def _labels() -> dict[str, str]:
-    table: dict[str, str] = {}
+def _labels(_known: tuple[str, ...]) -> dict[str, Label]:
+    table: dict[str, Label] = {}
     for s in SOLVERS.values():
-        for label in {_plain(s.name), _plain(s.a1111), *map(_plain, s.aliases)}:
+        for label in _names_of(s):
             if label in table:
-                raise ValueError(f"the name {label!r} is taken twice, by {table[label]} and {s.name}")
-            table[label] = s.name
+                raise ValueError(f"the name {label!r} is taken twice, by {table[label].name} and {s.name}")
+            table[label] = Label(s.name, None, {})
+    for label, (name, grid, options) in LABELS.items():
+        if name in SOLVERS:
+            table[_plain(label)] = Label(name, grid, options)
     return table
+
+
+@cache
+def _grid_labels(_known: tuple[str, ...]) -> dict[str, str]:
+    """Longest first: "sgm_uniform" is not "uniform"."""
+    table = {_plain(name): name for name in GRIDS} | {_plain(label): name for label, name in grids.ALIASES.items()}
+    return dict(sorted(table.items(), key=lambda item: -len(item[0])))
+
+
+def _names_of(s: Solver) -> set[str]:
+    return {_plain(s.name), _plain(s.a1111), *map(_plain, s.aliases)}
 
 
 def _plain(label: str) -> str:
     """ "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one label."""
     return re.sub(r"[\s_\-]", "", label.lower().replace("++", "pp"))
+
+
+# Plug-ins
+
+_ERRORS: dict[str, str] = {}
+
+
+def plugin_errors() -> dict[str, str]:
+    """The entry points that were left out, and why: {"diffgen.solvers: name": reason}."""
+    _load_plugins()
+    return dict(_ERRORS)
+
+
+@cache
+def _load_plugins() -> None:
+    for group, load in (("diffgen.solvers", _load_solver), ("diffgen.grids", _load_grid)):
+        for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
+            solvers, known_grids = dict(SOLVERS), dict(GRIDS)
+            try:
+                load(entry)
+            except (Exception, SystemExit) as error:
+                _ERRORS[f"{group}: {entry.name}"] = f"{entry.value}: {type(error).__name__}: {error}"
+                for table, before in ((SOLVERS, solvers), (GRIDS, known_grids)):
+                    table.clear()
+                    table.update(before)  # type: ignore[arg-type]
+
+
+def _load_solver(entry: EntryPoint) -> None:
+    function = entry.load()
+    found = SOLVERS.get(entry.name)
+    if found is None or found.function is not function:
+        raise ValueError(f"the entry point must name a function {entry.name} with the decorator schedulers.solver")
+    _labels(tuple(SOLVERS))
+
+
+def _load_grid(entry: EntryPoint) -> None:
+    if entry.name in GRIDS:
+        raise ValueError(f"the name {entry.name!r} is taken")
+    function = entry.load()
+    if not callable(function):
+        raise ValueError("the entry point must name a function of (noise, n)")
+    GRIDS[entry.name] = function

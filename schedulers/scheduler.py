@@ -1,12 +1,13 @@
 """A scheduler is one choice from each axis: noise schedule × prediction × grid × solver.
 
-`sample` runs it natively. The rest of the class is the diffusers protocol, the names that its pipelines touch; the solver
-is the same generator in both.
+`sample` runs it natively. The rest of the class is the diffusers protocol, the names that its pipelines touch; the
+solver is the same in both. Nothing in either loop is read back from the device.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,32 +16,64 @@ import torch
 from torch import Tensor
 
 from . import grids, prediction
-from .grids import Grid
+from .grids import Explicit, Grid, Points
 from .noise import NoiseSchedule, Point
 from .prediction import Denoised
+from .record import Key, Program
+from .registry import UnknownName, check_grid
 from .solver import Solver, Steps, asked, run
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
+class NonFinite(ArithmeticError):  # noqa: N818
+    """The network's output, or the state after it, held nan or inf: from evaluation `step` on, at `t`, in `images`."""
+
+    def __init__(self, step: int, t: float, images: list[int]) -> None:
+        self.step, self.t, self.images = step, t, images
+        which = f"image {images[0]}" if len(images) == 1 else f"images {', '.join(map(str, images))}"
+        super().__init__(f"not finite from evaluation {step} on, at t = {t:g}, in {which}")
+
+
 class Scheduler:
-    """See `schedulers.get`, which makes one. Immutable but for the run that the diffusers protocol has under way."""
+    """See `schedulers.get`, which makes one. Immutable but for the run that the diffusers protocol has under way.
+
+    `generators`: what a stochastic solver draws from where a pipeline hands on none, as SD3's do; unless set, the
+    global one.
+    """
 
     order: int
+    generators: Generators = None
 
-    def __init__(self, solver: Solver, noise: NoiseSchedule, prediction_type: str, grid: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        solver: Solver,
+        noise: NoiseSchedule,
+        prediction_type: str,
+        grid: str | Sequence[float] | Points,
+        options: dict[str, Any],
+        clip_sample: bool | float = False,
+        thresholding: bool | float = False,
+        sample_max_value: float = 1.0,
+    ) -> None:
         prediction.check(prediction_type, noise)
-        self.solver, self.noise, self.prediction, self.grid_name, self.options = solver, noise, prediction_type, grid, options
+        _check_options(solver, options)
+        self.solver, self.noise, self.prediction, self.options = solver, noise, prediction_type, options
+        self.points = _points(grid, solver)
+        self.grid_name = grids.name_of(self.points)
+        self.limits, self._limit = _limits(clip_sample, thresholding, sample_max_value)
+        self._pair = prediction.bind(prediction_type, noise)
+        self._scales_input = prediction_type in ("edm", "edm_v")
         self._function: Callable[..., Steps] = functools.partial(solver.function, **options)
         self.order = solver.evaluations_per_step
-        self.config = Config(
-            num_train_timesteps=noise.T, prediction_type=prediction_type, solver=solver.name, grid=grid, noise=noise.name, **options
-        )
         self.timesteps = torch.empty(0)
         self._grid: Grid | None = None
         self._asked: list[tuple[Point, int | None]] = []
+        self._told_otherwise = False
         self._run: _Run | None = None
         self._begin_index = 0
+        if not solver.native_only:
+            self.nfe(self._steps or 2)  # a value that the solver refuses is refused now
 
     @property
     def name(self) -> str:
@@ -49,13 +82,34 @@ class Scheduler:
     def __repr__(self) -> str:
         return f"<{self.name} on {self.grid_name}, {self.noise!r}, {self.prediction}>"
 
-    def grid(self, steps: int) -> Grid:
-        """The N + 1 points that `steps` steps walk over."""
-        return grids.build(self.grid_name, self.noise, steps)
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: all but the run that is under way."""
+        return {**self.__dict__, "_run": None}
+
+    @property
+    def _steps(self) -> int | None:
+        return self.points.steps if isinstance(self.points, Explicit) else None
+
+    def grid(self, steps: int | None = None) -> Grid:
+        """The N + 1 points that `steps` steps walk over: 20 unless given, or as many as an explicit grid has."""
+        return grids.build(self.points, self.noise, (self._steps or 20) if steps is None else steps)
 
     def nfe(self, steps: int) -> int:
         """Function evaluations that `steps` steps cost, counted by running the solver on the number 0."""
-        return len(asked(self._function, self.grid(steps)))
+        return len(self._questions(self.grid(steps)))
+
+    def steps_for(self, nfe: int) -> int:
+        """The most steps that cost no more than `nfe` function evaluations. Raises ValueError if one step costs more."""
+        most = self._steps or nfe // self.solver.evaluations_per_step + 1
+        for steps in range(most, 0 if self._steps is None else most - 1, -1):
+            if self.nfe(steps) <= nfe:
+                return steps
+        raise ValueError(f"{self.name} on {self.grid_name} cannot do with {nfe} evaluations")
+
+    def _questions(self, grid: Grid) -> list[tuple[Point, int | None]]:
+        if self.solver.native_only:
+            raise ValueError(f"{self.name} finds its times from the values it meets: it only runs natively (sample)")
+        return asked(self._function, grid)
 
     # Natively
 
@@ -63,30 +117,58 @@ class Scheduler:
         self,
         denoiser: Callable[[Tensor, Tensor], Tensor],
         x: Tensor,
-        steps: int = 20,
+        steps: int | Grid | None = None,
         generators: Generators = None,
         callback: Callable[[int, Point, Denoised], None] | None = None,
     ) -> Tensor:
-        """From the state x [B, …] at the grid's first point (a standard normal times `init_noise_sigma`) to the picture, float32.
+        """From the state x [B, …] at the grid's first point (standard normal times `init_noise_sigma`) to the picture.
 
-        `denoiser(x, t)` gets t as a float tensor [B] and returns what `prediction` says. `generators` is one generator for
-        each image, or one for all; a stochastic solver needs them. `callback(i, point, denoised)` sees evaluation i.
+        `denoiser(x, t)` gets t as a float tensor [B] and returns what `prediction` says; with EDM's preconditioning its
+        x is scaled by c_in. `steps` is 20 unless given, or as many as an explicit grid has; a Grid of one's own serves
+        too, such as `s.grid(20)[8:]`. `generators` is one for each image, or one for all, or none: torch's global one.
+        `callback(i, point, denoised)` sees evaluation i. Returns float32. Raises NonFinite, after the loop.
         """
-        count = 0
+        if self.noise.dynamic is not None:
+            raise ValueError(
+                "the shift of this flow depends on the resolution: get it with noise.at_resolution(tokens)"
+            )
+        grid = steps if isinstance(steps, Grid) else self.grid(steps)
+        flags = _Flags()
 
         def denoise(state: Tensor, p: Point) -> Denoised:
-            nonlocal count
-            t = torch.full((state.shape[0],), p.t, dtype=torch.float32, device=state.device)
-            d = Denoised(state, denoiser(state.to(x.dtype), t).float(), p, self.prediction)
+            t = torch.full((1,), p.t, device=state.device) if isinstance(p.t, (int, float)) else p.t.float()
+            shown = state * self._input_scale(p) if self._scales_input else state
+            output = denoiser(shown.to(x.dtype), t.expand(state.shape[0])).float()
+            flags.add(output, p)
+            d = Denoised(state, output, p, self._pair, self._limit)
             if callback is not None:
-                callback(count, p, d)
-            count += 1
+                callback(len(flags.seen) - 1, p, d)
             return d
 
         noise = functools.partial(_normal, x.shape, x.device, generators)
-        return run(self._function(x.float(), self.grid(steps), noise), denoise)[0]
+        result, _ = run(self._function(x.float(), grid, noise), denoise)
+        flags.check(result)
+        return result
+
+    def _input_scale(self, p: Point) -> float:
+        return prediction.input_scale(self.prediction, self.noise, p)
 
     # Inside diffusers
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """What pipelines read; for flows with the names that their pipelines look for."""
+        flow = {"use_flow_sigmas": True, "use_dynamic_shifting": bool(self.noise.dynamic), **(self.noise.dynamic or {})}
+        return Config(
+            num_train_timesteps=self.noise.T,
+            prediction_type=self.prediction,
+            solver=self.name,
+            grid=self.grid_name,
+            noise=self.noise.name,
+            **self.options,
+            **self.limits,
+            **(flow if self.noise.name == "flow" else {}),
+        )
 
     @property
     def init_noise_sigma(self) -> float:
@@ -94,28 +176,80 @@ class Scheduler:
         p = self._grid[0] if self._grid is not None else self.noise.noisiest
         return float((p.alpha**2 + p.sigma**2) ** 0.5)
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """Choose the number of steps; `timesteps` then holds one time for each function evaluation."""
-        self._grid = self.grid(num_inference_steps)
-        self._asked = asked(self._function, self._grid)
+    @property
+    def sigmas(self) -> Tensor:
+        """σ/α (σ of a flow) at each evaluation, and 0."""
+        flow = self.noise.name == "flow"
+        return torch.tensor([*(p.sigma if flow else p.rho for p, _ in self._asked), 0.0])
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the number of steps; `timesteps` then holds one time for each function evaluation.
+
+        `timesteps` or `sigmas` (σ/α; on a flow σ before the shift, as its pipelines pass them) are walked instead of
+        the grid if given, and both together mean: these levels, the network being told these times. `mu` is the shift
+        for this resolution, where the flow's is dynamic. Raises ValueError for what does not fit, and for a solver that
+        only runs natively.
+        """
+        noise, points = self.noise, self.points
+        if noise.dynamic is not None:
+            if mu is None:
+                raise ValueError("the shift of this flow depends on the resolution: mu is needed")
+            noise = noise.with_mu(mu)
+        if sigmas is not None:
+            if noise.name == "flow":
+                sigmas = [noise.shifted(float(s)) for s in sigmas]
+            points = grids.explicit(sigmas=sigmas, model_times=timesteps)
+        elif timesteps is not None:
+            points = grids.explicit(times=timesteps)
+        if num_inference_steps is None:
+            if not isinstance(points, Explicit):
+                raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
+            num_inference_steps = points.steps
+        self._grid = grids.build(points, noise, num_inference_steps)
+        self._told_otherwise = isinstance(points, Explicit) and bool(points.model_times)
+        self._asked = self._questions(self._grid)
         self.timesteps = torch.tensor([p.t for p, _ in self._asked], dtype=torch.float32, device=device)
         self.num_inference_steps = num_inference_steps
         self.set_begin_index(0)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at the evaluation `begin_index`, as image-to-image does."""
+        if not 0 <= begin_index < max(len(self._asked), 1):
+            raise ValueError(f"the grid has {len(self._asked)} evaluations, it cannot begin at number {begin_index}")
         self._begin_index, self._run = begin_index, None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state is the model's own: nothing to scale."""
-        return sample
+        """The state is the model's own: only EDM's preconditioning scales it, with c_in."""
+        if not self._scales_input or not self._asked:
+            return sample
+        return sample * self._input_scale(self._next_point)
+
+    @property
+    def _next_point(self) -> Point:
+        """The point of the next answer (of the last one, when all are given)."""
+        i = self._run.done if self._run is not None else self._begin_index
+        return self._asked[min(i, len(self._asked) - 1)][0]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = α(t)·x0 + σ(t)·ε, t [B]."""
+        """x_t = α(t)·x0 + σ(t)·ε, t [B]. Where the network is told other times than the levels', the next level's."""
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
-        p = self.noise.at(t=timesteps.to(original_samples.device))
-        x = p.alpha.reshape(shape) * original_samples.double() + p.sigma.reshape(shape) * noise.double()
-        return x.to(original_samples.dtype)
+        if self._told_otherwise:
+            alpha, sigma = self._next_point.alpha, self._next_point.sigma
+        else:
+            p = self.noise.at(t=timesteps.to(original_samples.device))
+            alpha, sigma = p.alpha.float().reshape(shape), p.sigma.float().reshape(shape)
+        return (alpha * original_samples.float() + sigma * noise.float()).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise`, as the flow pipelines call it."""
+        return self.add_noise(sample, noise, timestep)
 
     def step(
         self,
@@ -130,50 +264,100 @@ class Scheduler:
             if self._grid is None:
                 raise RuntimeError("step was called before set_timesteps")
             self._run = _Run(self, sample)
-        prev, x0 = self._run.step(model_output, sample, generator)
+        prev, x0 = self._run.step(model_output, sample, self.generators if generator is None else generator)
         return StepOutput(prev, x0) if return_dict else (prev, x0)
+
+    def check_finite(self) -> None:
+        """After the loop: raises NonFinite if an output of this run was not finite. The only read from the device."""
+        if self._run is not None:
+            self._run.flags.check(self._run.state)
 
 
 class _Run:
-    """One run of the solver with somebody else's loop around it: float32 state kept, the pipeline's edits taken over."""
+    """One run of the solver with somebody else's loop round it: the state kept in float32, its edits taken over."""
 
     def __init__(self, scheduler: Scheduler, sample: Tensor) -> None:
-        self.prediction, self.total = scheduler.prediction, len(scheduler._asked)
-        self.generator: Generators = None
+        self.pair, self.limit, self.total = scheduler._pair, scheduler._limit, len(scheduler._asked)
+        self.begin = self.done = scheduler._begin_index
         self.handed: tuple[Tensor, int] | None = None
-        self.done = scheduler._begin_index
-        noise = functools.partial(self._noise, sample.shape, sample.device)
-        self.steps = _from(scheduler._function, scheduler._grid, scheduler._asked, scheduler._begin_index, sample.float(), noise)
-        self.state, self.point = next(self.steps)
+        self.shape: Any = None
+        self.flags = _Flags(self.begin)
+        start = functools.partial(_from, scheduler._function, scheduler._grid, scheduler._asked, self.begin)
+        self.steps: Steps | None = None
+        self.values: dict[Key, Tensor] = {}
+        try:
+            self.program = Program(start, "sample" if self.limit is not None else self.pair)
+        except (TypeError, AttributeError):
+            self.steps = start(sample.float(), self._noise)
+            self.state, self.point = next(self.steps)
 
-    def _noise(self, shape: Any, device: Any, p: Point, q: Point) -> Tensor:
-        return _normal(shape, device, self.generator, p, q)
+    def _noise(self, p: Point, q: Point) -> Any:
+        """None before the first question, whose state the pipeline has made."""
+        return 0.0 if self.shape is None else _normal(self.shape, self.device, self.generator, p, q)
 
     def step(self, output: Tensor, sample: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+        i = self.done - self.begin
         if self.done >= self.total:
             raise RuntimeError(f"step was called more often than the grid has evaluations ({self.total})")
-        self.done, self.generator = self.done + 1, generator
         unedited = self.handed is not None and self.handed[0] is sample and self.handed[1] == _version(sample)
-        d = Denoised(self.state if unedited else sample.float(), output.float(), self.point, self.prediction)
-        try:
-            self.state, self.point = self.steps.send(d)
-        except StopIteration as stop:
-            self.state = stop.value
+        x, output = self.state if unedited else sample.float(), output.float()
+        self.done += 1
+        self.shape, self.device, self.generator = sample.shape, sample.device, generator
+        point = self.program.points[i] if self.steps is None else self.point
+        self.flags.add(output, point)
+        d = Denoised(x, output, point, self.pair, self.limit)
+        if self.steps is None:
+            answer = d.predicted if self.limit is None else d.x0
+            self.state = self.program.advance(i, self.values, x, answer, self._noise)
+        else:
+            try:
+                self.state, self.point = self.steps.send(d)
+            except StopIteration as stop:
+                self.state = stop.value
         prev = self.state.to(sample.dtype)
         self.handed = (prev, _version(prev))
         return prev, d.x0
 
 
 def _from(function: Callable[..., Steps], grid: Any, questions: Any, begin: int, x: Any, noise: Any) -> Steps:
-    """The solver from its question number `begin` on: by first-order steps to where its next step begins, then by itself."""
+    """The solver from its question number `begin` on: it is started anew where a step begins, on the rest of the grid.
+
+    Up to there, and further where it would not ask the questions that the caller was told, by first-order steps.
+    """
+    if begin == 0:
+        return (yield from function(x, grid, noise))
     for i in range(begin, len(questions)):
         p, step = questions[i]
         if step is not None:
-            return (yield from function(x, grid[step:], noise))
+            rest = grid[step:]
+            if [q for q, _ in asked(function, rest)] == [q for q, _ in questions[i:]]:
+                return (yield from function(x, rest, noise))
         d = yield x, p
         q = questions[i + 1][0] if i + 1 < len(questions) else grid[-1]
         x = q.alpha * d.x0 + q.sigma * d.eps
     return x
+
+
+class _Flags:
+    """For each evaluation a sum over each image, left on the device: it is finite if what was summed is."""
+
+    def __init__(self, begin: int = 0) -> None:
+        self.begin = begin
+        self.seen: list[tuple[Tensor, Any]] = []
+
+    def add(self, output: Tensor, p: Point) -> None:
+        self.seen.append((output.sum(tuple(range(1, output.ndim))) if output.ndim > 1 else output, p.t))
+
+    def check(self, result: Tensor) -> None:
+        """Read them all, once. Raises NonFinite."""
+        if self.seen:
+            self.add(result, Point(self.seen[-1][1], 1.0, 0.0))
+            bad = ~torch.isfinite(torch.stack([sums for sums, _ in self.seen]))
+            for i, row in enumerate(bad.tolist()):
+                if any(row):
+                    i = min(i, len(self.seen) - 2)
+                    raise NonFinite(self.begin + i, float(self.seen[i][1]), [j for j, b in enumerate(row) if b])
+            self.seen.pop()
 
 
 def _normal(shape: Any, device: Any, generators: Generators, p: Point, q: Point) -> Tensor:
@@ -189,6 +373,49 @@ def _normal(shape: Any, device: Any, generators: Generators, p: Point, q: Point)
 def _version(x: Tensor) -> int:
     """Counts in-place edits (0 for tensors of inference mode, which do not count them)."""
     return 0 if x.is_inference() else x._version
+
+
+# What is given
+
+
+def _points(grid: Any, solver: Solver) -> Points | str:
+    """The grid itself, checked. Raises UnknownName, and ValueError for a file that was tuned for another solver."""
+    if isinstance(grid, str):
+        grid = check_grid(grid)
+        if not grid.lower().endswith(".json"):
+            return grid
+        grid = grids.tuned(grid)
+    elif not callable(grid):
+        grid = grids.explicit(times=grid)
+    if isinstance(grid, Explicit) and grid.solver not in (None, solver.name):
+        raise ValueError(f"the grid {grid.name} was tuned for {grid.solver}, not for {solver.name}")
+    return grid
+
+
+def _check_options(solver: Solver, options: dict[str, Any]) -> None:
+    """Raises UnknownName for an option that the solver lacks, ValueError for a value that it cannot take."""
+    for name in options:
+        if name not in solver.options:
+            raise UnknownName(f"option of {solver.name}", name, sorted(solver.options))
+    solver.check(options)
+
+
+def _limits(clip: bool | float, ratio: bool | float, most: float) -> tuple[dict[str, float], Any]:
+    """(what was chosen, the function of x0 that does it or None). Raises ValueError."""
+    if clip and ratio:
+        raise ValueError("clip_sample and thresholding exclude each other")
+    if clip:
+        limit = float(clip)  # True is 1
+        if not 0 < limit < math.inf:
+            raise ValueError(f"clip_sample must be above 0, got {clip}")
+        return {"clip_sample": limit}, functools.partial(prediction.clip, limit=limit)
+    if ratio:
+        part = 0.995 if ratio is True else float(ratio)
+        if not 0 < part <= 1 <= most < math.inf:
+            raise ValueError(f"thresholding must lie in (0, 1] and sample_max_value from 1 up, got {part} and {most}")
+        limits = {"thresholding": part, "sample_max_value": float(most)}
+        return limits, functools.partial(prediction.threshold, ratio=part, limit=most)
+    return {}, None
 
 
 class Config(dict):

@@ -11,16 +11,17 @@ standard normal for the interval p → q. When it needs the network it yields (x
         return x
 
 The state is the model's own x = α·x0 + σ·ε; nothing is divided by α. The number of yields is the number of function
-evaluations (NFE). A solver must not branch on the values of x: inside diffusers it is run once on the number 0 to learn at
-which times it will ask. The step to σ = 0 is x' = x0, without noise.
+evaluations (NFE). A solver must not branch on the values of x: inside diffusers it is run once on the number 0 to learn
+at which times it will ask. The step to σ = 0 is x' = x0, without noise.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .grids import Grid
 from .noise import Point
@@ -35,7 +36,7 @@ class Solver:
 
     name: str
     function: Callable[..., Steps]
-    order: int  # of convergence, at the default options
+    order: int  # of convergence at the default options, weak if stochastic; unipc: of its predictor
     evaluations_per_step: int
     stochastic: bool
     grid: str  # the default grid
@@ -43,7 +44,24 @@ class Solver:
     a1111: str  # the label in AUTOMATIC1111's picture metadata
     reference: str
     native_only: bool = False  # cannot run inside diffusers
+    upwards: bool = False  # from a picture to noise: walks the grid the other way
     options: dict[str, Any] = field(default_factory=dict)  # name: default
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Raise ValueError for a value that an option cannot take: not among its choices, not a number ≥ 0."""
+        hints = get_type_hints(self.function)
+        for name, value in options.items():
+            kind = hints.get(name)
+            if get_origin(kind) is Literal:
+                fits, allowed = value in get_args(kind), ", ".join(map(repr, get_args(kind)))
+            elif kind is int:
+                fits, allowed = isinstance(value, int) and value >= 0, "a whole number from 0"
+            elif kind is float:
+                fits, allowed = isinstance(value, (int, float)) and 0 <= value < math.inf, "a number from 0"
+            else:  # of another package: its own matter
+                continue
+            if not fits or isinstance(value, bool):
+                raise ValueError(f"{self.name}: {name} = {value!r} is not possible; allowed: {allowed}")
 
 
 SOLVERS: dict[str, Solver] = {}
@@ -59,6 +77,7 @@ def solver(
     aliases: tuple[str, ...] = (),
     a1111: str = "",
     native_only: bool = False,
+    upwards: bool = False,
 ) -> Callable[[Callable[..., Steps]], Callable[..., Steps]]:
     """Register a solver; its keyword-only parameters are its options."""
 
@@ -66,8 +85,21 @@ def solver(
         name = function.__name__
         parameters = inspect.signature(function).parameters.values()
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        if name in SOLVERS and SOLVERS[name].function.__module__ != function.__module__:
+            raise ValueError(f"the name {name!r} is taken, by {SOLVERS[name].function.__module__}")
         SOLVERS[name] = Solver(
-            name, function, order, evaluations_per_step, stochastic, grid, aliases, a1111 or name, reference, native_only, options
+            name=name,
+            function=function,
+            order=order,
+            evaluations_per_step=evaluations_per_step,
+            stochastic=stochastic,
+            grid=grid,
+            aliases=aliases,
+            a1111=a1111 or name,
+            reference=reference,
+            native_only=native_only,
+            upwards=upwards,
+            options=options,
         )
         return function
 
@@ -88,12 +120,16 @@ def run(steps: Steps, denoise: Callable[[Any, Point], Denoised]) -> tuple[Any, i
 
 
 def asked(function: Callable[..., Steps], grid: Grid) -> list[tuple[Point, int | None]]:
-    """Run a solver on the number 0: each point it asks at, with the index of the step that this question begins (or None)."""
-    watched = _Watched(grid.points, grid.noise)
+    """Run a solver on the number 0: each point it asks at, with the index of the step that it begins, or None.
+
+    The first question begins step 0, whether or not the solver walks over `grid.pairs()`.
+    """
+    watched = _Watched(grid.points, grid.noise, grid.total)
     questions: list[tuple[Point, int | None]] = []
 
     def denoise(x: Any, p: Point) -> Denoised:
-        questions.append((p, watched.take_begun()))
+        begun = watched.take_begun()
+        questions.append((p, begun if questions else 0))
         return Denoised(0.0, 0.0, p, "epsilon") if p.alpha != 0 else Denoised(0.0, 0.0, p, "sample")
 
     run(function(0.0, watched, lambda p, q: 0.0), denoise)

@@ -1,3 +1,3 @@
 """One family of solvers a file; importing this package registers them all. No solver needs torch."""
 
-from . import euler, multistep  # noqa: F401
+from . import adaptive, euler, few_step, heun, multistep, restart, unipc  # noqa: F401

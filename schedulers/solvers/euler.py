@@ -2,22 +2,118 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 from ..grids import Grid
+from ..prediction import Denoised
 from ..solver import Steps, solver
+from .algebra import ancestral, first, noised
 
 
 @solver(
     order=1,
     grid="trailing",
-    aliases=("ddim", "DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler", "k_euler"),
+    aliases=(
+        "ddim",
+        "DDIMScheduler",
+        "DDIMParallelScheduler",
+        "EulerDiscreteScheduler",
+        "EDMEulerScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "k_euler",
+    ),
     a1111="Euler",
-    reference="DDIM, Song et al. 2020 (2010.02502), eq. 12 with η = 0; the Euler method of EDM, Karras et al. 2022",
+    reference="DDIM, Song et al. 2020 (2010.02502), eq. 12; the Euler method of EDM, Karras et al. 2022 (2206.00364)",
 )
-def euler(x: Any, grid: Grid, noise: Any) -> Steps:
-    """x' = α'·x0 + σ'·ε: keep what the network says of picture and noise, take less of the noise."""
+def euler(x: Any, grid: Grid, noise: Any, *, eta: float = 0.0, s_noise: float = 1.0) -> Steps:
+    """x' = α'·x0 + σ'·ε: keep what the network says of picture and noise, take less of the noise.
+
+    DDIM, the Euler method of EDM and of flow models, and the first order of DPM-Solver, DPM-Solver++, DEIS and UniPC
+    are all this step. `eta` replaces a part of ε by fresh noise (DDIM eq. 16): 1 is euler_ancestral and ddpm
+    (fixed_small).
+    """
     for p, q in grid.pairs():
         d = yield x, p
-        x = q.alpha * d.x0 + q.sigma * d.eps
+        to, up = ancestral(p, q, eta)
+        x = noised(first(to, d), up * s_noise, noise, p, q)
+    return x
+
+
+@solver(
+    order=1,
+    stochastic=True,
+    grid="trailing",
+    aliases=("euler_a", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
+    a1111="Euler a",
+    reference="k-diffusion, sample_euler_ancestral; DDIM, Song et al. 2020 (2010.02502), eq. 16",
+)
+def euler_ancestral(x: Any, grid: Grid, noise: Any, *, eta: float = 1.0, s_noise: float = 1.0) -> Steps:
+    """euler with η = 1: step below the next noise level, then add noise up to it.
+
+    The same as DDIM(η) and, at η = 1, as ddpm (fixed_small) and the first order of SDE-DPM-Solver++.
+    """
+    return (yield from euler(x, grid, noise, eta=eta, s_noise=s_noise))
+
+
+@solver(
+    order=1,
+    stochastic=True,
+    grid="trailing",
+    aliases=("DDPMScheduler", "DDPMParallelScheduler"),
+    a1111="DDPM",
+    reference="DDPM, Ho et al. 2020 (2006.11239), eq. 7 and 11; learned: Improved DDPM (2102.09672), eq. 15",
+)
+def ddpm(
+    x: Any, grid: Grid, noise: Any, *, variance: Literal["fixed_small", "fixed_large", "learned"] = "fixed_small"
+) -> Steps:
+    """A draw from the posterior q(x'|x, x0), the reverse process of DDPM on any grid.
+
+    `fixed_small` has the posterior's own variance β̃ = σ'²(1 − (ρ'/ρ)²) and is euler with η = 1; `fixed_large` has
+    β = σ²(1 − (ρ'/ρ)²); `learned` reads v ∈ [−1, 1] from the second half of the output's channels:
+    ln variance = f·ln β + (1 − f)·ln β̃ with f = (v + 1)/2.
+    """
+    for p, q in grid.pairs():
+        d = yield x, p
+        to, small = ancestral(p, q, 1.0)
+        x = first(to, d)
+        if q.sigma != 0:
+            large = small * (p.sigma / q.sigma)
+            if variance == "learned":
+                f = (_learned(d) + 1) / 2
+                x = x + large**f * small ** (1 - f) * noise(p, q)
+            else:
+                x = x + noise(p, q) * (large if variance == "fixed_large" else small)
+    return x
+
+
+def _learned(d: Denoised) -> Any:
+    """The second half of the output's channels (in a dry run, a number)."""
+    if isinstance(d.output, float):
+        return 0.0
+    if d.output.shape[1] != 2 * d.x.shape[1]:
+        raise ValueError(
+            f"variance 'learned' needs an output of {2 * d.x.shape[1]} channels for a state of {d.x.shape[1]}; "
+            f"this network gives {d.output.shape[1]}"
+        )
+    return d.output[:, d.x.shape[1] :]
+
+
+@solver(
+    order=1,
+    grid="trailing",
+    aliases=("ddim_inversion", "DDIMInverseScheduler"),
+    upwards=True,
+    reference="DDIM, Song et al. 2020 (2010.02502), section 4.3; Null-text inversion, Mokady et al. 2022 (2211.09794)",
+)
+def ddim_inverse(x: Any, grid: Grid, noise: Any) -> Steps:
+    """From a picture to the noise from which euler makes it: the grid is walked upwards.
+
+    ε is asked for at the level to which the step goes, as the step down from there would: the inverse of euler but for
+    the small change of ε in between. Begins at the clean picture and ends at the grid's first point.
+    """
+    points = list(grid.points)[::-1]
+    for p, q in pairwise(points):
+        d = yield x, q
+        x = d.x * (q.alpha / p.alpha) + d.eps * (q.sigma - q.alpha * p.rho)
     return x

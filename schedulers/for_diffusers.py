@@ -1,0 +1,96 @@
+"""Between these schedulers and diffusers' own. The only module here that imports diffusers.
+
+    from schedulers.for_diffusers import for_diffusers, from_diffusers
+    pipe.scheduler = for_diffusers(schedulers.get("dpmpp_2m", …))   # the same, and can be saved and loaded
+    x0 = from_diffusers(DDIMScheduler(…)).sample(denoiser, x, 20)   # a scheduler of diffusers in the native loop
+
+To load such a pipeline, import this module first: diffusers imports no module that a file names.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from .grids import Explicit, explicit
+from .noise import NoiseSchedule
+from .registry import info
+from .scheduler import Generators, Scheduler
+
+
+class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
+    """A Scheduler whose four choices are a configuration that diffusers writes and reads; made by `for_diffusers`."""
+
+    config_name = "scheduler_config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        solver: str = "euler",
+        noise: dict[str, Any] | None = None,
+        prediction: str = "epsilon",
+        grid: str | dict[str, Any] = "trailing",
+        options: dict[str, Any] | None = None,
+        limits: dict[str, float] | None = None,
+    ) -> None:
+        schedule = NoiseSchedule.from_recipe(noise or {"name": "scaled_linear"})
+        points = grid if isinstance(grid, str) else explicit(**grid)
+        Scheduler.__init__(self, info(solver), schedule, prediction, points, options or {}, **(limits or {}))
+
+
+def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:
+    """The same scheduler in the form that pipelines save and load. Raises ValueError for a grid that is a function."""
+    s, grid = scheduler, scheduler.points
+    if isinstance(grid, Explicit):
+        given = {"times": grid.times, "sigmas": grid.sigmas, "model_times": grid.model_times}
+        saved: Any = {key: list(value) for key, value in given.items() if value}
+        saved |= {"name": grid.name, "solver": grid.solver}
+    elif isinstance(grid, str):
+        saved = grid
+    else:
+        raise ValueError(f"the grid {s.grid_name} is a function, which cannot be saved")
+    return DiffgenScheduler(s.name, s.noise.recipe, s.prediction, saved, dict(s.options), dict(s.limits))
+
+
+class from_diffusers:  # noqa: N801  (used as a function)
+    """A scheduler of diffusers in the place of one of ours: `set_timesteps`, `init_noise_sigma` and `sample`."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.order = getattr(scheduler, "order", 1)
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What the starting noise is multiplied with; for some classes it depends on the steps that were set last."""
+        return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+
+    def nfe(self, steps: int) -> int:
+        """Function evaluations that `steps` steps cost."""
+        self.scheduler.set_timesteps(steps)
+        return len(self.scheduler.timesteps)
+
+    def sample(
+        self,
+        denoiser: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        steps: int = 20,
+        generators: Generators = None,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """As `Scheduler.sample`; the state is in that scheduler's own frame. `callback(i, t, state)` follows step i."""
+        s = self.scheduler
+        s.set_timesteps(steps, device=x.device)
+        takes = inspect.signature(s.step).parameters
+        extra = {"generator": generators} if "generator" in takes else {}
+        for i, t in enumerate(s.timesteps):
+            scaled = s.scale_model_input(x, t) if hasattr(s, "scale_model_input") else x
+            x = s.step(denoiser(scaled, t.float().expand(x.shape[0])), t, x, **extra, return_dict=False)[0]
+            if callback is not None:
+                callback(i, t, x)
+        return x.to(torch.float32)

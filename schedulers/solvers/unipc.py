@@ -1,0 +1,103 @@
+"""Predictor–corrector multistep: each new answer also corrects the step that led to it, at no further evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from ..grids import Grid
+from ..noise import Point
+from ..solver import Steps, solver
+from .algebra import differences, exponential, first, halved, linear, noised, trapezoid
+
+
+def predictor_corrector(
+    x: Any,
+    grid: Grid,
+    noise: Any,
+    predictor: int,
+    corrector: int,
+    one: Callable[..., tuple[Any, ...]],
+    tau: Callable[[Point], float] = lambda p: 0.0,
+) -> Steps:
+    """Polynomials of x0 in λ: the step through `predictor` answers, corrected through `corrector`, the new one too.
+
+    `one` is the rule where there is one further answer beside the step's own. τ² is the η of the reverse SDE.
+    """
+    last: Any = None  # (point, answer, λ-exponent k, what was added to the first-order step) of the step that led here
+    past: list[tuple[Point, Any]] = []
+
+    def added(k: float, p: Point, now: Any, q: Point, others: list[tuple[Point, Any]]) -> Any:
+        rule = one if len(others) == 1 else exponential
+        weights = rule(k, q.lam - p.lam, *(o.lam - p.lam for o, _ in others)) if others else ()
+        return differences(weights, (f for _, f in others), now) * q.alpha
+
+    for p, q in grid.pairs():
+        d = yield x, p
+        if q.sigma == 0:
+            return d.x0
+        correction = 0.0
+        if last is not None:
+            o, answer, k, predicted = last
+            if o.alpha != 0:
+                nodes = [(p, d.x0), *past[1:]][: corrector - 1]
+                correction = added(k, o, answer.x0, p, nodes) - predicted
+            elif k == 1:
+                correction = trapezoid(o, p, answer, d)
+        eta = tau(p) ** 2
+        keep = (q.rho / p.rho) ** eta
+        predicted = added(1 + eta, p, d.x0, q, past[: predictor - 1]) if p.alpha != 0 else 0.0
+        x = first(Point(q.t, q.alpha, q.sigma * keep), d) + (correction * (q.sigma * keep / p.sigma) + predicted)
+        x = noised(x, q.sigma * (1 - keep * keep) ** 0.5, noise, p, q)
+        last = (p, d, 1 + eta, predicted)
+        if p.alpha != 0:
+            past = [(p, d.x0), *past][: max(predictor, corrector) - 1]
+    return x
+
+
+@solver(
+    order=2,
+    grid="karras",
+    aliases=("UniPCMultistepScheduler",),
+    a1111="UniPC",
+    reference="UniPC, Zhao et al. 2023 (2302.04867), algorithms 1 and 2, of x0",
+)
+def unipc(
+    x: Any, grid: Grid, noise: Any, *, order: Literal[1, 2, 3] = 2, variant: Literal["bh1", "bh2"] = "bh2"
+) -> Steps:
+    """UniP-p predicts, UniC-p corrects; the corrected sequence converges one order higher than `order`.
+
+    `variant` is B(h) = h (bh1) or e^h − 1 (bh2), which only matters where one difference is used.
+    """
+    return (yield from predictor_corrector(x, grid, noise, order, order + 1, linear if variant == "bh1" else halved))
+
+
+@solver(
+    order=2,
+    stochastic=True,
+    grid="karras",
+    aliases=("SASolverScheduler",),
+    a1111="SA Solver",
+    reference="SA-Solver, Xue et al. 2023 (2309.05019), algorithm 1, of x0",
+)
+def sa_solver(
+    x: Any,
+    grid: Grid,
+    noise: Any,
+    *,
+    tau: float = 1.0,
+    predictor_order: Literal[1, 2, 3] = 2,
+    corrector_order: Literal[2, 3, 4] = 2,
+) -> Steps:
+    """Stochastic Adams: multistep for the reverse SDE with η = τ², then corrected with the same noise.
+
+    τ holds in the middle of the schedule, 0.2 ≤ t/T ≤ 0.8 (0.05 ≤ σ ≤ 1 on an edm schedule), and is 0 elsewhere. The
+    orders count the answers that each polynomial goes through. τ = 0 with the orders p and p + 1 is unipc (bh1).
+    """
+    T = grid.noise.T
+
+    def within(p: Point) -> float:
+        middle = 0.05 <= p.sigma <= 1 if grid.noise.name == "edm" else 0.2 * T <= p.t <= 0.8 * T
+        return tau if middle else 0.0
+
+    return (yield from predictor_corrector(x, grid, noise, predictor_order, corrector_order, linear, within))

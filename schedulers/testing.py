@@ -1,0 +1,207 @@
+"""The conformance check that the author of a solver runs.
+
+    from schedulers.testing import check_solver
+    def test_mine():
+        check_solver(my_solver)      # the decorated function, or its name
+
+What it holds a solver to is what the native loop and diffusers' pipelines rely on; that the numbers are the paper's is
+the author's own test to make.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .exact import Gaussian
+from .grids import Grid, build
+from .noise import NoiseSchedule, Point
+from .prediction import Denoised, target
+from .registry import check_grid, info
+from .scheduler import Scheduler
+from .solver import SOLVERS, Solver, asked, run
+
+PICTURE = 0.7  # the one picture that the data below consists of
+SCHEDULES = (  # (noise, a prediction that works from its noisiest point)
+    (NoiseSchedule.scaled_linear(), "epsilon"),
+    (NoiseSchedule.scaled_linear().zero_terminal_snr(), "v_prediction"),  # begins at α = 0
+    (NoiseSchedule.flow(shift=3.0), "flow_prediction"),  # begins at α = 0
+    (NoiseSchedule.edm(), "sample"),
+)
+
+
+def check_solver(solver: str | Solver | Callable[..., Any]) -> None:
+    """Raises AssertionError, with one line for each thing that is wrong."""
+    found = solver if isinstance(solver, Solver) else info(solver) if isinstance(solver, str) else _registered(solver)
+    wrong = []
+    for check in CHECKS:
+        if found.native_only and check in (_dry_run, _reads_nothing):
+            continue
+        if found.upwards and check in (_finds_the_picture, _order):
+            continue
+        try:
+            wrong += [f"{check.__name__.strip('_')}: {line}" for line in check(found)]
+        except Exception as error:
+            wrong.append(f"{check.__name__.strip('_')}: {type(error).__name__}: {error}")
+    assert not wrong, "\n".join([f"{found.name} does not conform:", *wrong])
+
+
+def _registered(function: Callable[..., Any]) -> Solver:
+    for s in SOLVERS.values():
+        if s.function is function:
+            return s
+    raise AssertionError(f"{function!r} is no solver: decorate it with schedulers.solver(…)")
+
+
+def _declared(s: Solver) -> Iterator[str]:
+    """The decorator's arguments, and the options: keywords with a default and a type."""
+    if not inspect.isgeneratorfunction(s.function):
+        yield "must be a generator function: it yields (state, point) and is sent the answer"
+    if not (s.order >= 1 and s.evaluations_per_step >= 1 and s.reference):
+        yield "needs order >= 1, evaluations_per_step >= 1 and a reference"
+    check_grid(s.grid)
+    parameters = list(inspect.signature(s.function).parameters.values())
+    if len([p for p in parameters if p.kind is not p.KEYWORD_ONLY]) != 3:
+        yield "takes (x, grid, noise); all else must be keyword-only"
+    for p in parameters[3:]:
+        if p.default is p.empty or p.annotation is p.empty:
+            yield f"the option {p.name} needs a default and a type"
+    s.check(s.options)
+
+
+def _dry_run(s: Solver) -> Iterator[str]:
+    """It asks at the same points whatever the state: the dry run on the number 0 tells a pipeline the times to come."""
+    for noise, _ in SCHEDULES:
+        for steps in (1, 2, 3, 10):
+            grid = build(s.grid, noise, steps)
+            told = [p for p, _ in asked(s.function, grid)]
+            came: list[Point] = []
+            _walk(s, grid, torch.full((2, 3), 5.0), seen=came.append)
+            if came != told:
+                yield f"{steps} steps on {noise.name}: {len(told)} questions in the dry run, then {len(came)} others"
+                return
+
+
+def _reads_nothing(s: Solver) -> Iterator[str]:
+    """It reads no tensor back, and branches on no value: on tensors without values, that fails."""
+    grid = build(s.grid, NoiseSchedule.scaled_linear(), 5)
+    _walk(s, grid, torch.zeros(2, 3, device="meta"))
+    return
+    yield
+
+
+def _finds_the_picture(s: Solver) -> Iterator[str]:
+    """Where the data are one picture, the result is that picture: the step to σ = 0 is x' = x0 and adds no noise."""
+    for noise, _ in SCHEDULES:
+        for steps in (1, 2, 7):
+            for begin in {0, steps // 2}:  # from the start, and mid-way, as image-to-image
+                grid = build(s.grid, noise, steps)[begin:]
+                x = grid[0].alpha * PICTURE + grid[0].sigma * torch.linspace(-1, 1, 6).reshape(2, 3)
+                result = _walk(s, grid, x)
+                if not isinstance(result, Tensor) or result.shape != x.shape or result.dtype != torch.float32:
+                    yield f"the result must be a float32 tensor like the state, it is {str(result)[:60]}"
+                    return
+                if not (result - PICTURE).abs().max() < 1e-3:
+                    yield f"{steps} steps on {noise.name} from step {begin} give {float(result[0, 0]):g} for {PICTURE}"
+                    return
+
+
+def _takes_the_state_as_it_comes(s: Solver) -> Iterator[str]:
+    """Where a pipeline edits the state (inpainting), the solver goes on from the answer's d.x, not from its own x."""
+    grid = build(s.grid, NoiseSchedule.scaled_linear(), 5)
+    edited = torch.full((2, 3), 2.0)
+    results = [_walk(s, grid, start, edit=edited, deviation=0.5) for start in (edited, -edited)]
+    if not torch.allclose(results[0], results[1], atol=1e-4):
+        yield "the result depends on a state that was replaced before it was answered"
+
+
+def _random(s: Solver) -> Iterator[str]:
+    """Noise comes from noise(p, q) alone, if the solver is declared stochastic; image j is the same in any batch."""
+    drawn: list[tuple[Point, Point]] = []
+
+    def draw(p: Point, q: Point) -> float:
+        drawn.append((p, q))
+        return 0.0
+
+    _walk(s, build(s.grid, NoiseSchedule.scaled_linear(), 5), torch.zeros(2, 3), noise=draw)
+    if bool(drawn) != s.stochastic:
+        yield f"declared stochastic={s.stochastic}, and draws noise {len(drawn)} times in 5 steps"
+    if any(q.sigma == 0 for _, q in drawn):
+        yield "draws noise for the step to σ = 0"
+    scheduler = Scheduler(s, NoiseSchedule.scaled_linear(), "epsilon", s.grid, {})
+    network = Gaussian([0.3] * 8, 0.5).denoiser(scheduler.noise)
+    x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+
+    def sample(images: list[int]) -> Tensor:
+        return scheduler.sample(network, x[images], 5, [torch.Generator().manual_seed(10 + j) for j in images])
+
+    together = sample([0, 1, 2])
+    if not torch.equal(together, sample([0, 1, 2])):
+        yield "the same generators give two results"
+    if not s.native_only and not torch.allclose(together[1:2], sample([1]), atol=1e-5):
+        yield "an image depends on the batch that it is in"
+
+
+def _order(s: Solver) -> Iterator[str]:
+    """Deterministic solvers: a Gaussian's error falls at the declared order, less half, between 20 and 80 steps."""
+    if s.stochastic or s.native_only:
+        return
+    gaussian, noise = Gaussian([0.3], 0.5), NoiseSchedule.scaled_linear()
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    found = []
+    for steps in (20, 80):
+        grid = Grid(build("karras", noise, steps + 1).points[:-1], noise)  # the step to 0 has an error of its own
+        result, nfe = run(
+            s.function(x, grid, _no_noise),
+            lambda state, p: _answered(state, p, *gaussian.denoise(state, p.alpha, p.sigma)),
+        )
+        clean = gaussian.solve(x, grid[0], grid[-1])
+        found.append((float((result - clean).abs().max()), nfe))
+    (e1, n1), (e2, n2) = found
+    measured = math.log(e1 / e2) / math.log(n2 / n1)
+    if not measured > s.order - 0.5:
+        yield f"declared {s.order}, measured {measured:.2f}"
+
+
+CHECKS = (_declared, _dry_run, _reads_nothing, _finds_the_picture, _takes_the_state_as_it_comes, _random, _order)
+
+
+def _no_noise(p: Point, q: Point) -> Any:
+    return 0.0
+
+
+def _answered(x: Tensor, p: Point, x0: Any, eps: Any) -> Denoised:
+    """The exact answer, as the prediction that works at every point would give it: ε − x0."""
+    return Denoised(x, target("flow_prediction", p, x0, eps), p, "flow_prediction")
+
+
+def _walk(
+    s: Solver,
+    grid: Grid,
+    x: Tensor,
+    seen: Callable[[Point], Any] = lambda p: None,
+    edit: Tensor | None = None,
+    noise: Callable[[Point, Point], Any] | None = None,
+    deviation: float = 0.0,
+) -> Any:
+    """Run the solver on the data of one picture (± deviation); `edit` replaces the state before the first answer."""
+    generator, count = torch.Generator().manual_seed(0), 0
+
+    def draw(p: Point, q: Point) -> Tensor:
+        return torch.randn(x.shape, generator=generator).to(x.device)
+
+    def denoise(state: Tensor, p: Point) -> Denoised:
+        nonlocal count
+        seen(p)
+        count += 1
+        state = edit if edit is not None and count == 1 else state
+        share = deviation**2 * p.alpha / ((p.alpha * deviation) ** 2 + p.sigma**2)
+        x0 = PICTURE + (state - p.alpha * PICTURE) * share
+        return _answered(state, p, x0, (state - p.alpha * x0) / p.sigma)
+
+    return run(s.function(x, grid, noise or draw), denoise)[0]

@@ -1,0 +1,389 @@
+"""In real diffusers pipelines with tiny random weights: every scheduler in each, parity with theirs, saving.
+
+Guidance is off and the pictures stay latents, so that a run is the network and the scheduler and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from torch import Tensor
+
+import schedulers
+from schedulers import NoiseSchedule, Scheduler, explicit
+from schedulers.for_diffusers import DiffgenScheduler, for_diffusers
+
+SD = NoiseSchedule.scaled_linear()
+TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+INSIDE = [name for name in schedulers.names() if not schedulers.info(name).native_only]
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_off_the_record() -> Any:
+    diffusers.utils.logging.set_verbosity_error()
+    with torch.no_grad():
+        yield
+
+
+def tiny(make: Callable[..., Any], **config: Any) -> Any:
+    torch.manual_seed(0)
+    return make(**config).eval()
+
+
+@cache
+def vae(channels: int = 4) -> Any:
+    return tiny(
+        AutoencoderKL,
+        latent_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        sample_size=16,
+        shift_factor=0.0,
+    )
+
+
+@cache
+def unet(xl: bool) -> Any:
+    more = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 2,
+        "projection_class_embeddings_input_dim": 20,
+    }
+    return tiny(
+        UNet2DConditionModel,
+        sample_size=8,
+        in_channels=4,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=2,
+        **(more if xl else {}),
+    )
+
+
+@cache
+def transformer() -> Any:
+    return tiny(
+        SD3Transformer2DModel,
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=8,
+        pooled_projection_dim=8,
+        pos_embed_max_size=8,
+    )
+
+
+NO_TEXT = {"text_encoder": None, "tokenizer": None}
+NO_TEXT_2 = {**NO_TEXT, "text_encoder_2": None, "tokenizer_2": None}
+NO_TEXT_3 = {**NO_TEXT_2, "text_encoder_3": None, "tokenizer_3": None}
+NO_CHECK = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+@cache
+def pipeline(name: str) -> Any:
+    cls = getattr(diffusers, f"{name}Pipeline")
+    if name.startswith("StableDiffusion3"):
+        flow = diffusers.FlowMatchEulerDiscreteScheduler()
+        pipe = cls(vae=vae(16), transformer=transformer(), scheduler=flow, **NO_TEXT_3)
+    elif name.startswith("StableDiffusionXL"):
+        pipe = cls(vae=vae(), unet=unet(True), scheduler=diffusers.DDIMScheduler(**TABLE), **NO_TEXT_2)
+    else:
+        pipe = cls(vae=vae(), unet=unet(False), scheduler=diffusers.DDIMScheduler(**TABLE), **NO_TEXT, **NO_CHECK)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def noise_of(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+TEXT = {"prompt_embeds": noise_of(1, 1, 3, 8)}
+TEXT_XL = {**TEXT, "pooled_prompt_embeds": noise_of(2, 1, 8)}
+LATENTS = noise_of(3, 1, 4, 8, 8)
+LATENTS_16 = noise_of(3, 1, 16, 8, 8)
+PICTURE = noise_of(4, 1, 3, 16, 16).clamp(-1, 1)
+MASK = torch.zeros(1, 1, 16, 16)
+MASK[..., :8] = 1
+GENERATE = {"height": 16, "width": 16, "latents": LATENTS}
+GENERATE_16 = {**GENERATE, "latents": LATENTS_16}
+REPAINT = {"image": PICTURE, "mask_image": MASK, "height": 16, "width": 16}
+
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {  # the pipeline and its arguments
+    "sd text": ("StableDiffusion", {**TEXT, **GENERATE}),
+    "sd image": ("StableDiffusionImg2Img", {**TEXT, "image": PICTURE, "strength": 0.75}),
+    "sd inpaint": ("StableDiffusionInpaint", {**TEXT, **REPAINT, "strength": 1.0}),
+    "sd inpaint part": ("StableDiffusionInpaint", {**TEXT, **REPAINT, "strength": 0.5}),
+    "xl text": ("StableDiffusionXL", {**TEXT_XL, **GENERATE}),
+    "xl first part": ("StableDiffusionXL", {**TEXT_XL, **GENERATE, "denoising_end": 0.5}),
+    "xl image": ("StableDiffusionXLImg2Img", {**TEXT_XL, "image": PICTURE, "strength": 0.75}),
+    "xl second part": ("StableDiffusionXLImg2Img", {**TEXT_XL, "image": LATENTS, "denoising_start": 0.5}),
+    "xl inpaint": ("StableDiffusionXLInpaint", {**TEXT_XL, **REPAINT, "strength": 0.75}),
+    "sd3 text": ("StableDiffusion3", {**TEXT_XL, **GENERATE_16}),
+    "sd3 text listed": ("StableDiffusion3", {**TEXT_XL, **GENERATE_16, "sigmas": [1.0, 0.8, 0.5, 0.2]}),
+    "sd3 image": (
+        "StableDiffusion3Img2Img",
+        {**TEXT_XL, "image": PICTURE, "strength": 0.75, "height": 16, "width": 16},
+    ),
+    "sd3 inpaint": ("StableDiffusion3Inpaint", {**TEXT_XL, **REPAINT, "strength": 0.75}),
+}
+KINDS = {"sd": "epsilon", "sd2": "v_prediction", "xl": "epsilon", "sd3": "flow_prediction"}
+
+
+def scheduler(kind: str, name: str, **options: Any) -> Scheduler:
+    noise = NoiseSchedule.flow(3.0) if kind == "sd3" else SD
+    return schedulers.get(name, noise=noise, prediction=KINDS[kind], **options)
+
+
+def call(run: str, s: Any, seed: int = 5, **changes: Any) -> Tensor:
+    name, arguments = RUNS[run]
+    pipe = pipeline(name)
+    pipe.scheduler = s
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "output_type": "latent", "return_dict": False}
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(**{**settings, **arguments, "generator": generator, **changes})[0]
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("run", RUNS)
+def test_every_scheduler_runs_in_every_pipeline(run: str, name: str) -> None:
+    s = scheduler(run.split()[0], name)
+    told: list[float] = []
+    network = transformer() if run.startswith("sd3") else unet(run.startswith("xl"))
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        told.append(float((kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]))
+
+    hook = network.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        result = call(run, s)
+    finally:
+        hook.remove()
+    assert result.shape == (LATENTS_16 if run.startswith("sd3") else LATENTS).shape
+    assert result.isfinite().all()
+    s.check_finite()
+    assert s._run is not None
+    asked = [p.t for p in s._run.program.points]
+    if run == "xl first part":
+        assert told == pytest.approx(asked[: len(told)])
+        assert 0 < len(told) < len(asked)
+    else:
+        assert told == pytest.approx(asked)  # the network was told the times for which the solver asked, all of them
+    assert result.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_v_prediction(name: str) -> None:
+    noise, prediction = schedulers.from_diffusers_config(
+        diffusers.DDIMScheduler(**TABLE, prediction_type="v_prediction", rescale_betas_zero_snr=True).config
+    )
+    s = schedulers.get(name, noise=noise, prediction=prediction)
+    assert s.noise.noisiest.alpha == 0
+    assert call("sd text", s).isfinite().all()
+    s.check_finite()
+
+
+@pytest.mark.parametrize("name", INSIDE)
+@pytest.mark.parametrize("run", ["sd text", "sd3 text"])
+def test_a_pipeline_gives_what_the_native_loop_gives(run: str, name: str) -> None:
+    s = scheduler(run.split()[0], name)
+    if run == "sd text":
+        extra: dict[str, Any] = {"encoder_hidden_states": TEXT["prompt_embeds"]}
+        network: Any = unet(False)
+    else:
+        extra = {
+            "encoder_hidden_states": TEXT_XL["prompt_embeds"],
+            "pooled_projections": TEXT_XL["pooled_prompt_embeds"],
+        }
+        network = transformer()
+        s.generators = torch.Generator().manual_seed(5)  # this pipeline hands on none
+    latents = LATENTS if run == "sd text" else LATENTS_16
+    native = s.sample(
+        lambda x, t: network(x, timestep=t, **extra).sample, latents, STEPS, torch.Generator().manual_seed(5)
+    )
+    torch.testing.assert_close(call(run, s), native, rtol=1e-3, atol=2e-4)
+
+
+# Parity with diffusers' own classes
+
+
+def own_table(theirs: Any) -> NoiseSchedule:
+    """Their float32 table, so that only the algorithms are compared."""
+    return NoiseSchedule.from_alphas_cumprod(theirs.alphas_cumprod.double())
+
+
+PARITY = {
+    "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, "euler", "linspace"),
+    "euler karras": (
+        "EulerDiscreteScheduler",
+        {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+        "euler",
+        "karras",
+    ),
+    "ddim": ("DDIMScheduler", {"timestep_spacing": "trailing", "clip_sample": False}, "euler", "trailing"),
+    "heun karras": (
+        "HeunDiscreteScheduler",
+        {"timestep_spacing": "linspace", "use_karras_sigmas": True},
+        "heun",
+        "karras",
+    ),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {"timestep_spacing": "trailing"}, "dpmpp_2m", "trailing"),
+    "euler ancestral": (
+        "EulerAncestralDiscreteScheduler",
+        {"timestep_spacing": "linspace"},
+        "euler_ancestral",
+        "linspace",
+    ),
+}
+
+
+@pytest.mark.parametrize("choice", PARITY)
+@pytest.mark.parametrize("run", ["sd text", "sd image", "sd inpaint part", "xl text", "xl image", "xl inpaint"])
+def test_parity_in_pipelines(run: str, choice: str) -> None:
+    theirs_name, options, name, grid = PARITY[choice]
+    theirs = getattr(diffusers, theirs_name)(**TABLE, **options)
+    steps = {"num_inference_steps": 8}
+    expected = call(run, theirs, **steps)
+    theirs.set_timesteps(8)
+    points: Any = grid
+    if theirs.timesteps.dtype == torch.int64:  # they round their times
+        points = [float(t) for t in theirs.timesteps]
+    ours = schedulers.get(name, noise=own_table(theirs), grid=points)
+    ours.set_timesteps(8)
+    start: dict[str, Any] = {}
+    if run.endswith("text"):  # from pure noise: in the frame x/α theirs is σ·z, not √(σ² + 1)·z
+        in_their_frame = (
+            math.hypot(1, float(ours.sigmas[0])) if hasattr(theirs, "sigmas") and name != "dpmpp_2m" else 1.0
+        )
+        start = {"latents": LATENTS * float(theirs.init_noise_sigma) / in_their_frame}
+    result = call(run, ours, **start, **steps)
+    assert (result - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("run", "theirs_name"),
+    [
+        ("sd3 text", "FlowMatchEulerDiscreteScheduler"),
+        ("sd3 image", "FlowMatchEulerDiscreteScheduler"),
+        ("sd3 inpaint", "FlowMatchEulerDiscreteScheduler"),
+        ("sd3 text", "FlowMatchHeunDiscreteScheduler"),
+        ("sd3 image", "FlowMatchHeunDiscreteScheduler"),  # not inpainting: its scale_noise moves the step index on
+    ],
+)
+def test_parity_on_flows(run: str, theirs_name: str) -> None:
+    """At shift 1: theirs applies a shift to its least σ twice."""
+    theirs = getattr(diffusers, theirs_name)()
+    ours = schedulers.get(theirs_name, noise="flow", prediction="flow_prediction", grid="linspace")
+    result, expected = call(run, ours), call(run, theirs)
+    assert (result - expected).abs().max() < 3e-5 * expected.abs().max()
+
+
+def test_flow_shift_is_theirs_where_sigmas_are_given() -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = scheduler("sd3", "euler", grid="karras")
+    result, expected = call("sd3 text listed", ours), call("sd3 text listed", theirs)
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_dynamic_shift_comes_from_the_pipeline() -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    noise, prediction = schedulers.from_diffusers_config(theirs.config)
+    ours = schedulers.get("euler", noise=noise, prediction=prediction)
+    sigmas = [1 - k / STEPS for k in range(STEPS)]
+    expected = call("sd3 text", theirs, sigmas=sigmas)
+    torch.testing.assert_close(call("sd3 text", ours), expected, rtol=1e-3, atol=1e-4)
+
+
+# What pipelines ask of a scheduler besides
+
+
+def test_two_parts_are_one_run() -> None:
+    """SDXL's base and refiner: what denoising_end leaves, denoising_start takes up (one evaluation a step: the pipeline
+    cuts by time, which halves a step of two)."""
+    whole = call("xl text", scheduler("xl", "euler"), num_inference_steps=8)
+    first = call("xl first part", scheduler("xl", "euler"), num_inference_steps=8)
+    both = call("xl second part", scheduler("xl", "euler"), image=first, num_inference_steps=8)
+    torch.testing.assert_close(both, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_eta_is_not_overwritten() -> None:
+    """The pipeline sends its own eta = 0 to schedulers whose step takes one."""
+    with_eta, without = scheduler("sd", "euler", eta=1.0), scheduler("sd", "euler")
+    assert (call("sd text", with_eta) - call("sd text", without)).abs().max() > 0.1
+    torch.testing.assert_close(
+        call("sd text", with_eta), call("sd text", scheduler("sd", "euler_ancestral", grid="trailing"))
+    )
+
+
+def test_the_constructor_changes_nothing() -> None:
+    s = scheduler("sd", "euler", clip_sample=True)
+    before = dict(s.config)
+    pipe = diffusers.StableDiffusionPipeline(vae=vae(), unet=unet(False), scheduler=s, **NO_TEXT, **NO_CHECK)
+    assert pipe.scheduler is s
+    assert (s.config, s.limits) == (before, {"clip_sample": 1.0})
+
+
+@pytest.mark.parametrize("generators", [2, 1])
+def test_pictures_of_a_batch(generators: int) -> None:
+    """Picture j of a batch with its own generator is the picture alone."""
+    s = scheduler("sd", "dpmpp_2m_sde")
+    both = call(
+        "sd text", s, prompt_embeds=TEXT["prompt_embeds"].repeat(2, 1, 1), latents=LATENTS.repeat(2, 1, 1, 1),
+        generator=[torch.Generator().manual_seed(i) for i in (5, 6)],
+    )  # fmt: skip
+    alone = call("sd text", s, seed=6 if generators == 2 else 5)
+    torch.testing.assert_close(both[generators - 1 :][:1], alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        scheduler("sd", "dpmpp_2m", grid="karras"),
+        scheduler("sd", "euler", eta=0.5, grid=explicit(sigmas=[14.0, 5.0, 1.0, 0.1])),
+    ],
+    ids=["karras", "explicit"],
+)
+def test_a_saved_pipeline_comes_back(s: Scheduler, tmp_path: Path) -> None:
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae(), unet=unet(False), scheduler=for_diffusers(s), **NO_TEXT, **NO_CHECK
+    )
+    pipe.save_pretrained(tmp_path)
+    loaded = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path, **NO_TEXT, **NO_CHECK)
+    assert isinstance(loaded.scheduler, DiffgenScheduler)
+    torch.testing.assert_close(call("sd text", loaded.scheduler), call("sd text", s))
+
+
+def test_half_precision_in_a_pipeline() -> None:
+    """The network in bfloat16: the result is within its rounding, the state is float32 all along."""
+    s = scheduler("sd", "dpmpp_2m")
+    exact = call("sd text", s)
+    network = unet(False)
+    try:
+        network.to(torch.bfloat16)
+        rounded = call("sd text", s, **{k: v.bfloat16() for k, v in {**TEXT, "latents": LATENTS}.items()})
+    finally:
+        network.to(torch.float32)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    assert s._run is not None
+    assert s._run.state.dtype == torch.float32

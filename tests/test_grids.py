@@ -1,0 +1,292 @@
+"""Grids: what holds for every one of them, each one's definition, and the lists and files that people give."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+from diffusers.schedulers import AysSchedules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import schedulers
+from schedulers import NoiseSchedule, Point, explicit, tuned
+from schedulers.grids import GRIDS, beta_quantile, build
+
+SCHEDULES = {
+    "linear": NoiseSchedule.linear(),
+    "scaled_linear": NoiseSchedule.scaled_linear(),
+    "cosine": NoiseSchedule.cosine(),
+    "sigmoid": NoiseSchedule.sigmoid(),
+    "laplace": NoiseSchedule.laplace(),
+    "zero_snr": NoiseSchedule.scaled_linear().zero_terminal_snr(),
+    "flow": NoiseSchedule.flow(),
+    "flow_shift": NoiseSchedule.flow(6.0),
+    "edm": NoiseSchedule.edm(),
+}
+RAMPS = ("karras", "exponential", "polyexponential", "beta_t", "beta_sigma", "kl_optimal")
+SD = SCHEDULES["scaled_linear"]
+
+
+def times(name: Any, n: int, noise: NoiseSchedule = SD) -> list[float]:
+    return [p.t for p in build(name, noise, n).points[:-1]]
+
+
+def levels(name: Any, n: int, noise: NoiseSchedule = SD) -> list[float]:
+    return [p.sigma if noise.name == "flow" else p.rho for p in build(name, noise, n).points]
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@settings(max_examples=60, deadline=None)
+@given(schedule=st.sampled_from(sorted(SCHEDULES)), n=st.one_of(st.integers(1, 30), st.integers(1, 1000)))
+def test_every_grid_of_every_length(name: str, schedule: str, n: int) -> None:
+    noise = SCHEDULES[schedule]
+    grid = build(name, noise, n)
+    assert len(grid) == n + 1
+    assert grid[-1] == Point(0.0, 1.0, 0.0)
+    angles = [math.atan2(p.sigma, p.alpha) for p in grid.points]
+    assert all(a > b for a, b in pairwise(angles))
+    for p in grid.points[:-1]:
+        again = noise.at(t=p.t)
+        assert (p.alpha, p.sigma) == pytest.approx((again.alpha, again.sigma), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_ends(name: str, schedule: str) -> None:
+    noise = SCHEDULES[schedule]
+    if name != "leading":  # all but leading ask at the most noise first
+        assert build(name, noise, 7)[0] == noise.noisiest
+        assert build(name, noise, 1).points == [noise.noisiest, Point(0.0, 1.0, 0.0)]
+    if name in (*RAMPS, "linspace"):
+        assert build(name, noise, 7)[-2].t == pytest.approx(noise.t_min, abs=1e-9)
+        assert build(name, noise, 7)[-2].sigma == pytest.approx(noise.sigma(noise.t_min), rel=1e-12)
+
+
+def test_where_a_table_ends_in_noise_the_ramp_begins_one_below() -> None:
+    noise = SCHEDULES["zero_snr"]
+    points = build("karras", noise, 8).points
+    assert (points[0].t, points[0].alpha, points[1].t) == (999, 0, 998)
+    inner = [p.rho ** (1 / 7) for p in points[1:-1]]
+    gaps = [a - b for a, b in pairwise(inner)]
+    assert gaps == pytest.approx([gaps[0]] * len(gaps), rel=1e-6)
+
+
+# Each one's definition
+
+
+def test_uniform_in_time() -> None:
+    assert times("trailing", 10) == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+    assert times("leading", 10) == [901, 801, 701, 601, 501, 401, 301, 201, 101, 1]
+    assert times("linspace", 10) == pytest.approx([999, 888, 777, 666, 555, 444, 333, 222, 111, 0], abs=1e-9)
+    assert times("sgm_uniform", 10) == pytest.approx([99.9 * k for k in range(10, 0, -1)])
+    assert times("simple", 3) == [999, 666, 333]
+    assert times("trailing", 3) == pytest.approx([999, 2000 / 3 - 1, 1000 / 3 - 1])
+    for name in ("trailing", "linspace", "leading", "simple"):
+        assert times(name, 1000) == pytest.approx(list(range(999, -1, -1)), abs=1e-9)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("n", [1, 5, 8, 10, 50])
+def test_spacings_are_diffusers(spacing: str, n: int) -> None:
+    if (spacing, n) == ("linspace", 1):  # np.linspace(0, 999, 1) is 0 there: one step from hardly any noise
+        assert times(spacing, n) == [999]
+        return
+    theirs = diffusers.EulerDiscreteScheduler(timestep_spacing=spacing, steps_offset=1)
+    theirs.set_timesteps(n)
+    assert times(spacing, n) == pytest.approx(theirs.timesteps.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["karras", "exponential", "beta_sigma"])
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_ramps_are_diffusers(name: str, n: int) -> None:
+    if name == "beta_sigma":
+        pytest.importorskip("scipy")
+    flag = {f"use_{name.removesuffix('_sigma')}_sigmas": True}
+    theirs = diffusers.EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="linspace", **flag
+    )
+    theirs.set_timesteps(n)
+    assert levels(name, n) == pytest.approx(theirs.sigmas.tolist(), rel=1e-4)
+    assert times(name, n) == pytest.approx(theirs.timesteps.tolist(), abs=0.02)
+
+
+def test_polyexponential_bends() -> None:
+    assert times("polyexponential", 9) == times("exponential", 9)
+    big, small = SD.noisiest.rho, SD.at(t=0).rho
+    bent = levels(lambda noise, n: GRIDS["polyexponential"](noise, n, rho=2.0), 5)
+    assert bent[:-1] == pytest.approx([small * (big / small) ** ((1 - k / 4) ** 2) for k in range(5)])
+
+
+def test_kl_optimal() -> None:
+    expected = [14.6, 4.57, 2.63, 1.79, 1.30, 0.96, 0.71, 0.51, 0.34, 0.18, 0.029, 0]  # as its authors' formula gives
+    assert levels("kl_optimal", 11) == pytest.approx(expected, abs=0.015)
+
+
+def test_beta_quantiles() -> None:
+    assert [beta_quantile(u) for u in (0.05, 0.2, 0.4)] == pytest.approx(BETA_06, abs=1e-9)
+    assert beta_quantile(0.5) == pytest.approx(0.5, abs=1e-14)
+    assert [beta_quantile(u) + beta_quantile(1 - u) for u in (0.0, 1e-9, 0.3)] == pytest.approx([1, 1, 1])
+
+
+BETA_06 = [0.0125544569, 0.1229217505, 0.3627009908]  # scipy.stats.beta.ppf(u, 0.6, 0.6)
+
+
+@pytest.mark.parametrize(("name", "listed"), [("ays", "StableDiffusion"), ("ays_sdxl", "StableDiffusionXL")])
+def test_ays_are_the_authors_lists(name: str, listed: str) -> None:
+    assert times(name, 10) == pytest.approx(AysSchedules[f"{listed}Timesteps"], abs=1e-6)
+    assert levels(name, 10) == pytest.approx(AysSchedules[f"{listed}Sigmas"], rel=0.02)
+
+
+def test_ays_of_video_and_other_lengths() -> None:
+    video = NoiseSchedule.edm(0.002, 700.0)
+    assert levels("ays_svd", 10, video) == pytest.approx(AysSchedules["StableDiffusionVideoSigmas"], rel=1e-9)
+    ten, twenty = levels("ays", 10), levels("ays", 20)
+    assert twenty[::2] == pytest.approx(ten)
+    assert twenty[1] == pytest.approx(math.sqrt(ten[0] * ten[1]))
+
+
+def test_linear_quadratic() -> None:
+    """Mochi's: linear to 1 − 0.025 in half of the steps, then a parabola to 0 with the same slope at the joint."""
+    flow = levels("linear_quadratic", 8, SCHEDULES["flow"])
+    assert flow[:5] == pytest.approx([1 - 0.025 * k / 4 for k in range(5)])
+    second = [flow[k] - 2 * flow[k + 1] + flow[k + 2] for k in range(4, 7)]
+    assert second == pytest.approx([second[0]] * 3)
+    assert flow[4] - flow[5] == pytest.approx(0.025 / 4 - second[0] / 2)
+    assert levels("linear_quadratic", 8) == pytest.approx([s * SD.noisiest.rho for s in flow])
+
+
+@pytest.mark.parametrize("n", [1, 4, 28])
+def test_flow_grids_are_diffusers(n: int) -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(sigmas=[1 - k / n for k in range(n)])
+    assert times("trailing", n, NoiseSchedule.flow(3.0)) == pytest.approx(theirs.timesteps.tolist(), rel=1e-5)
+    assert levels("trailing", n, NoiseSchedule.flow(3.0)) == pytest.approx(theirs.sigmas.tolist(), rel=1e-5)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.5, True, "5", None])
+def test_steps_that_are_none(n: Any) -> None:
+    with pytest.raises(ValueError, match=f"steps must be a whole number, at least 1; got {n!r}"):
+        build("karras", SD, n)
+
+
+@pytest.mark.parametrize("name", ["leading", "simple", "trailing"])
+def test_more_steps_than_times(name: str) -> None:
+    with pytest.raises(ValueError, match="1001 steps are too many"):
+        build(name, SD, 1001)
+    assert len(build("karras", SD, 1001)) == 1002
+
+
+def test_a_table_of_one_level_has_one_step() -> None:
+    noise = NoiseSchedule.from_betas([0.5])
+    assert len(build("karras", noise, 1)) == 2
+    with pytest.raises(ValueError, match="2 steps are too many"):
+        build("karras", noise, 2)
+
+
+def test_a_grid_that_is_none() -> None:
+    with pytest.raises(ValueError, match="gave 1 points for 2 steps"):
+        build(lambda noise, n: [noise.noisiest], SD, 2)
+
+
+# Given
+
+
+def test_explicit_times_and_levels() -> None:
+    s = schedulers.get("euler", grid=[999, 500, 20.5])
+    assert (s.grid_name, s.nfe(3)) == ("explicit", 3)
+    assert [p.t for p in s.grid().points] == [999, 500, 20.5, 0]
+    ays = schedulers.get("euler", grid=explicit(sigmas=AysSchedules["StableDiffusionSigmas"]))  # 14.615 is just outside
+    assert [p.t for p in ays.grid().points][:-1] == pytest.approx(AysSchedules["StableDiffusionTimesteps"], abs=0.6)
+    flow = build(explicit(sigmas=(1.0, 0.5)), NoiseSchedule.flow(3.0), 2)
+    assert [(p.t, p.sigma) for p in flow.points] == [(1000, 1), (500, 0.5), (0, 0)]
+    told = build(explicit(sigmas=[10, 1], model_times=[950, 400.5]), SD, 2)
+    assert [p.t for p in told.points] == [950, 400.5, 0]
+    assert [p.rho for p in told.points[:2]] == pytest.approx([10, 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: explicit(), "times or by sigmas"),
+        (lambda: explicit([1], [1]), "times or by sigmas"),
+        (lambda: explicit([]), "1 to 10000 numbers"),
+        (lambda: explicit([5, 5]), "must fall from entry to entry"),
+        (lambda: explicit([5, float("nan")]), "finite numbers; there is 'nan'"),
+        (lambda: explicit(["5"]), "finite numbers; there is '5'"),
+        (lambda: explicit([5, 4], model_times=[5]), "1 model_times for 2 points"),
+        (lambda: schedulers.get("euler", grid=[1200, 4]), r"t must lie in \[0, 999\], got 1200"),
+        (lambda: schedulers.get("euler", grid=explicit(sigmas=[20.0])), r"σ/α must lie in \[0.02917, 14.61\], got 20"),
+        (lambda: schedulers.get("euler", grid=[900, 4]).grid(3), "'explicit' has 2 steps; asked for 3"),
+        (
+            lambda: schedulers.get("euler", noise="flow", prediction="flow_prediction", grid=explicit(sigmas=[1.5])),
+            r"\(0, 1\], got 1.5",
+        ),
+    ],
+)
+def test_lists_that_cannot_be(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def write(path: Path, **changes: Any) -> str:
+    grid = {
+        "schema": "diffgen.grid/1",
+        "solver": "dpmpp_2m",
+        "nfe": 3,
+        "sigmas": [14.6, 2.0, 0.3],
+        "notes": "for people",
+    }
+    path.write_text(json.dumps({k: v for k, v in (grid | changes).items() if v is not None}))
+    return str(path)
+
+
+def test_a_grid_from_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "tuned.json", model_times=[990.0, 600.0, 100.0])
+    assert schedulers.check_grid(path) == path
+    s = schedulers.get("dpmpp_2m", grid=path)
+    assert (s.grid_name, s.nfe(3)) == ("tuned.json", 3)
+    assert [p.t for p in s.grid().points] == [990, 600, 100, 0]
+    assert [p.rho for p in s.grid().points] == pytest.approx([14.6, 2.0, 0.3, 0])
+    with pytest.raises(ValueError, match=r"tuned.json was tuned for dpmpp_2m, not for euler"):
+        schedulers.get("euler", grid=path)
+    with pytest.raises(ValueError, match=r"'tuned.json' has 3 steps; asked for 8"):
+        s.set_timesteps(8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schema": "diffgen.grid/2"}, r'g.json: no grid: "schema" must be "diffgen.grid/1"'),
+        ({"solver": None}, '"solver"'),
+        ({"nfe": "3"}, '"nfe"'),
+        ({"sigmas": None}, "times or by sigmas"),
+        ({"times": [5]}, "times or by sigmas"),
+        ({"sigmas": [1, 2]}, "must fall"),
+        ({"sigmas": [1, None]}, "finite numbers"),
+        ({"sigmas": {"a": 1}}, "list of 1 to"),
+        ({"sigmas": list(range(20_000, 0, -1))}, "list of 1 to"),
+        ({"model_times": [1, 2]}, "2 model_times for 3"),
+        ({"notes": "x" * (1 << 20)}, "larger than 1048576 bytes"),
+    ],
+)
+def test_files_that_are_no_grids(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        tuned(write(tmp_path / "g.json", **changes))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"schema": 1, "schema": 2}', "[" * 100_000, "\xff", '{"a": NaN}'])
+def test_files_that_are_no_json(text: str, tmp_path: Path) -> None:
+    (tmp_path / "g.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"g\.json: "):
+        tuned(tmp_path / "g.json")
+    with pytest.raises(FileNotFoundError):
+        tuned(tmp_path / "none.json")

@@ -1,0 +1,449 @@
+"""What holds for every solver: identities, frames, predictions, counts, starts mid-way, edits, the two ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from exact_runs import answer, from_prior, sample
+from torch import Tensor
+
+import schedulers
+from schedulers import grids
+from schedulers.exact import Mixture
+from schedulers.grids import Grid
+from schedulers.noise import CLEAN, NoiseSchedule, Point
+from schedulers.prediction import Denoised, target
+from schedulers.solver import SOLVERS, asked, run
+
+MIXTURE = Mixture.random(0)
+ALL = sorted(SOLVERS)
+FORWARD = [n for n in ALL if not SOLVERS[n].upwards]
+LISTED = [n for n in FORWARD if not SOLVERS[n].native_only]  # whose questions are known beforehand
+TWO = [n for n in LISTED if SOLVERS[n].evaluations_per_step == 2]
+ONE_STEP = ["euler", "euler_ancestral", "ddpm", "heun", "dpm2", "dpmpp_2s", "dpmpp_sde", "consistency", "tcd"]
+
+SD = NoiseSchedule.scaled_linear()
+ZERO_SNR = SD.zero_terminal_snr()
+
+
+def karras(n: int, noise: NoiseSchedule = SD) -> Grid:
+    return grids.build("karras", noise, n)
+
+
+def draws(p: Point, q: Point) -> Tensor:
+    """The same noise for the same interval, whichever solver asks."""
+    generator = torch.Generator().manual_seed(round(p.t * 1000) * 1_000_003 + round(q.t * 1000))
+    return torch.randn(24, 4, generator=generator, dtype=torch.float64)
+
+
+def states(name: str, grid: Grid, **options: Any) -> list[Tensor]:
+    """All that the solver asks about, and its result."""
+    seen: list[Tensor] = []
+
+    def denoise(x: Tensor, p: Point) -> Denoised:
+        seen.append(x)
+        x0, _ = MIXTURE.denoise(x, p.alpha, p.sigma)
+        return Denoised(x, x0, p, "sample")
+
+    result, _ = run(SOLVERS[name].function(from_prior(grid.noise, MIXTURE, 24), grid, draws, **options), denoise)
+    return [*seen, result]
+
+
+# The same algorithm under several names
+
+
+SAME: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
+    ("euler_ancestral", {}, "euler", {"eta": 1.0}),
+    ("euler_ancestral", {"eta": 0.0}, "euler", {}),
+    ("ddpm", {}, "euler_ancestral", {}),
+    ("deis", {"order": 1}, "euler", {}),
+    ("dpm_solver", {"order": 1}, "euler", {}),
+    ("dpm_solver", {"order": 1, "of": "x0"}, "euler", {}),
+    ("dpm_solver", {"order": 1, "method": "singlestep"}, "euler", {}),
+    ("lms", {"order": 1}, "euler", {}),
+    ("ipndm", {"order": 1}, "euler", {}),
+    ("tcd", {"eta": 0.0}, "euler", {}),
+    ("edm", {"s_churn": 0.0, "method": "euler"}, "euler", {}),
+    ("edm", {"s_churn": 0.0}, "heun", {}),
+    ("restart", {"times": 0}, "heun", {}),
+    ("dpm2_ancestral", {"eta": 0.0}, "dpm2", {}),
+    ("dpmpp_2s_ancestral", {"eta": 0.0}, "dpmpp_2s", {}),
+    ("dpmpp_sde", {"eta": 0.0}, "dpmpp_2s", {}),
+    ("ipndm_v", {}, "lms", {}),
+    ("dpm_solver", {"order": 2, "of": "x0"}, "dpmpp_2m", {}),
+    ("dpm_solver", {"order": 3, "of": "x0"}, "dpmpp_3m", {}),
+    ("dpm_solver", {"order": 3}, "deis", {}),
+    ("res_multistep", {}, "dpmpp_2m", {"variant": "heun"}),
+    ("dpmpp_2m_sde", {"eta": 0.0}, "dpmpp_2m", {}),
+    ("dpmpp_2m_sde", {"eta": 0.0, "variant": "heun"}, "res_multistep", {}),
+    ("dpmpp_3m_sde", {"eta": 0.0}, "dpmpp_3m", {}),
+    ("sa_solver", {"tau": 0.0, "corrector_order": 3}, "unipc", {"variant": "bh1"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "other", "others"), SAME)
+def test_identical_algorithms(name: str, options: dict[str, Any], other: str, others: dict[str, Any]) -> None:
+    for a, b in zip(states(name, karras(12), **options), states(other, karras(12), **others), strict=True):
+        assert (a - b).abs().max() < 1e-10
+
+
+def test_the_first_order_of_sde_solvers_is_euler_ancestral() -> None:
+    expected = states("euler_ancestral", karras(12))[1]
+    for name in ("dpmpp_2m_sde", "dpmpp_3m_sde"):
+        assert (states(name, karras(12))[1] - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize(("name", "of"), [("dpm2", "eps"), ("dpmpp_2s", "x0")])
+def test_midpoint_methods_are_single_step_solvers_on_a_grid_with_the_middles(name: str, of: str) -> None:
+    coarse = karras(10)
+    fine = [coarse[0]]
+    for p, q in zip(coarse.points[:-2], coarse.points[1:-1], strict=True):
+        fine += [SD.at(lam=(p.lam + q.lam) / 2), q]
+    a = states(name, coarse)
+    b = states("dpm_solver", Grid([*fine, CLEAN], SD), method="singlestep", of=of)
+    assert max((u - v).abs().max() for u, v in zip(a, b, strict=True)) < 1e-10
+
+
+def test_dpmpp_2m_sde_in_the_formulas_of_k_diffusion() -> None:
+    """In the frame x/α, with its published coefficients, noise and all."""
+    grid = karras(8, NoiseSchedule.edm())
+    start = x = from_prior(grid.noise, MIXTURE, 24)
+    old, last = None, 0.0
+    for p, q in grid.pairs():
+        D = MIXTURE.denoise(x, 1.0, p.sigma)[0]
+        if q.sigma == 0:
+            x = D
+            break
+        h = math.log(p.sigma / q.sigma)
+        x = (q.sigma / p.sigma) * math.exp(-h) * x - math.expm1(-2 * h) * D
+        if old is not None:
+            x = x - 0.5 * math.expm1(-2 * h) * (h / last) * (D - old)
+        x = x + q.sigma * math.sqrt(-math.expm1(-2 * h)) * draws(p, q)
+        old, last = D, h
+    assert (sample("dpmpp_2m_sde", grid, start, MIXTURE, noise=draws)[0] - x).abs().max() < 1e-9
+
+
+def test_er_sde_in_the_formulas_of_its_paper() -> None:
+    """The first two stages in the frame x/α, the integral of 1/φ as a fine sum."""
+
+    def phi(rho: Any) -> Any:
+        return rho * (math.exp(rho**0.3) + 10)
+
+    grid = karras(8)
+    start = x = from_prior(SD, MIXTURE, 24)
+    old: Any = None
+    for p, q in grid.pairs():
+        D = MIXTURE.denoise(x, p.alpha, p.sigma)[0]
+        if q.sigma == 0:
+            x = D
+            break
+        r = phi(q.rho) / phi(p.rho)
+        y = r * (x / p.alpha) + (1 - r) * D
+        if old is not None:
+            n, width = 20_000, p.rho - q.rho
+            integral = sum(width / n / phi(q.rho + (i + 0.5) * width / n) for i in range(n))
+            y = y + (q.rho - p.rho + phi(q.rho) * integral) * (D - old[0]) / (p.rho - old[1])
+        y = y + math.sqrt(q.rho**2 - p.rho**2 * r * r) * draws(p, q)
+        x, old = q.alpha * y, (D, p.rho)
+    assert (sample("er_sde", grid, start, MIXTURE, noise=draws, order=2)[0] - x).abs().max() < 1e-6
+
+
+def test_dpmpp_sde_has_one_brownian_path_a_step() -> None:
+    """Where x0 does not change, the step through the middle is the two steps of euler_ancestral, noises and all."""
+    grid = karras(6)
+    p, q = grid[1], grid[2]
+    m = SD.at(lam=(p.lam + q.lam) / 2)
+    x = from_prior(SD, MIXTURE, 24)
+
+    def still(state: Tensor, at: Point) -> Denoised:
+        return Denoised(state, torch.full_like(state, 0.3), at, "sample")
+
+    once = run(SOLVERS["dpmpp_sde"].function(x, Grid([p, q], SD), draws), still)[0]
+    twice = run(SOLVERS["euler_ancestral"].function(x, Grid([p, m, q], SD), draws), still)[0]
+    assert (once - twice).abs().max() < 1e-12
+
+
+# Frames and predictions
+
+
+@pytest.mark.parametrize("name", [n for n in LISTED if n not in ("lcm", "tcd", "consistency")])
+def test_frames_agree(name: str) -> None:
+    """The same σ/α in a variance-preserving, an exploding and a flow model: the same picture, state for state.
+
+    Excepted: Heun's step, which is taken in σ on a flow, and what is defined by the time t or the schedule's end.
+    """
+    rhos = [p.rho for p in karras(10).points[:-1]]
+    options: dict[str, Any] = {"sa_solver": {"tau": 0.0}, "edm": {"method": "euler", "s_churn": 0.0}}.get(name, {})
+    z = torch.randn(40, 24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    results = []
+    for noise in (SD, NoiseSchedule.edm(0.01, 20.0), NoiseSchedule.flow()):
+        if noise.name == "flow" and name in ("heun", "restart", "pndm"):
+            continue
+        grid, drawn = Grid([*(noise.at(lam=-math.log(r)) for r in rhos), CLEAN], noise), iter(z)
+        x = z[-1] * rhos[0] * grid[0].alpha
+        draw: Callable[[Point, Point], Tensor] = lambda p, q, drawn=drawn: next(drawn)  # noqa: E731
+        results.append(sample(name, grid, x, MIXTURE, noise=draw, **options)[0])
+    for other in results[1:]:
+        assert (results[0] - other).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_predictions_agree(name: str) -> None:
+    """The network may say ε, x0, v or the flow: the samples are the same."""
+    grid = karras(8)
+    x = from_prior(SD, MIXTURE, 24)
+    results = [
+        sample(name, grid, x, MIXTURE, prediction, draws)[0]
+        for prediction in ("epsilon", "sample", "v_prediction", "flow_prediction")
+    ]
+    for other in results[1:]:
+        assert (results[0] - other).abs().max() < 1e-8
+
+
+# Counting
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_evaluations_are_counted(name: str) -> None:
+    for n in (1, 2, 3, 7, 30):
+        grid = karras(n)
+        told = len(asked(SOLVERS[name].function, grid))
+        assert sample(name, grid, from_prior(SD, MIXTURE, 24), MIXTURE, noise=draws)[1] == told
+        if name == "pndm":
+            assert told == (1 if n == 1 else n + 1)
+        elif name != "restart":
+            assert told == (2 * n - 1 if SOLVERS[name].evaluations_per_step == 2 else n)
+
+
+@pytest.mark.parametrize("schedule", [SD, ZERO_SNR, NoiseSchedule.flow(), NoiseSchedule.edm()])
+@pytest.mark.parametrize("name", [n for n in TWO if n != "restart"])
+def test_steps_of_two_evaluations_lie_regularly(name: str, schedule: NoiseSchedule) -> None:
+    """Evaluation 2·i begins step i, also from α = 0: diffusers' image-to-image counts on it."""
+    begun = [step for _, step in asked(SOLVERS[name].function, karras(5, schedule))]
+    assert begun == [0, None, 1, None, 2, None, 3, None, 4]
+
+
+def test_restart_goes_back_up() -> None:
+    """From σ/α ≤ `low` to `high` and down again over the grid's own points, by two evaluations each."""
+    grid = karras(20)
+    inside = [p for p in grid.points if 0.1 <= p.rho <= 2.0]
+    for times in (0, 1, 3):
+        questions = [p for p, _ in asked(lambda *a: SOLVERS["restart"].function(*a, times=times), grid)]  # noqa: B023
+        assert len(questions) == 39 + times * 2 * (len(inside) - 1)
+        assert questions.count(inside[0]) == 2 + times
+    assert len(asked(lambda *a: SOLVERS["restart"].function(*a, low=3.0, high=2.0), grid)) == 39
+
+
+# Starting mid-way, edits, ends
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_a_start_midway_is_the_rest_of_the_run(name: str) -> None:
+    grid = karras(10)
+    per = SOLVERS[name].evaluations_per_step
+    whole = states(name, grid)
+    rest, _ = sample(name, grid[4:], whole[4 * per], MIXTURE, noise=draws)
+    assert (rest - whole[-1]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", [n for n in LISTED if not SOLVERS[n].stochastic and n not in ONE_STEP])
+def test_a_start_midway_from_the_exact_state_is_accurate(name: str) -> None:
+    """A multistep solver begins anew with no history, not with one that it does not have."""
+    grid = karras(40)
+    x = MIXTURE.solve(from_prior(SD, MIXTURE, 24), grid[0], grid[15])
+    exact = MIXTURE.denoise(MIXTURE.solve(x, grid[15], grid[-2]), grid[-2].alpha, grid[-2].sigma)[0]
+    result, _ = sample(name, grid[15:], x, MIXTURE)
+    first_order, _ = sample("euler", grid[15:], x, MIXTURE)
+    assert (result - exact).norm(dim=1).median() < 0.25 * (first_order - exact).norm(dim=1).median()
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_edits_between_steps_are_honoured(name: str) -> None:
+    """A state that is replaced halfway: the run goes on from the new one, and the last answer is to the last edit."""
+    grid = karras(40)
+    halfway = next(i for i, (_, step) in enumerate(asked(SOLVERS[name].function, grid)) if step == 20)
+    x, other = from_prior(SD, MIXTURE, 48)[:24], from_prior(SD, MIXTURE, 48)[24:]
+    results = []
+    for start in (x, -x):
+        count = 0
+
+        def denoise(state: Tensor, p: Point) -> Denoised:
+            nonlocal count
+            if count == halfway:
+                state = MIXTURE.solve(other, grid[0], p)
+            count += 1
+            return Denoised(state, MIXTURE.denoise(state, p.alpha, p.sigma)[0], p, "sample")
+
+        results.append(run(SOLVERS[name].function(start, grid, draws), denoise)[0])
+    apart = (results[0] - results[1]).norm(dim=1).median()
+    assert apart < 0.25, "what was before the edit shows"
+
+    def last(state: Tensor, p: Point) -> Denoised:
+        state = other if p is grid[-2] else state
+        return Denoised(state, MIXTURE.denoise(state, p.alpha, p.sigma)[0], p, "sample")
+
+    if name != "lcm":  # whose answer at t = 0 is the state
+        expected = MIXTURE.denoise(other, grid[-2].alpha, grid[-2].sigma)[0]
+        assert (run(SOLVERS[name].function(x, grid, draws), last)[0] - expected).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_the_last_step_is_x0_without_noise(name: str) -> None:
+    for noise in (SD, NoiseSchedule.flow(), NoiseSchedule.edm()):
+        for n in (1, 2, 9):
+            drawn: list[Point] = []
+            answers: list[Tensor] = []
+
+            def draw(p: Point, q: Point, drawn: list[Point] = drawn) -> Tensor:
+                drawn.append(q)
+                return torch.ones(24, 4, dtype=torch.float64)
+
+            def denoise(x: Tensor, p: Point, answers: list[Tensor] = answers) -> Denoised:
+                answers.append(MIXTURE.denoise(x, p.alpha, p.sigma)[0])
+                return Denoised(x, answers[-1], p, "sample")
+
+            grid = grids.build("trailing", noise, n)  # which does not end at t = 0, where lcm's answer is the state
+            result = run(SOLVERS[name].function(from_prior(noise, MIXTURE, 24), grid, draw), denoise)[0]
+            assert (result - answers[-1]).abs().max() < (1e-3 if name == "lcm" else 1e-15)
+            assert all(q.sigma != 0 for q in drawn)
+            assert SOLVERS[name].stochastic or not drawn
+
+
+ENDS = [
+    (SD, "epsilon"),
+    (ZERO_SNR, "v_prediction"),
+    (NoiseSchedule.flow(), "flow_prediction"),
+    (NoiseSchedule.edm(), "epsilon"),
+]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_from_pure_noise_to_the_picture(name: str) -> None:
+    """Finite from α = 0 to σ = 0, however few the steps."""
+    for noise, prediction in [*ENDS, (ZERO_SNR, "sample"), (NoiseSchedule.flow(shift=3.0), "v_prediction")]:
+        x = from_prior(noise, MIXTURE, 24)
+        if SOLVERS[name].upwards:
+            x = MIXTURE.draw(24, torch.Generator().manual_seed(0))
+        for grid in ("karras", "trailing"):
+            for n in (1, 2, 3, 5, 20):
+                result, _ = sample(name, grids.build(grid, noise, n), x, MIXTURE, prediction, draws)
+                assert result.isfinite().all(), (noise, grid, n)
+
+
+@cache
+def start_and_answer(noise: NoiseSchedule, grid: str) -> tuple[Grid, Tensor, Tensor]:
+    points = grids.build(grid, noise, 20)
+    x = from_prior(noise, MIXTURE, 24)
+    return points, x, answer(points[0], points[-2], x, MIXTURE)
+
+
+@pytest.mark.parametrize("name", [n for n in LISTED if not SOLVERS[n].stochastic])
+def test_twenty_steps_from_pure_noise_come_near(name: str) -> None:
+    for noise, prediction in ENDS:
+        grid, x, exact = start_and_answer(noise, "trailing" if noise.name == "flow" else "karras")
+        result, _ = sample(name, grid, x, MIXTURE, prediction)
+        assert (result - exact).norm(dim=1).median() < 0.5, noise
+
+
+# Precision and speed
+
+
+@pytest.mark.parametrize("name", [n for n in LISTED if not SOLVERS[n].stochastic])
+def test_float32_is_enough(name: str) -> None:
+    """The native run, float32 state and all, against the same in float64."""
+    for noise, prediction in ENDS:
+        s = schedulers.get(name, noise=noise, prediction=prediction, grid="karras")
+        x = from_prior(noise, MIXTURE, 8)
+        exact, _ = sample(name, s.grid(20), x, MIXTURE, prediction)
+        found = s.sample(MIXTURE.denoiser(noise, prediction), x.float(), 20)
+        assert (found - exact).abs().max() / exact.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_nothing_is_read_back_from_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No .item(), .cpu(), bool of a tensor, … between the first question and the last answer."""
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("a tensor was read back")
+
+    grid, x = karras(9), from_prior(SD, MIXTURE, 24)
+    z = draws(grid[0], grid[1])
+    steps = SOLVERS[name].function(x, grid, lambda p, q: z)
+    for what in ("item", "cpu", "tolist", "numpy", "to", "__bool__", "__float__", "__int__", "__iter__", "__array__"):
+        monkeypatch.setattr(Tensor, what, forbidden)
+    run(steps, lambda x, p: Denoised(x, x * 0.9, p, "epsilon"))
+
+
+@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("noise", [SD, NoiseSchedule.flow(), NoiseSchedule.edm()])
+def test_times_carry_gradients(name: str, noise: NoiseSchedule) -> None:
+    """Points of 0-d tensors give the numbers of points of floats, and the derivative by a time (for tuned grids)."""
+    prediction = "flow_prediction" if noise.name == "flow" else "epsilon"
+    start, x = karras(6, noise), from_prior(noise, MIXTURE, 4)
+    z = torch.full((4, 4), 0.1, dtype=torch.float64)
+
+    def loss(times: list[Any]) -> Any:
+        grid = Grid([start[0], *(noise.at(t=t) for t in times), CLEAN], noise)
+        return sample(name, grid, x, MIXTURE, prediction, lambda p, q: z)[0].square().sum()
+
+    times = [p.t for p in start.points[1:-1]]
+    tensors = [torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in times]
+    value = loss(tensors)
+    value.backward()
+    assert value.item() == pytest.approx(loss(times).item(), rel=1e-9)
+    h = 1e-4 * abs(times[2])
+    change = loss([*times[:2], times[2] + h, *times[3:]]) - loss([*times[:2], times[2] - h, *times[3:]])
+    slope = (change / (2 * h)).item()
+    gradient = tensors[2].grad
+    assert gradient is not None
+    assert gradient.item() == pytest.approx(slope, rel=2e-3, abs=1e-5)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("deis", {"order": 5}),
+        ("deis", {"order": 2.5}),
+        ("deis", {"order": True}),
+        ("unipc", {"variant": "bh3"}),
+        ("ddpm", {"variance": "learned_range"}),
+        ("euler", {"eta": -0.1}),
+        ("euler", {"eta": math.nan}),
+        ("euler", {"eta": math.inf}),
+        ("euler", {"eta": "1"}),
+        ("restart", {"times": 1.5}),
+        ("dpm_adaptive", {"order": 1}),
+    ],
+)
+def test_values_that_an_option_cannot_take(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {next(iter(options))} = .* allowed: "):
+        SOLVERS[name].check(options)
+
+
+def test_defaults() -> None:
+    for s in SOLVERS.values():
+        s.check(s.options)
+        assert s.function.__doc__
+        assert s.reference
+    assert [SOLVERS[n].options["order"] for n in ("deis", "lms", "unipc")] == [3, 4, 2]
+    assert SOLVERS["unipc"].options["variant"] == "bh2"
+    assert SOLVERS["dpmpp_3m"].order == 3
+
+
+def test_adaptive_steps_end_with_a_broken_network() -> None:
+    """Not a number is no reason to search for ever."""
+    broken = lambda x, p: Denoised(x, target("epsilon", p, x * math.nan, x * math.nan), p, "epsilon")  # noqa: E731
+    grid = karras(5)
+    result, nfe = run(SOLVERS["dpm_adaptive"].function(from_prior(SD, MIXTURE, 24), grid, draws), broken)
+    assert result.isnan().all()
+    assert nfe < 20
+    with pytest.raises(ValueError, match="not known before"):
+        asked(SOLVERS["dpm_adaptive"].function, grid)
