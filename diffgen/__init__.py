@@ -8,6 +8,7 @@ Importing this package imports no torch; `load` does.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,18 +19,20 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
-def load(name: str | Model = "emoji", device: str = "auto", dtype: str = "auto") -> ImageGenerator:
-    """A model, checked and loaded: a bundled name or a local diffusers folder. `diffgen generate` calls this.
+def load(
+    name: str | os.PathLike[str] | Model | None = None, device: str = "auto", dtype: str = "auto"
+) -> ImageGenerator:
+    """A model, checked and loaded: a bundled name (None: `emoji`) or a diffusers folder. `diffgen generate` calls this.
 
     `device` is auto, cpu, cuda, cuda:N, mps or xpu; `dtype` is auto, float32, float16 or bfloat16.
     Raises, from `diffgen.errors`, InputError for a model that is unknown, refused or broken, UsageError for a device or
     dtype that does not exist, OutOfMemory.
     """
-    from .models.find import find
+    from .models.find import Model, find
     from .stable_diffusion import environment
     from .stable_diffusion.plan import device_name, dtype_name
 
-    model = find(name) if isinstance(name, str) else name
+    model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare()
     from .stable_diffusion.generate import ImageGenerator

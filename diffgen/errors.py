@@ -35,13 +35,13 @@ class InputError(DiffgenError):
     code = ExitCode.INPUT
 
 
-class OutOfMemory(DiffgenError):
+class OutOfMemory(DiffgenError):  # noqa: N818
     code = ExitCode.MEMORY
 
 
-class InvalidOutput(DiffgenError):
+class InvalidOutput(DiffgenError):  # noqa: N818
     code = ExitCode.OUTPUT
 
 
-class CannotWrite(DiffgenError):
+class CannotWrite(DiffgenError):  # noqa: N818
     code = ExitCode.WRITE

@@ -178,6 +178,20 @@ def test_models_info_and_list(diffgen_: Callable[..., Result], tiny: Path) -> No
     assert json.loads(diffgen_("models", "list", "--json")[1])["ok"] is True
 
 
+def test_the_default_model_is_never_taken_from_the_current_folder(
+    diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "emoji").symlink_to(tiny)
+    monkeypatch.setattr("diffgen.models.find.BUNDLED", tmp_path / "bundle")
+    Path("emoji").mkdir()
+    Path("emoji/model_index.json").write_text("{}")
+    assert json.loads(diffgen_("models", "info", "--json")[1])["result"]["bundled"] is True
+    assert diffgen_("generate", "a", "--dry-run")[0] == 0
+    assert diffgen.load().model.bundled
+    assert "\\" not in diffgen_("generate", "-h")[1] + diffgen_("models", "info", "-h")[1]
+
+
 def test_version_and_help(diffgen_: Callable[..., Result]) -> None:
     assert diffgen_("--version")[:2] == (0, f"diffgen {diffgen.__version__}\n")
     assert diffgen_()[:2] == diffgen_("-h")[:2]
@@ -284,6 +298,42 @@ def test_a_batch_that_fails_in_part_saves_the_rest_and_lists_what_failed(
     assert len(os.listdir("made")) == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "help_of"),
+    [
+        (["nothing"], "diffgen"),
+        (["models", "nothing"], "diffgen models"),
+        (["models", "info", "--nothing"], "diffgen models info"),
+        (["generate", "--steps", "many"], "diffgen generate"),
+    ],
+)
+def test_a_usage_error_names_a_help_that_is_there(
+    diffgen_: Callable[..., Result], args: list[str], help_of: str
+) -> None:
+    assert diffgen_(*args)[2].endswith(f"; see: {help_of} --help\n")
+    assert diffgen_(*help_of.split()[1:], "--help")[0] == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("option", ["--quiet", "--json"])
+def test_a_result_that_nobody_can_read_is_one_line_too(tiny: Path, option: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for target, code, text in ((writer, 1, "nobody reads"), (os.open("/dev/full", os.O_WRONLY), 6, "No space left")):
+        done = subprocess.run(
+            [sys.executable, "-m", "diffgen", "models", "info", tiny, option],
+            cwd=ROOT,
+            stdout=target,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(target)
+        assert done.returncode == code
+        assert re.fullmatch(r"error: .+\n", done.stderr), done.stderr
+        assert text in done.stderr
+
+
 def test_a_traceback_only_with_debug(diffgen_: Callable[..., Result], tiny: Path) -> None:
     assert "Traceback" not in diffgen_("generate", "a", "-m", "nothing")[2]
     assert "Traceback" in diffgen_("generate", "a", "-m", "nothing", "--debug")[2]
@@ -344,7 +394,8 @@ def test_stopped_while_it_imports_it_says_so(tiny: Path, tmp_path: Path, number:
     assert process.stderr is not None
     assert "seed" in process.stderr.readline()  # said before torch is imported
     threading.Event().wait(0.3)
-    process.send_signal(number)
+    for _ in range(3):  # the impatient press it again
+        process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, json.loads(out)["error"]["code"]) == (code, code)
     assert re.fullmatch(r"error: .+\n", err), err

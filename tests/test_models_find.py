@@ -137,7 +137,8 @@ def test_info_of_a_plain_folder(here):
 
 def test_a_broken_card_is_named(here):
     make_folder(here / "mine")
-    for text in ("{", '{"concepts": NaN}', '{"a": 1, "a": 2}'):
+    broken = ("{", '{"concepts": NaN}', '{"a": 1, "a": 2}', '{"concepts": "cat"}', '{"concepts": [1]}', '{"styles": 3}')
+    for text in broken:
         (here / "mine/card.json").write_text(text)
         with pytest.raises(InputError, match=r"card\.json"):
             info(find("mine"))

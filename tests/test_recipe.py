@@ -67,7 +67,7 @@ def test_each_word_of_the_captions_is_one_token(recipe, tmp_path: Path):
 def test_a_resumed_training_ends_in_the_same_bytes(recipe, tmp_path: Path):
     train = recipe("loop").train
 
-    class Stopped(Exception):
+    class Stopped(Exception):  # noqa: N818
         pass
 
     def run(folder: Path, stop_at: int | None = None) -> bytes:
@@ -80,7 +80,16 @@ def test_a_resumed_training_ends_in_the_same_bytes(recipe, tmp_path: Path):
                 raise Stopped
             return net(torch.randn(16, 4, generator=g)).square().mean()
 
-        train("net", {"net": net}, loss_at, folder, steps=10, learning_rate=1e-2, save_every=3, at_checkpoint=lambda *_: None)
+        train(
+            "net",
+            {"net": net},
+            loss_at,
+            folder,
+            steps=10,
+            learning_rate=1e-2,
+            save_every=3,
+            at_checkpoint=lambda *_: None,
+        )
         return (folder / "net.safetensors").read_bytes()
 
     whole = run(tmp_path / "whole")

@@ -93,10 +93,23 @@ def build(folder: Path, closed: bool = False) -> Path:
     return folder
 
 
+def byte_level(word: str) -> str:
+    """The word in the letters of a byte-level vocabulary: printable Latin-1 bytes stand for themselves, the others for
+    the characters from 256 on (GPT-2)."""
+    return "".join(_BYTES[byte] for byte in word.encode())
+
+
+def _byte_letters() -> dict[int, str]:
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+_BYTES = _byte_letters()
+
+
 def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A byte-pair vocabulary in which each word is one token: merge the commonest pair until all are whole."""
-    from diffgen.stable_diffusion.prompts import _BYTES, byte_level
-
     letters = sorted(_BYTES.values())
     vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), START, END])}
     pieces = [[*byte_level(word)[:-1], byte_level(word)[-1] + "</w>"] for word in words]

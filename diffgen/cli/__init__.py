@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from diffgen.errors import DiffgenError, ExitCode, UsageError
+from diffgen.errors import CannotWrite, DiffgenError, ExitCode, UsageError
 
 
 class Stopped(BaseException):
@@ -54,6 +55,9 @@ def run(args: Sequence[str]) -> int:
 
 def _fail(caught: BaseException, options: Sequence[str]) -> int:
     """Say what went wrong; the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is _stop:  # it is leaving already: a second Ctrl-C must not cut the message off
+            signal.signal(number, signal.SIG_IGN)
     from .app import GROUPS
     from .output import UnfinishedError, fail
 
@@ -65,12 +69,12 @@ def _fail(caught: BaseException, options: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exception(caught)
-    error, code = _explain(caught, command)
+    error, code = _explain(caught)
     fail(command, "--json" in options, error, code, result)
     return code
 
 
-def _explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
+def _explain(caught: BaseException) -> tuple[DiffgenError, int]:
     """What to tell of an exception, and the exit code."""
     from .app import ParserError
 
@@ -80,10 +84,13 @@ def _explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
     if isinstance(caught, DiffgenError):
         return caught, caught.code
     if isinstance(caught, ParserError):
-        hint = f"see: diffgen {command} --help" if command else "see: diffgen --help"
+        context = getattr(caught, "ctx", None)  # of the innermost command that exists
+        hint = f"see: {context.command_path if context else 'diffgen'} --help"
         return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
     if isinstance(caught, BrokenPipeError | SystemExit):  # typer leaves so where nobody reads its output
         return DiffgenError("nobody reads the output any more"), ExitCode.FAILED
+    if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # of stdout
+        return CannotWrite(f"cannot write: {caught.strerror}", "make room"), ExitCode.WRITE
     return DiffgenError(f"{type(caught).__name__}: {caught}", "add --debug for the traceback"), ExitCode.FAILED
 
 

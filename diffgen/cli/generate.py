@@ -83,11 +83,15 @@ def generate(
         int, typer.Option(help="Pictures made at once; above 1, last bits may differ.", rich_help_panel=SAMPLING)
     ] = 1,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--model", "-m", metavar="NAME|FOLDER", help="A bundled model or a diffusers folder.", rich_help_panel=MODEL
+            "--model",
+            "-m",
+            metavar="NAME|FOLDER",
+            help="A bundled model or a diffusers folder. \\[emoji]",
+            rich_help_panel=MODEL,
         ),
-    ] = "emoji",
+    ] = None,
     device: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", help="Where to compute.", rich_help_panel=MODEL)
     ] = "auto",

@@ -21,7 +21,7 @@ def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) 
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A bundled model or a diffusers folder.")] = "emoji",
+    name: Annotated[str | None, typer.Argument(help="A bundled model or a diffusers folder. \\[emoji]")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

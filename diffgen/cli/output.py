@@ -84,10 +84,12 @@ def document(command: str, **content: Any) -> None:
 def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: dict[str, Any] | None = None) -> None:
     """Say what went wrong, in one line on stderr; with --json also in the document, with the result so far."""
     text = f"{error.message.rstrip('.')}; {error.hint}" if error.hint else error.message
-    print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it: the exit code remains
+        print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
     if as_json:
         said = {"code": int(code), "message": error.message, "hint": error.hint}
-        document(command, ok=False, error=said, **({} if result is None else {"result": result}))
+        with contextlib.suppress(OSError):
+            document(command, ok=False, error=said, **({} if result is None else {"result": result}))
 
 
 def printable(text: str) -> str:

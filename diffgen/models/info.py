@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from diffgen.errors import InputError
+
 from . import gate
 from .find import Model
 
@@ -31,6 +33,10 @@ def info(model: Model) -> dict[str, Any]:
     card = model.folder / "card.json"
     said = gate.read_json(card) if card.is_file() else {}
     known = {key: said.get(key, default) for key, default in CARD.items()}
+    for key in ("concepts", "styles"):
+        names = known[key] or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{card}: {key} is no list of texts")
     known["resolution"] = known["resolution"] or _resolution(model.folder)
     known["licence"] = known["licence"] or _licence(model.folder / "README.md")
     scheduler = gate.read_json(model.folder / "scheduler" / "scheduler_config.json")

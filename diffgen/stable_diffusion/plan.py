@@ -88,7 +88,7 @@ def make_plan(
         raise UsageError("there is no prompt", 'say what to show: diffgen generate "a red apple"')
     for text in texts:
         prompt_rules.check(text)
-    if negative:
+    if negative and negative.strip():
         prompt_rules.check(negative)
     whole("--count", count, 1, MAX_PICTURES)
     whole("--batch-size", batch_size, 1, 4096)
@@ -118,8 +118,8 @@ def make_plan(
 
     unknown = {}
     if said["concepts"]:  # the card lists all that the model was trained on
-        vocabulary, _ = prompt_rules.read_vocabulary(checked.components["tokenizer"].folder)
-        unknown = {text: tuple(prompt_rules.unknown_words(vocabulary, text)) for text in texts}
+        known = prompt_rules.caption_words(said["concepts"], said["styles"] or ())
+        unknown = {text: tuple(prompt_rules.unknown_words(known, text)) for text in texts}
     return Plan(
         model=model,
         checked=checked,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -100,21 +100,14 @@ def words(text: str) -> list[str]:
     return [piece for piece in re.findall(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d", text) if piece[0] != "'"]
 
 
-def unknown_words(vocabulary: Container[str], text: str) -> list[str]:
-    """The words of a text that have no token `word</w>` of their own, each once, in their order."""
-    return [word for word in dict.fromkeys(words(text)) if byte_level(word) + "</w>" not in vocabulary]
+def caption_words(concepts: Iterable[str], styles: Iterable[str]) -> set[str]:
+    """The words of the captions "a <concept>, <style> style": all that a model with such a card was trained on.
+
+    Its vocabulary has more: the pieces that words were merged from ("man" of "snowman") have tokens of their own.
+    """
+    return {word for text in ("a", "an", "style", *concepts, *styles) for word in words(text)}
 
 
-def byte_level(word: str) -> str:
-    """The word in the letters of a byte-level vocabulary: printable Latin-1 bytes stand for themselves, the others for
-    the characters from 256 on (GPT-2)."""
-    return "".join(_BYTES[byte] for byte in word.encode())
-
-
-def _byte_letters() -> dict[int, str]:
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-
-
-_BYTES = _byte_letters()
+def unknown_words(known: Container[str], text: str) -> list[str]:
+    """The words of a text that are not among the known ones, each once, in their order."""
+    return [word for word in dict.fromkeys(words(text)) if word not in known]
