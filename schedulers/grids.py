@@ -91,7 +91,7 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
 
 
 def named(name: str) -> Points:
-    """The grid of that canonical name; "karras:5" is karras with ρ = 5. Raises ValueError for a number that it cannot take."""
+    """The grid of that canonical name; "karras:5" is karras with ρ = 5. Raises ValueError for a wrong number."""
     plain, colon, number = name.partition(":")
     if not colon:
         return GRIDS[plain]
@@ -101,7 +101,9 @@ def named(name: str) -> Points:
     except ValueError:
         value = math.nan
     if not parameters or not 0 < value < math.inf:
-        raise ValueError(f"the grid {plain!r} takes no {number!r}: only {', '.join(adjustable())} take a number, above 0")
+        raise ValueError(
+            f"the grid {plain!r} takes no {number!r}: only {', '.join(adjustable())} take a number, above 0"
+        )
     return partial(GRIDS[plain], **{parameters[0]: value})
 
 

@@ -86,7 +86,7 @@ def parse(label: str) -> Label:
 
 
 def check_grid(name: str) -> str:
-    """The canonical name of a grid, with its number if there is one ("karras:5"), or the path of a grid file, which is read.
+    """The canonical name of a grid, its number with it ("karras:5"), or the path of a grid file, which is read.
 
     Raises UnknownName, and ValueError as `grids.named` and `grids.tuned` do.
     """

@@ -99,7 +99,7 @@ class Scheduler:
         return len(self._questions(self.grid(steps)))
 
     def steps_for(self, nfe: int) -> int:
-        """The most steps that cost no more than `nfe` function evaluations. Raises ValueError if one step costs more."""
+        """The most steps that cost at most `nfe` function evaluations. Raises ValueError if one step costs more."""
         most = self._steps or nfe // self.solver.evaluations_per_step + 1
         for steps in range(most, 0 if self._steps is None else most - 1, -1):
             if self.nfe(steps) <= nfe:

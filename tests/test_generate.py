@@ -196,6 +196,7 @@ def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     ("content", "error", "text"),
     [
         (b"a\nb\xff\n", InputError, "line 2: not valid UTF-8"),
+        (b'a\n{"prompt": "b", "seed": 5}\n', InputError, "line 2: looks like JSON"),
         (b"a\n" + b"x" * 65537, InputError, "line 2: longer than 65536 bytes"),
         (b"\n# nothing\n", UsageError, "there is no prompt"),
     ],

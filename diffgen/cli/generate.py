@@ -154,7 +154,9 @@ def generate(
         for warning in plan.warnings(text):
             say.warn(warning)
     if dry_run:
-        pictures = [_entry(plan, text, plan.seed + i) for text in plan.prompts for i in range(plan.count)]
+        pictures = [
+            {"path": None, **_entry(plan, text, plan.seed + i)} for text in plan.prompts for i in range(plan.count)
+        ]
         say.result(_result(plan, pictures) | {"dry_run": True}, (f"{p['seed']}\t{p['prompt']}" for p in pictures))
         return
 

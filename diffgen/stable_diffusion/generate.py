@@ -206,7 +206,9 @@ class ImageGenerator:
             "height": plan.height,
             "model": self.model.name,
             "model_hash": self.model_hash,
-            "model_files": {name: digest for name, digest in self.hashes.items() if name.endswith(".safetensors")},
+            "model_files": {
+                n.replace("/", ":"): digest for n, digest in self.hashes.items() if n.endswith(".safetensors")
+            },
             "family": self.model.family,
             "prediction": self.prediction,
             "device": self.device.type,

@@ -65,6 +65,10 @@ def _lines(file: BinaryIO, name: str) -> list[str]:
             raise InputError(
                 f"{name}, line {number}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8"
             ) from error
+        if re.match(r'\{\s*"', text):
+            raise InputError(
+                f"{name}, line {number}: looks like JSON, and this version reads plain prompts, one a line"
+            )
         if text and not text.startswith("#"):
             prompts.append(text)
     return prompts

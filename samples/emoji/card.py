@@ -1,6 +1,6 @@
 """The last stage: write the figures into the finished model's card, and put the licences of its pictures beside it.
 
-    python samples/emoji/card.py work/
+python samples/emoji/card.py work/
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ A complete small Stable Diffusion (CLIP tokenizer and text encoder, UNet, autoen
 
 {pictures} pictures of {concepts} concepts, each in all three styles: `noto` from Debian's `fonts-noto-color-emoji` (SIL Open Font
 License 1.1, LICENSE-noto), `flat` and `modern` from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). The autoencoder saw
-4,620 pictures of these sets, people, faces and signs included; the diffusion model learned names of one or two words only.
+{vae_pictures} pictures of these sets, people, faces and signs included; the diffusion model learned names of one or two words only.
 Captions: "<name>, <style> style"; sometimes without the style, or with an article; one in ten was dropped.
 
 ## Training
 
 `samples/emoji/make.py`, seed 0. Autoencoder: {vae_steps} steps of 32 pictures, L1 + gradient + L2 and a small KL term. UNet and text
 encoder together: {steps} steps of {batch} ({images} pictures), {prediction}, scaled-linear schedule, AdamW at 1e-3 falling to zero along a
-cosine, EMA 0.999, the project's own `GaussianDiffusion.loss`. Machine: {machine}. {time}
+cosine, EMA 0.999, the project's own `GaussianDiffusion.loss`. {machine}: {vae_minutes} minutes for the autoencoder, {minutes} for the rest.
 
 ## Figures
 
@@ -59,7 +59,11 @@ letters come out blurred. Do not expect new designs from it: it is here so that 
 """
 
 
-def main(work: Path, time: str, machine: str) -> None:
+def minutes(work: Path, stage: str) -> int:
+    return round(json.loads((work / f"{stage}.timing.json").read_text())["seconds"] / 60)
+
+
+def main(work: Path, machine: str) -> None:
     folder = work / "emoji"
     vae, diffusion, check = (json.loads((work / f"{name}.json").read_text()) for name in ("vae", "diffusion", "check"))
     shutil.copyfile(NOTO_LICENCE, folder / "LICENSE-noto")
@@ -72,7 +76,8 @@ def main(work: Path, time: str, machine: str) -> None:
         "pictures_trained_on": diffusion["images"],
     }
     card["sha256"] = {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*.safetensors"))
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*.safetensors"))
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     text = README.format(
@@ -85,13 +90,17 @@ def main(work: Path, time: str, machine: str) -> None:
         images=diffusion["images"],
         prediction=json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"],
         machine=machine,
-        time=time,
-        held_out=180,
+        vae_minutes=minutes(work, "vae"),
+        minutes=minutes(work, "diffusion"),
+        held_out=vae["held_out"],
+        vae_pictures=vae["pictures"],
         psnr=vae["psnr_held_out_db"],
         prompts=check["prompts"],
         seed=check["seed"],
         accuracy=check["accuracy"],
-        defaults=", ".join(f"{k} {'x'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in card["defaults"].items()),
+        defaults=", ".join(
+            f"{k} {'x'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in card["defaults"].items()
+        ),
     )
     (folder / "README.md").write_text(text)
     print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
@@ -100,7 +109,8 @@ def main(work: Path, time: str, machine: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--time", default="", help="how long the training took, in a sentence")
-    parser.add_argument("--machine", default=f"{torch.get_num_threads()} threads of {platform.machine()}")
+    parser.add_argument(
+        "--machine", default=f"{torch.get_num_threads()} threads of {platform.machine()}", help="what it was trained on"
+    )
     arguments = parser.parse_args()
-    main(arguments.work, arguments.time, arguments.machine)
+    main(arguments.work, arguments.machine)

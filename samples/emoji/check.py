@@ -2,9 +2,9 @@
 
     python samples/emoji/check.py work/ --model emoji --prompts 100       # or a folder
 
-Draws prompts at random from the captions, makes one picture of each at the model's defaults, shrinks it to 16x16 RGB with
-Pillow's BOX filter, and looks for the nearest (Euclidean) among the training pictures of that style. Prints the accuracy and
-writes a contact sheet of the first 48 to work/check.png.
+Draws prompts at random from the captions, makes one picture of each at the model's defaults, shrinks it to 16x16 RGB
+with Pillow's BOX filter, and looks for the nearest (Euclidean) among the training pictures of that style. Prints the
+accuracy and writes a contact sheet of the first 48 to work/check.png.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ def main(work: Path, model: str, prompts: int, seed: int) -> None:
         sheet.paste(made, (x, y))
         sheet.paste(real, (x, y + 66))
     sheet.save(work / "check.png")
-    figures = {"accuracy": right / prompts, "prompts": prompts, "seed": seed, "concepts": len(set(names)), "seconds_each": seconds}
+    figures = {"accuracy": right / prompts, "prompts": prompts, "seed": seed, "concepts": len(set(names))}
     (work / "check.json").write_text(json.dumps(figures, indent=2) + "\n")
-    print(f"{right} of {prompts} right ({len(set(names))} concepts), {seconds:.2f} s each; {work / 'check.png'}: made above, real below")
+    print(f"{right} of {prompts} right ({len(set(names))} concepts), {seconds:.2f} s each")
+    print(f"{work / 'check.png'}: made above, real below")
 
 
 if __name__ == "__main__":

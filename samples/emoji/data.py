@@ -67,7 +67,7 @@ def fluent(folder: Path, style: str, size: int):
     paths = {path.stem: path for path in sorted((folder / "icons" / style).glob("*.svg"))}
     for stem, path in paths.items():
         name = concept(stem.removesuffix("-default"))
-        if name in FLAGS or TONE.search(stem) and TONE.sub("-default", stem) in paths:
+        if name in FLAGS or (TONE.search(stem) and TONE.sub("-default", stem) in paths):
             continue
         png = cairosvg.svg2png(url=str(path), output_width=256, output_height=256)
         yield name, on_white(Image.open(io.BytesIO(png))).resize((size, size), Image.Resampling.LANCZOS)
@@ -77,7 +77,9 @@ def fetch_fluent(work: Path) -> Path:
     folder = work / "npm" / "node_modules" / "fluentui-emoji"
     if not folder.exists():
         (work / "npm").mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "install", "--no-save", "--prefix", str(work / "npm"), "fluentui-emoji@1.3.0"], check=True)
+        subprocess.run(
+            ["npm", "install", "--no-save", "--prefix", str(work / "npm"), "fluentui-emoji@1.3.0"], check=True
+        )
     return folder
 
 

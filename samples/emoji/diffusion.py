@@ -1,6 +1,6 @@
 """Stage 2: the text encoder and the UNet, trained together on the latents of stage 1.
 
-    python samples/emoji/diffusion.py work/      # work/data.npz, work/vae/ -> work/emoji/ (the finished folder, float16)
+    python samples/emoji/diffusion.py work/      # work/data.npz, work/vae/ -> work/emoji/, the float16 folder
 
 The objective is the project's own: `diffgen.diffusion.GaussianDiffusion.loss`.
 """
@@ -109,7 +109,9 @@ def main(work: Path, steps: int, batch: int, learning_rate: float) -> None:
         i = torch.randint(len(names), (batch,), generator=g)
         x0 = latents[i.to(dev)]
         phrases = [phrase(names[k], styles[k], g) for k in i.tolist()]
-        ids = tokenizer(phrases, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt").input_ids
+        ids = tokenizer(
+            phrases, padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt"
+        ).input_ids
         t = torch.randint(process.T, (batch,), generator=g).to(dev)
         noise = torch.randn(x0.shape, generator=g).to(dev)
         with fast(dev):

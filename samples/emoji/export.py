@@ -42,7 +42,9 @@ def half(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(kept, path, metadata={"format": "pt"})
 
 
-def export(work: Path, vae, unet, text, tokenizer, ema, seen: set[int], prediction: str, concepts: list[str], images: int) -> None:
+def export(
+    work: Path, vae, unet, text, tokenizer, ema, seen: set[int], prediction: str, concepts: list[str], images: int
+) -> None:
     folder = work / "emoji.tmp"
     shutil.rmtree(folder, ignore_errors=True)
     for module, name in ((vae, "vae"), (unet, "unet"), (text, "text_encoder")):
@@ -62,7 +64,6 @@ def export(work: Path, vae, unet, text, tokenizer, ema, seen: set[int], predicti
     (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     card = {
         "schema": "diffgen.card/1",
-        "family": "sd1",
         "licence": "Apache-2.0 (weights); pictures: OFL-1.1 (Noto), MIT (Fluent)",
         "resolution": 64,
         "styles": list(STYLES),

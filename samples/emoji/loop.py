@@ -5,6 +5,7 @@ Step k draws everything from generators seeded with (seed, k), so that a resumed
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -32,7 +33,8 @@ def train(
     weights = {f"{m}/{k}": p for m, module in modules.items() for k, p in module.named_parameters()}
     ema = {k: p.detach().clone() for k, p in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=1e-4, fused=True)
-    checkpoint, start = folder / f"{name}.safetensors", 0
+    checkpoint, timing, start = folder / f"{name}.safetensors", folder / f"{name}.timing.json", 0
+    before = json.loads(timing.read_text())["seconds"] if timing.exists() else 0.0
     if checkpoint.exists():
         start = load_checkpoint(checkpoint, weights, ema, optimizer)
         print(f"{name}: resumed at step {start}", flush=True)
@@ -59,6 +61,7 @@ def train(
                 raise SystemExit(f"{name}: the loss is not finite at step {step + 1}")
         if (step + 1) % save_every == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, step + 1, weights, ema, optimizer)
+            timing.write_text(json.dumps({"seconds": round(before + time.perf_counter() - began)}))
             at_checkpoint(step + 1, ema)
     return ema
 
@@ -67,7 +70,9 @@ def save_checkpoint(path: Path, step: int, weights: dict, ema: dict, optimizer: 
     tensors = {f"weights/{k}": p.detach().contiguous() for k, p in weights.items()}
     tensors |= {f"ema/{k}": p.contiguous() for k, p in ema.items()}
     for key, parameter in weights.items():
-        tensors |= {f"{slot}/{key}": optimizer.state[parameter][slot].contiguous() for slot in ("exp_avg", "exp_avg_sq")}
+        tensors |= {
+            f"{slot}/{key}": optimizer.state[parameter][slot].contiguous() for slot in ("exp_avg", "exp_avg_sq")
+        }
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"step": str(step)})
     os.replace(temporary, path)
@@ -83,6 +88,8 @@ def load_checkpoint(path: Path, weights: dict, ema: dict, optimizer: torch.optim
     for key, parameter in weights.items():
         parameter.copy_(tensors[f"weights/{key}"])
         ema[key].copy_(tensors[f"ema/{key}"])
-        slots = {slot: torch.empty_like(parameter).copy_(tensors[f"{slot}/{key}"]) for slot in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **slots}
+        slots = {
+            slot: torch.empty_like(parameter).copy_(tensors[f"{slot}/{key}"]) for slot in ("exp_avg", "exp_avg_sq")
+        }
+        optimizer.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **slots}
     return step

@@ -25,12 +25,16 @@ def build_tokenizer(names: list[str], folder: Path) -> CLIPTokenizer:
     words = sorted({w for s in sentences for w in s.replace(",", " , ").split()})
     letters = [*LETTERS, *(f"{c}</w>" for c in LETTERS)]
     trainer = BpeTrainer(
-        vocab_size=100_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=list(LETTERS), show_progress=False
+        vocab_size=100_000,
+        min_frequency=1,
+        end_of_word_suffix="</w>",
+        initial_alphabet=list(LETTERS),
+        show_progress=False,
     )
     bpe.train_from_iterator(words, trainer)
     model = json.loads(bpe.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    tokens = sorted({*letters, *model["vocab"]}) + [START, END]
+    tokens = [*sorted({*letters, *model["vocab"]}), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: see docs
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
 
 import argparse
 import hashlib
@@ -47,7 +47,11 @@ def device() -> torch.device:
 
 def fast(dev: torch.device):
     """bf16 autocast where the hardware multiplies it quickly (CUDA, or a CPU with AMX), else float32."""
-    amx = dev.type == "cpu" and "amx_bf16" in Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else False
+    amx = (
+        dev.type == "cpu" and "amx_bf16" in Path("/proc/cpuinfo").read_text()
+        if os.path.exists("/proc/cpuinfo")
+        else False
+    )
     return torch.autocast(dev.type, torch.bfloat16, enabled=amx or dev.type == "cuda")
 
 
@@ -104,7 +108,10 @@ def main(work: Path, steps: int) -> None:
         return (y - x).abs().mean() + edges + (y - x).square().mean() + 1e-3 * kl
 
     def check(step: int, ema: dict[str, torch.Tensor]) -> None:
-        print(f"vae {step}: PSNR held out {psnr(vae, test):.2f} dB, trained {psnr(vae, pictures[:256]):.2f} dB", flush=True)
+        print(
+            f"vae {step}: PSNR held out {psnr(vae, test):.2f} dB, trained {psnr(vae, pictures[:256]):.2f} dB",
+            flush=True,
+        )
 
     ema = train("vae", {"vae": vae}, loss_at, work, steps=steps, learning_rate=2e-3, at_checkpoint=check)
     vae.load_state_dict({k.removeprefix("vae/"): p for k, p in ema.items()})
@@ -113,6 +120,7 @@ def main(work: Path, steps: int) -> None:
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4), shift_factor=None)
     vae.save_pretrained(work / "vae")
     figures = {"psnr_held_out_db": psnr(vae, test), "psnr_trained_db": psnr(vae, pictures), "steps": steps}
+    figures |= {"pictures": len(pictures), "held_out": len(test)}
     (work / "vae.json").write_text(json.dumps(figures, indent=2))
     print(figures)
 
