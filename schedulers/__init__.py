@@ -69,10 +69,11 @@ def get(
     from .scheduler import Scheduler
 
     label = parse(name)
-    schedule = NoiseSchedule.named(noise) if isinstance(noise, str) else noise
+    schedule = noise if isinstance(noise, NoiseSchedule) else NoiseSchedule.named(noise)
     limits = {"clip_sample": clip_sample, "thresholding": thresholding, "sample_max_value": sample_max_value}
     chosen = info(label.name)
-    return Scheduler(chosen, schedule, prediction, grid or label.grid or chosen.grid, label.options | options, **limits)
+    points = (label.grid or chosen.grid) if grid is None else grid
+    return Scheduler(chosen, schedule, prediction, points, label.options | options, **limits)
 
 
 def __getattr__(name: str) -> Any:

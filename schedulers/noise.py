@@ -44,6 +44,19 @@ class Point:
         return math.inf if _is_zero(self.alpha) else self.sigma / self.alpha
 
 
+def _dtype(x: Any) -> Any:
+    """float64, but where a tensor's device has none."""
+    torch = sys.modules["torch"]
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _precise(t: Any) -> Any:
+    """A tensor of any dtype as float64; other numbers (NumPy's) as a float."""
+    if isinstance(t, (int, float)):
+        return t
+    return t.to(_dtype(t)) if hasattr(t, "requires_grad") else float(t)
+
+
 def _is_zero(x: Any) -> bool:
     """For floats; a tensor is not read: its own arithmetic gives inf."""
     return isinstance(x, (int, float)) and x == 0
@@ -94,22 +107,25 @@ class NoiseSchedule:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseSchedule) and self.recipe == other.recipe
 
+    def __reduce__(self) -> Any:
+        return NoiseSchedule.from_recipe, (self.recipe,)
+
     def __hash__(self) -> int:
         return hash((self.name, self.T, self.t_max, self.t_min))
 
     def alpha(self, t: Any) -> Any:
         """The factor of the signal at time t (a float, or a tensor of any shape)."""
-        return self._point(t)[0]
+        return self.at(t=t).alpha
 
     def sigma(self, t: Any) -> Any:
         """The standard deviation of the noise at time t (a float, or a tensor of any shape)."""
-        return self._point(t)[1]
+        return self.at(t=t).sigma
 
     def at(self, *, t: Any = None, lam: Any = None) -> Point:
         """The point at time t, or at λ = ln(α/σ); λ beyond the ends of a table gives its end."""
         if t is None:
             t = self._time(lam)
-        return Point(t, *self._point(t))
+        return Point(t, *self._point(_precise(t)))
 
     @cached_property
     def noisiest(self) -> Point:
@@ -319,7 +335,7 @@ class _Table:
 
     def _point_of_tensor(self, t: Any) -> tuple[Any, Any]:
         torch, L = sys.modules["torch"], self._tensor(t)
-        t = t.to(L.dtype).clamp(0, self.last)
+        t = t.clamp(0, self.last)
         i = t.detach().floor().clamp(max=len(self.L) - 1).long()
         j = (i + 1).clamp(max=len(self.L) - 1)
         snr = torch.exp(-(L[i] + (t - i) * (L[j] - L[i])))
@@ -351,11 +367,10 @@ class _Table:
         return t
 
     def _tensor(self, like: Any) -> Any:
-        """L on the device of `like`: float64, but where there is none."""
+        """L on the device of `like`."""
         if like.device not in self._tensors:
-            torch = sys.modules["torch"]
-            dtype = torch.float32 if like.device.type == "mps" else torch.float64
-            self._tensors[like.device] = torch.tensor(self.L, dtype=dtype, device=like.device)
+            L = sys.modules["torch"].tensor(self.L, dtype=_dtype(like), device=like.device)
+            self._tensors[like.device] = L
         return self._tensors[like.device]
 
 

@@ -128,6 +128,6 @@ def clip(x0: Any, limit: float) -> Any:
 
 def threshold(x0: Any, ratio: float, limit: float) -> Any:
     """x0 clipped to ±s, over s: s is that quantile of an image's |x0|, from 1 to `limit` (Imagen section 2.3)."""
-    size = sys.modules["torch"].quantile(x0.abs().flatten(1), ratio, dim=1).clamp(1, limit)
+    size = sys.modules["torch"].quantile(x0.abs().reshape(len(x0), -1), ratio, dim=1).clamp(1, limit)
     size = size.reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-size, size) / size

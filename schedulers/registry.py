@@ -79,9 +79,10 @@ def parse(label: str) -> Label:
         found = _parse(label)
     if found is None:
         known = {plain: meant.name for plain, meant in _labels(tuple(SOLVERS)).items()}
-        known |= {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
-        close = difflib.get_close_matches(_plain(label), known, n=1, cutoff=0.5)
-        raise UnknownName("scheduler", label, sorted(SOLVERS), known[close[0]] if close else None)
+        both = {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
+        close = difflib.get_close_matches(_plain(label), both, n=1, cutoff=0.85)
+        close = close or difflib.get_close_matches(_plain(label), known, n=1)
+        raise UnknownName("scheduler", label, sorted(SOLVERS), (known | both)[close[0]] if close else None)
     return found
 
 

@@ -21,7 +21,7 @@ from .noise import NoiseSchedule, Point
 from .prediction import Denoised
 from .record import Key, Program
 from .registry import UnknownName, check_grid
-from .solver import Solver, Steps, asked, run
+from .solver import Solver, Steps, asked, rest_asking, run
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -68,7 +68,7 @@ class Scheduler:
         self.order = solver.evaluations_per_step
         self.timesteps = torch.empty(0)
         self._grid: Grid | None = None
-        self._asked: list[tuple[Point, int | None]] = []
+        self._asked: list[Point] = []
         self._told_otherwise = False
         self._run: _Run | None = None
         self._begin_index = 0
@@ -83,8 +83,11 @@ class Scheduler:
         return f"<{self.name} on {self.grid_name}, {self.noise!r}, {self.prediction}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: all but the run that is under way."""
-        return {**self.__dict__, "_run": None}
+        """For copies: all but the run that is under way, and what `__setstate__` makes again."""
+        return {k: v for k, v in self.__dict__.items() if k != "_pair"} | {"_run": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _pair=prediction.bind(state["prediction"], state["noise"]))
 
     @property
     def _steps(self) -> int | None:
@@ -106,7 +109,7 @@ class Scheduler:
                 return steps
         raise ValueError(f"{self.name} on {self.grid_name} cannot do with {nfe} evaluations")
 
-    def _questions(self, grid: Grid) -> list[tuple[Point, int | None]]:
+    def _questions(self, grid: Grid) -> list[Point]:
         if self.solver.native_only:
             raise ValueError(f"{self.name} finds its times from the values it meets: it only runs natively (sample)")
         return asked(self._function, grid)
@@ -180,7 +183,7 @@ class Scheduler:
     def sigmas(self) -> Tensor:
         """σ/α (σ of a flow) at each evaluation, and 0."""
         flow = self.noise.name == "flow"
-        return torch.tensor([*(p.sigma if flow else p.rho for p, _ in self._asked), 0.0])
+        return torch.tensor([*(p.sigma if flow else p.rho for p in self._asked), 0.0])
 
     def set_timesteps(
         self,
@@ -215,7 +218,7 @@ class Scheduler:
         self._grid = grids.build(points, noise, num_inference_steps)
         self._told_otherwise = isinstance(points, Explicit) and bool(points.model_times)
         self._asked = self._questions(self._grid)
-        self.timesteps = torch.tensor([p.t for p, _ in self._asked], dtype=torch.float32, device=device)
+        self.timesteps = torch.tensor([p.t for p in self._asked], dtype=torch.float32, device=device)
         self.num_inference_steps = num_inference_steps
         self.set_begin_index(0)
 
@@ -235,7 +238,7 @@ class Scheduler:
     def _next_point(self) -> Point:
         """The point of the next answer (of the last one, when all are given)."""
         i = self._run.done if self._run is not None else self._begin_index
-        return self._asked[min(i, len(self._asked) - 1)][0]
+        return self._asked[min(i, len(self._asked) - 1)]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = α(t)·x0 + σ(t)·ε, t [B]. Where the network is told other times than the levels', the next level's."""
@@ -279,7 +282,7 @@ class _Run:
     def __init__(self, scheduler: Scheduler, sample: Tensor) -> None:
         self.pair, self.limit, self.total = scheduler._pair, scheduler._limit, len(scheduler._asked)
         self.begin = self.done = scheduler._begin_index
-        self.handed: tuple[Tensor, int] | None = None
+        self.state: Any = None
         self.shape: Any = None
         self.flags = _Flags(self.begin)
         start = functools.partial(_from, scheduler._function, scheduler._grid, scheduler._asked, self.begin)
@@ -299,8 +302,9 @@ class _Run:
         i = self.done - self.begin
         if self.done >= self.total:
             raise RuntimeError(f"step was called more often than the grid has evaluations ({self.total})")
-        unedited = self.handed is not None and self.handed[0] is sample and self.handed[1] == _version(sample)
-        x, output = self.state if unedited else sample.float(), output.float()
+        x, output = sample.float(), output.float()
+        if i > 0 and sample.dtype is not torch.float32:  # where nobody edited it, the state goes on unrounded
+            x = torch.where(sample == self.state.to(sample.dtype), self.state, x)
         self.done += 1
         self.shape, self.device, self.generator = sample.shape, sample.device, generator
         point = self.program.points[i] if self.steps is None else self.point
@@ -314,9 +318,7 @@ class _Run:
                 self.state, self.point = self.steps.send(d)
             except StopIteration as stop:
                 self.state = stop.value
-        prev = self.state.to(sample.dtype)
-        self.handed = (prev, _version(prev))
-        return prev, d.x0
+        return self.state.to(sample.dtype), d.x0
 
 
 def _from(function: Callable[..., Steps], grid: Any, questions: Any, begin: int, x: Any, noise: Any) -> Steps:
@@ -327,13 +329,11 @@ def _from(function: Callable[..., Steps], grid: Any, questions: Any, begin: int,
     if begin == 0:
         return (yield from function(x, grid, noise))
     for i in range(begin, len(questions)):
-        p, step = questions[i]
-        if step is not None:
-            rest = grid[step:]
-            if [q for q, _ in asked(function, rest)] == [q for q, _ in questions[i:]]:
-                return (yield from function(x, rest, noise))
-        d = yield x, p
-        q = questions[i + 1][0] if i + 1 < len(questions) else grid[-1]
+        rest = rest_asking(function, grid, questions[i:])
+        if rest is not None:
+            return (yield from function(x, rest, noise))
+        d = yield x, questions[i]
+        q = questions[i + 1] if i + 1 < len(questions) else grid[-1]
         x = q.alpha * d.x0 + q.sigma * d.eps
     return x
 
@@ -368,11 +368,6 @@ def _normal(shape: Any, device: Any, generators: Generators, p: Point, q: Point)
         return torch.stack([torch.randn(shape[1:], generator=g, device=g.device).to(device) for g in generators])
     where = device if generators is None else generators.device
     return torch.randn(shape, generator=generators, device=where).to(device)
-
-
-def _version(x: Tensor) -> int:
-    """Counts in-place edits (0 for tensors of inference mode, which do not count them)."""
-    return 0 if x.is_inference() else x._version
 
 
 # What is given

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -53,7 +54,8 @@ class Solver:
         for name, value in options.items():
             kind = hints.get(name)
             if get_origin(kind) is Literal:
-                fits, allowed = value in get_args(kind), ", ".join(map(repr, get_args(kind)))
+                fits = value in get_args(kind) and not isinstance(value, float)
+                allowed = ", ".join(map(repr, get_args(kind)))
             elif kind is int:
                 fits, allowed = isinstance(value, int) and value >= 0, "a whole number from 0"
             elif kind is float:
@@ -119,33 +121,20 @@ def run(steps: Steps, denoise: Callable[[Any, Point], Denoised]) -> tuple[Any, i
         return stop.value, nfe
 
 
-def asked(function: Callable[..., Steps], grid: Grid) -> list[tuple[Point, int | None]]:
-    """Run a solver on the number 0: each point it asks at, with the index of the step that it begins, or None.
-
-    The first question begins step 0, whether or not the solver walks over `grid.pairs()`.
-    """
-    watched = _Watched(grid.points, grid.noise, grid.total)
-    questions: list[tuple[Point, int | None]] = []
+def asked(function: Callable[..., Steps], grid: Grid) -> list[Point]:
+    """The points at which a solver asks, learned by running it on the number 0."""
+    questions: list[Point] = []
 
     def denoise(x: Any, p: Point) -> Denoised:
-        begun = watched.take_begun()
-        questions.append((p, begun if questions else 0))
+        questions.append(p)
         return Denoised(0.0, 0.0, p, "epsilon") if p.alpha != 0 else Denoised(0.0, 0.0, p, "sample")
 
-    run(function(0.0, watched, lambda p, q: 0.0), denoise)
+    run(function(0.0, grid, lambda p, q: 0.0), denoise)
     return questions
 
 
-class _Watched(Grid):
-    """A grid that remembers which step was last begun."""
-
-    begun: int | None = None
-
-    def pairs(self) -> Any:
-        for i, pair in enumerate(super().pairs()):
-            self.begun = i
-            yield pair
-
-    def take_begun(self) -> int | None:
-        begun, self.begun = self.begun, None
-        return begun
+def rest_asking(function: Callable[..., Steps], grid: Grid, questions: list[Point]) -> Grid | None:
+    """The rest of the grid on which a solver asks these questions, the last of the whole run; None if there is none."""
+    k = bisect_left(range(len(grid) - 1), -len(questions), key=lambda k: -len(asked(function, grid[k:])))
+    rest = grid[k:]
+    return rest if len(rest) > 1 and asked(function, rest) == questions else None

@@ -79,7 +79,7 @@ def _dry_run(s: Solver) -> Iterator[str]:
     for noise, _ in SCHEDULES:
         for steps in (1, 2, 3, 10):
             grid = build(s.grid, noise, steps)
-            told = [p for p, _ in asked(s.function, grid)]
+            told = asked(s.function, grid)
             came: list[Point] = []
             _walk(s, grid, torch.full((2, 3), 5.0), seen=came.append)
             if came != told:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import struct
-import time
 import zlib
 
 import numpy as np
@@ -120,10 +119,8 @@ def test_nothing_is_carried_along(file):
     ("width", "height"), [(12000, 12000), (MAX_PIXELS + 1, 1), (2**31 - 1, 2**31 - 1), (30000, 30000)]
 )
 def test_size_is_refused_by_the_header(file, width, height, recwarn):
-    started = time.perf_counter()
     with pytest.raises(InputError, match="MP"):
         read_image(file(png_of_size(width, height, zlib.compress(bytes(10**6)))))
-    assert time.perf_counter() - started < 0.5
     assert not recwarn.list
 
 

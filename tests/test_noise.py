@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -59,6 +60,16 @@ def test_tensors_give_what_floats_give(noise: NoiseSchedule) -> None:
     )
     lam = torch.tensor([p.lam for p in floats], dtype=torch.float64)
     torch.testing.assert_close(noise.at(lam=lam.reshape(1, 41)).t, t.reshape(1, 41), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
+def test_numbers_of_every_kind(noise: NoiseSchedule) -> None:
+    """Tensors of whole numbers or half precision give float64; NumPy's numbers are numbers."""
+    for t in (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]).half()):
+        for level in (noise.alpha, noise.sigma):
+            expected = torch.tensor([level(0.0), level(1.0)], dtype=torch.float64)
+            torch.testing.assert_close(level(t), expected, rtol=1e-13, atol=1e-15)
+    assert noise.alpha(np.float32(1)) == noise.alpha(np.int64(1)) == noise.alpha(1.0)
 
 
 @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)

@@ -145,6 +145,7 @@ def test_what_other_tools_call_a_grid(grid: str, canonical: str) -> None:
     [
         (lambda: schedulers.get("eulr"), "unknown scheduler 'eulr': did you mean 'euler'?"),
         (lambda: schedulers.get("DPM++ 2M Karas"), "did you mean 'dpmpp_2m karras'?"),
+        (lambda: schedulers.get("nonsense_thing"), "unknown scheduler 'nonsense_thing': there are consistency, "),
         (lambda: schedulers.info("zzz"), "unknown scheduler 'zzz': there are consistency, "),
         (lambda: schedulers.get("euler", grid="karas"), "unknown grid 'karas': did you mean 'karras'?"),
         (lambda: schedulers.get("heun", etta=1), "unknown option of heun 'etta': there are none"),
@@ -162,6 +163,7 @@ def test_unknown_names(make: Any, says: str) -> None:
     [
         ("unipc", {"order": 7}),
         ("unipc", {"variant": "bh3"}),
+        ("unipc", {"order": 2.0}),
         ("euler", {"eta": -1.0}),
         ("euler", {"eta": float("nan")}),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from schedulers.exact import Gaussian, Mixture
 from schedulers.for_diffusers import DiffgenScheduler, for_diffusers, from_diffusers
 from schedulers.record import Program
 from schedulers.scheduler import Generators
-from schedulers.solver import SOLVERS, solver
+from schedulers.solver import SOLVERS, Solver, rest_asking, solver
 from schedulers.testing import check_solver
 
 SD = NoiseSchedule.scaled_linear()
@@ -70,7 +72,7 @@ def test_a_pipelines_loop_gives_what_the_native_one_gives(name: str, kind: str) 
 def test_each_update_is_recorded(name: str) -> None:
     s = schedulers.get(name)
     program = Program(lambda x, noise: s._function(x, s.grid(5), noise), "epsilon")
-    assert program.points == [p for p, _ in s._questions(s.grid(5))]
+    assert program.points == s._questions(s.grid(5))
     assert all(math.isfinite(w) for update in program.updates for _, w in update)
     kept: set[Any] = set()
     for i, update in enumerate(program.updates):
@@ -98,6 +100,31 @@ def test_a_learned_variance_runs_unrecorded() -> None:
 # Begun mid-way
 
 
+def test_begun_midway_however_a_solver_walks() -> None:
+    """Not only over `grid.pairs()`: a solver that takes the points in another way keeps its history too."""
+
+    def walker(steps: Any) -> Any:
+        def mine(x: Any, grid: Any, noise: Any) -> Any:
+            before = None
+            for p, q in steps(grid):
+                d = yield x, p
+                x = q.alpha * d.x0 + q.sigma * d.eps
+                x = x if before is None else x + (d.eps - before) * (0.5 * (q.sigma - q.alpha * p.rho))
+                before = d.eps
+            return x
+
+        return Solver("mine", mine, 1, 1, False, "karras", (), "mine", "none")
+
+    results = []
+    for steps in (lambda g: g.pairs(), pairwise, lambda g: zip(g, g[1:], strict=False)):
+        s = Scheduler(walker(steps), SD, "epsilon", "karras", {})
+        s.set_timesteps(9)
+        s.set_begin_index(4)
+        results.append(loop(s, MIXTURE.denoiser(SD), start(s), 4))
+    torch.testing.assert_close(results[0], s.sample(MIXTURE.denoiser(SD), start(s), s.grid(9)[4:]), rtol=1e-4, atol=1e-5)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("name", INSIDE)
 def test_begun_at_every_evaluation(name: str) -> None:
     s = schedulers.get(name)
@@ -113,16 +140,11 @@ def test_begun_at_every_evaluation(name: str) -> None:
         )
         result = loop(s, network, x, begin, seeds(3))
         assert s._run is not None
-        assert s._run.program.points == [p for p, _ in questions[begin:]]  # it asks what the pipeline was told
+        assert s._run.program.points == questions[begin:]  # it asks what the pipeline was told
         assert result.isfinite().all()
-        point, step = questions[begin]
-        grid = s.grid(5)
-        if (
-            step is not None
-            and point == grid[step]
-            and s._run.program.points == [p for p, _ in s._questions(grid[step:])]
-        ):
-            torch.testing.assert_close(result, s.sample(network, x, grid[step:], seeds(3)), rtol=1e-3, atol=1e-4)
+        rest = rest_asking(s._function, s.grid(5), questions[begin:])
+        if rest is not None and questions[begin] == rest[0]:
+            torch.testing.assert_close(result, s.sample(network, x, rest, seeds(3)), rtol=1e-3, atol=1e-4)
 
 
 def test_begun_inside_a_step() -> None:
@@ -130,7 +152,7 @@ def test_begun_inside_a_step() -> None:
     s = schedulers.get("heun", grid="trailing")
     network, grid = MIXTURE.denoiser(SD), s.grid(3)
     s.set_timesteps(3)
-    assert [p for p, _ in s._asked] == [grid[0], grid[1], grid[1], grid[2], grid[2]]
+    assert s._asked == [grid[0], grid[1], grid[1], grid[2], grid[2]]
     s.set_begin_index(1)
     x = start(s)
     result = loop(s, network, x, 1)
@@ -201,11 +223,27 @@ def test_half_precision_keeps_a_float32_state(name: str, dtype: torch.dtype) -> 
         assert torch.equal(result, s._run.state.to(kind))
         states.append(s._run.state)
     assert torch.equal(states[0], states[1])
-    s.set_timesteps(12)
-    rounded = x
-    for t, answer in zip(s.timesteps, answers, strict=True):
-        rounded = s.step(answer, t, rounded, return_dict=False)[0].clone()  # a new tensor: here the rounding counts
-    assert not torch.equal(rounded, states[0].to(dtype))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_half_precision_takes_edits_over(mode: Any) -> None:
+    """What was edited, in place or in a copy, counts; elements that were not go on unrounded."""
+    s, results = schedulers.get("dpmpp_2m"), []
+    for edit in (lambda x: x[1:].fill_(0.25), lambda x: x[1:].copy_(torch.full_like(x[1:], 0.25)), lambda x: None):
+        s.set_timesteps(12)
+        with mode():
+            x = start(s).half()
+            for i, t in enumerate(s.timesteps):
+                x = s.step(x * 0.5, t, x)[0]
+                if i == 8:
+                    x = x.clone()
+                    edit(x)
+                elif i == 3:
+                    edit(x)
+        results.append(x)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0][0], results[2][0])
+    assert not torch.isclose(results[0][1:], results[2][1:], rtol=0.1).any()
 
 
 # Randomness
@@ -233,7 +271,7 @@ def test_the_last_step_adds_no_noise(name: str) -> None:
     s = schedulers.get(name)
     x0 = torch.linspace(-1, 1, 24).reshape(3, 2, 2, 2)
     s.set_timesteps(4)
-    p = s._asked[-1][0]
+    p = s._asked[-1]
     s.set_begin_index(len(s.timesteps) - 1)
     result = loop(s, lambda x, t: (x - p.alpha * x0) / p.sigma, p.alpha * x0 + p.sigma, len(s.timesteps) - 1, seeds(3))
     tolerance = 1e-5 if name != "lcm" else 1e-3  # its c_skip is not quite 0
@@ -447,6 +485,17 @@ def test_copies_are_on_their_own() -> None:
     for t in s.timesteps[3:]:
         x = s.step(network(x, t.expand(3)), t, x)[0]
     torch.testing.assert_close(x, s.sample(network, start(s), 6), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_pickled(kind: str) -> None:
+    noise, prediction = KINDS[kind]
+    s = schedulers.get("euler", noise=noise, prediction=prediction, eta=0.5, clip_sample=2.0)
+    s.set_timesteps(4)
+    other = pickle.loads(pickle.dumps(s))
+    assert other.noise == s.noise and torch.equal(other.timesteps, s.timesteps)
+    network = MIXTURE.denoiser(noise, prediction)
+    assert torch.equal(loop(other, network, start(s), generator=seeds(3)), loop(s, network, start(s), generator=seeds(3)))
 
 
 # Diffusers, both ways

@@ -56,7 +56,7 @@ def dpm_adaptive(
             e = yield first(s, d) + (e.eps - d.eps) * (s.sigma * exponential(-1.0, v, u)[0]), s
             low, high = high, first(q, d) + (e.eps - d.eps) * (q.sigma * exponential(-1.0, step, v)[0])
         tolerance = (rtol * low.abs().maximum(before.abs())).clamp(min=atol)
-        error = float(((high - low) / tolerance).square().flatten(1).mean(1).sqrt().max())
+        error = float(((high - low) / tolerance).square().reshape(len(x), -1).mean(1).sqrt().max())
         factor = 1 + math.atan((1 / (error + 1e-8)) ** (1 / order) - 1) if error < math.inf else math.inf
         if factor >= accept_safety:  # also if the state is no longer finite: no search without end
             before, x, p = low, high, q
