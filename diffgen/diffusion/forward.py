@@ -59,6 +59,6 @@ class ForwardProcess:
         return (self.at("alpha", t, x0) * x0 + self.at("sigma", t, x0) * noise).to(x0.dtype)
 
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """DDPM eq. 6 and 7: (mean, variance) of q(x_{t-1} | x_t, x_0); both in the shape of x_t; the variance is 0 at t = 0."""
+        """DDPM eq. 6 and 7: (mean, variance) of q(x_{t-1} | x_t, x_0), shaped like x_t; variance 0 at t = 0."""
         mean = self.at("mean_of_x0", t, x_t) * x0 + self.at("mean_of_x_t", t, x_t) * x_t
         return mean, self.at("beta_tilde", t, x_t).expand_as(mean)
