@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .noise import NoiseSchedule, Point
+from .noise import CLEAN, NoiseSchedule, Point
 from .prediction import target
 
 
@@ -105,6 +105,50 @@ class Gaussian(Mixture):
         mean, s = self.means[0].reshape(1, *x.shape[1:]).to(x.device), float(self.deviations[0])
         stretch = math.hypot(q.alpha * s, q.sigma) / math.hypot(p.alpha * s, p.sigma)
         return (q.alpha * mean + (x.double() - p.alpha * mean) * stretch).to(x.dtype)
+
+
+class Exam:
+    """Several mixtures on one noise schedule: starting states, the exact network, and the answers to compare with.
+
+    The mixtures have one shape. `x` are standard normal states at the noisiest point, float32 [mixtures·starts, D], one
+    mixture after the other; `network(x, t)` answers as `prediction` says, and `evaluations` counts how often.
+    """
+
+    def __init__(
+        self, mixtures: Sequence[Mixture], noise: NoiseSchedule, prediction: str = "epsilon", starts: int = 64
+    ) -> None:
+        self.mixtures, self.noise, self.prediction, self.evaluations = mixtures, noise, prediction, 0
+        self._model = _SideBySide(mixtures, starts)
+        first, last = noise.noisiest, noise.at(t=noise.t_min)
+        shape = len(mixtures) * starts, mixtures[0].means.shape[1]
+        z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        self.x = z * math.hypot(first.alpha, first.sigma)
+        end = self._model.solve(self.x.double(), first, last)
+        self._seen = self._model.denoise(end, last.alpha, last.sigma)[0]
+        self._clean = self._model.solve(end, last, CLEAN)
+
+    def network(self, x: Tensor, t: Tensor) -> Tensor:
+        """For t the same in the whole batch."""
+        self.evaluations += 1
+        p = self.noise.at(t=float(t.reshape(-1)[0]))
+        return target(self.prediction, p, *self._model.denoise(x, p.alpha, p.sigma))
+
+    def errors(self, result: Tensor, to_zero: bool = False) -> list[float]:
+        """For each mixture the median over its starts of the root-mean-square distance to the answer, or inf.
+
+        The answer is where the probability-flow ODE leads at the schedule's least noise and what the network sees there
+        of the picture: no model of this schedule knows anything below. `to_zero`: the ODE goes on to σ = 0 instead.
+        """
+        distance = (result.double() - (self._clean if to_zero else self._seen)).square().mean(1).sqrt()
+        return distance.nan_to_num(math.inf).reshape(len(self.mixtures), -1).median(1).values.tolist()
+
+
+class _SideBySide(Mixture):
+    """Mixtures of one shape, each with `starts` states of a batch."""
+
+    def __init__(self, mixtures: Sequence[Mixture], starts: int) -> None:
+        self.means = torch.stack([m.means for m in mixtures]).repeat_interleave(starts, 0)
+        self.deviations, self.weights = mixtures[0].deviations, mixtures[0].weights
 
 
 def _extrapolated(slope: Callable[[Tensor, float], Tensor], y: Tensor, start: float, width: float) -> Tensor:

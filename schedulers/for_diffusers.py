@@ -21,7 +21,7 @@ from torch import Tensor
 from .grids import Explicit, explicit
 from .noise import NoiseSchedule
 from .registry import info
-from .scheduler import Generators, Scheduler
+from .scheduler import Config, Generators, Scheduler
 
 
 class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
@@ -42,6 +42,12 @@ class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
         schedule = NoiseSchedule.from_recipe(noise or {"name": "scaled_linear"})
         points = grid if isinstance(grid, str) else explicit(**grid)
         Scheduler.__init__(self, info(solver), schedule, prediction, points, options or {}, **(limits or {}))
+
+    @property
+    def config(self) -> Config:
+        """As `Scheduler.config`, with what `from_config` makes the same again from."""
+        own = {key: value for key, value in self._internal_dict.items() if not key.startswith("_")}
+        return Config({**super().config, **own})
 
 
 def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:

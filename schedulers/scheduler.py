@@ -160,8 +160,7 @@ class Scheduler:
 
     @functools.cached_property
     def config(self) -> Config:
-        """What pipelines read; for flows with the names that their pipelines look for."""
-        flow = {"use_flow_sigmas": True, "use_dynamic_shifting": bool(self.noise.dynamic), **(self.noise.dynamic or {})}
+        """What pipelines read, and what a scheduler of diffusers made `from_config` needs: the noise in its names."""
         return Config(
             num_train_timesteps=self.noise.T,
             prediction_type=self.prediction,
@@ -170,7 +169,7 @@ class Scheduler:
             noise=self.noise.name,
             **self.options,
             **self.limits,
-            **(flow if self.noise.name == "flow" else {}),
+            **_in_diffusers_names(self.noise),
         )
 
     @property
@@ -226,6 +225,8 @@ class Scheduler:
         """Start at the evaluation `begin_index`, as image-to-image does."""
         if not 0 <= begin_index < max(len(self._asked), 1):
             raise ValueError(f"the grid has {len(self._asked)} evaluations, it cannot begin at number {begin_index}")
+        if begin_index and self.solver.upwards:
+            raise ValueError(f"{self.name} goes from the picture to noise: it begins at 0, not at {begin_index}")
         self._begin_index, self._run = begin_index, None
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -411,6 +412,18 @@ def _limits(clip: bool | float, ratio: bool | float, most: float) -> tuple[dict[
         limits = {"thresholding": part, "sample_max_value": float(most)}
         return limits, functools.partial(prediction.threshold, ratio=part, limit=most)
     return {}, None
+
+
+def _in_diffusers_names(noise: NoiseSchedule) -> dict[str, Any]:
+    """The configuration that `from_diffusers_config` reads (of an edm schedule nothing: it has none)."""
+    if noise.name == "flow":
+        dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or {})}
+        return {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+    if noise.name in ("linear", "scaled_linear"):
+        ends = {key: noise.recipe[key] for key in ("beta_start", "beta_end")}
+        zero = bool(noise.recipe.get("zero_terminal_snr"))
+        return {"beta_schedule": noise.name, **ends, "rescale_betas_zero_snr": zero}
+    return {"trained_betas": list(noise.betas)} if noise.alphas_cumprod else {}
 
 
 class Config(dict):

@@ -146,6 +146,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {  # the pipeline and its argument
     ),
     "sd3 inpaint": ("StableDiffusion3Inpaint", {**TEXT_XL, **REPAINT, "strength": 0.75}),
 }
+MIDWAY = {run for run in RUNS if run.endswith(("image", "part", "xl inpaint", "sd3 inpaint"))} - {"xl first part"}
 KINDS = {"sd": "epsilon", "sd2": "v_prediction", "xl": "epsilon", "sd3": "flow_prediction"}
 
 
@@ -167,6 +168,10 @@ def call(run: str, s: Any, seed: int = 5, **changes: Any) -> Tensor:
 @pytest.mark.parametrize("run", RUNS)
 def test_every_scheduler_runs_in_every_pipeline(run: str, name: str) -> None:
     s = scheduler(run.split()[0], name)
+    if name == "ddim_inverse" and run in MIDWAY:
+        with pytest.raises(ValueError, match="from the picture to noise"):
+            call(run, s)
+        return
     told: list[float] = []
     network = transformer() if run.startswith("sd3") else unet(run.startswith("xl"))
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
+import torch
 from diffusers.schedulers import AysSchedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -198,6 +200,17 @@ def test_a_grid_that_is_none() -> None:
 
 
 # Given
+
+
+@pytest.mark.parametrize("kind", [tuple, torch.tensor, np.array])
+def test_lists_of_any_kind(kind: Any) -> None:
+    assert [p.t for p in schedulers.get("euler", grid=kind([900.0, 500.0])).grid()] == [900, 500, 0]
+
+
+def test_a_list_of_nothing_is_no_default() -> None:
+    for nothing, says in (([], "1 to 10000 numbers"), ("", "unknown grid")):
+        with pytest.raises(ValueError, match=says):
+            schedulers.get("euler", grid=nothing)
 
 
 def test_explicit_times_and_levels() -> None:

@@ -109,6 +109,14 @@ def test_limits_are_diffusers() -> None:
         torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_data_of_one_number() -> None:
+    """A batch of numbers [B]: each is its own image, where limits and step sizes look at images."""
+    x = torch.linspace(-2, 2, 5)
+    for s in (schedulers.get("euler", thresholding=True), schedulers.get("dpm_adaptive")):
+        result = s.sample(lambda x, t: x * 0.5, x, 5)
+        assert torch.equal(result, s.sample(lambda x, t: x * 0.5, x[:, None], 5)[:, 0])
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -116,16 +116,25 @@ def test_begun_midway_however_a_solver_walks() -> None:
         return Solver("mine", mine, 1, 1, False, "karras", (), "mine", "none")
 
     results = []
-    for steps in (lambda g: g.pairs(), pairwise, lambda g: zip(g, g[1:], strict=False)):
+    for steps in (lambda g: g.pairs(), pairwise, lambda g: [(g[i], g[i + 1]) for i in range(len(g) - 1)]):
         s = Scheduler(walker(steps), SD, "epsilon", "karras", {})
         s.set_timesteps(9)
         s.set_begin_index(4)
         results.append(loop(s, MIXTURE.denoiser(SD), start(s), 4))
-    torch.testing.assert_close(results[0], s.sample(MIXTURE.denoiser(SD), start(s), s.grid(9)[4:]), rtol=1e-4, atol=1e-5)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    expected = s.sample(MIXTURE.denoiser(SD), start(s), s.grid(9)[4:])
+    torch.testing.assert_close(results[0], expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("name", INSIDE)
+def test_what_goes_up_begins_at_the_picture() -> None:
+    s = schedulers.get("ddim_inverse")
+    s.set_timesteps(5)
+    with pytest.raises(ValueError, match="begins at 0, not at 2"):
+        s.set_begin_index(2)
+
+
+@pytest.mark.parametrize("name", [name for name in INSIDE if name != "ddim_inverse"])
 def test_begun_at_every_evaluation(name: str) -> None:
     s = schedulers.get(name)
     network = MIXTURE.denoiser(SD)
@@ -493,9 +502,10 @@ def test_pickled(kind: str) -> None:
     s = schedulers.get("euler", noise=noise, prediction=prediction, eta=0.5, clip_sample=2.0)
     s.set_timesteps(4)
     other = pickle.loads(pickle.dumps(s))
-    assert other.noise == s.noise and torch.equal(other.timesteps, s.timesteps)
-    network = MIXTURE.denoiser(noise, prediction)
-    assert torch.equal(loop(other, network, start(s), generator=seeds(3)), loop(s, network, start(s), generator=seeds(3)))
+    assert other.noise == s.noise
+    assert torch.equal(other.timesteps, s.timesteps)
+    results = [loop(one, MIXTURE.denoiser(noise, prediction), start(s), generator=seeds(3)) for one in (s, other)]
+    assert torch.equal(results[0], results[1])
 
 
 # Diffusers, both ways
@@ -525,13 +535,40 @@ def test_saved_and_loaded(choice: dict[str, Any], tmp_path: Path) -> None:
     again = DiffgenScheduler.from_pretrained(tmp_path)
     assert isinstance(again, Scheduler)
     assert (again.name, again.options, again.limits, again.noise, again.prediction, again.grid_name, again.config) == (
-        s.name, s.options, s.limits, s.noise, s.prediction, s.grid_name, s.config,
+        s.name, s.options, s.limits, s.noise, s.prediction, s.grid_name, for_diffusers(s).config,
     )  # fmt: skip
     steps = getattr(s.points, "steps", 3)
     for each in (s, again):
         each.set_timesteps(steps, mu=1.0)
     torch.testing.assert_close(again.timesteps, s.timesteps, rtol=0, atol=0)
     assert again.init_noise_sigma == s.init_noise_sigma
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [SD, SD.zero_terminal_snr(), NoiseSchedule.linear(), NoiseSchedule.cosine(), NoiseSchedule.from_betas([0.1, 0.9])],
+    ids=repr,
+)
+def test_a_scheduler_of_diffusers_from_the_configuration(noise: NoiseSchedule) -> None:
+    """`DDIMScheduler.from_config(pipe.scheduler.config)` has the noise and the prediction of the model."""
+    s = schedulers.get("heun", noise=noise, prediction="v_prediction")
+    for config in (s.config, for_diffusers(s).config):
+        theirs = diffusers.DDIMScheduler.from_config(config)
+        expected = torch.tensor(noise.alphas_cumprod, dtype=torch.float32)
+        torch.testing.assert_close(theirs.alphas_cumprod, expected, rtol=1e-3, atol=1e-7)
+        assert theirs.config.prediction_type == "v_prediction"
+        read, prediction = schedulers.from_diffusers_config(config)
+        assert read.alphas_cumprod == pytest.approx(noise.alphas_cumprod)
+        assert prediction == "v_prediction"
+    again = DiffgenScheduler.from_config(for_diffusers(s).config)
+    assert (again.name, again.noise, again.options) == (s.name, s.noise, s.options)
+
+
+def test_a_flow_of_diffusers_from_the_configuration() -> None:
+    flow = schedulers.get("heun", noise=NoiseSchedule.flow(3.0), prediction="flow_prediction")
+    assert diffusers.FlowMatchEulerDiscreteScheduler.from_config(flow.config).config.shift == 3.0
+    assert diffusers.UniPCMultistepScheduler.from_config(flow.config).config.flow_shift == 3.0
+    assert schedulers.from_diffusers_config(flow.config) == (flow.noise, "flow_prediction")
 
 
 def test_a_function_cannot_be_saved() -> None:
