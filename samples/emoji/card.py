@@ -40,7 +40,8 @@ Captions: "<name>, <style> style"; sometimes without the style, or with an artic
 
 `samples/emoji/make.py`, seed 0. Autoencoder: {vae_steps} steps of 32 pictures, L1 + gradient + L2 and a small KL term. UNet and text
 encoder together: {steps} steps of {batch} ({images} pictures), {prediction}, scaled-linear schedule, AdamW at 1e-3 falling to zero along a
-cosine, EMA 0.999, the project's own `GaussianDiffusion.loss`. {machine}: {vae_minutes} minutes for the autoencoder, {minutes} for the rest.
+cosine, EMA 0.999, the project's own `GaussianDiffusion.loss`. Trained on: {machine};
+{vae_minutes} minutes for the autoencoder, {minutes} for the rest.
 
 ## Figures
 

@@ -33,7 +33,7 @@ INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-DEFAULTS = {"steps": 25, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras", "size": [64, 64]}
+DEFAULTS = {"steps": 25, "guidance": 2.0, "scheduler": "dpmpp_2m", "grid": "karras", "size": [64, 64]}
 
 
 def half(path: Path, tensors: dict[str, torch.Tensor]) -> None:
