@@ -102,14 +102,9 @@ def named(name: str) -> Points:
         value = math.nan
     if not parameters or not 0 < value < math.inf:
         raise ValueError(
-            f"the grid {plain!r} takes no {number!r}: only {', '.join(adjustable())} take a number, above 0"
+            f"the grid {plain!r} takes no {number!r}: a number above 0, and that only where it has a parameter"
         )
     return partial(GRIDS[plain], **{parameters[0]: value})
-
-
-def adjustable() -> list[str]:
-    """The names of the grids with a parameter, which can be given after a colon."""
-    return sorted(name for name, function in GRIDS.items() if len(inspect.signature(function).parameters) > 2)
 
 
 def name_of(points: str | Points) -> str:

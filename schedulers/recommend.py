@@ -17,16 +17,17 @@ TABLES: dict[float, tuple[Row, ...]] = {
         (4, "unipc", {"order": 3}, "exponential"),
         (6, "ipndm", {"order": 3}, "polyexponential:0.75"),
         (9, "deis", {"order": 3}, "karras:9"),
-        (13, "deis", {"order": 3}, "karras:12"),
-        (math.inf, "deis", {"order": 4}, "polyexponential:0.8"),
+        (19, "deis", {"order": 3}, "karras:12"),
+        (math.inf, "deis", {"order": 4}, "karras"),
     ),
-    1000.0: (  # DDPM's linear, EDM; searched on edm
+    1000.0: (  # DDPM's linear, EDM; searched on both
         (14, "ipndm", {"order": 3}, "ays_svd"),
-        (math.inf, "deis", {"order": 4}, "ays_sdxl"),
+        (math.inf, "deis", {"order": 4}, "polyexponential:0.7"),
     ),
     math.inf: (  # to pure noise or nearly: flows, cosine, zero terminal SNR; searched on flow, looked at on the others
         (4, "unipc", {"order": 2}, "trailing"),
-        (math.inf, "ipndm", {"order": 3}, "beta_t"),
+        (31, "ipndm", {"order": 3}, "beta_t"),
+        (math.inf, "deis", {"order": 4}, "beta_t"),
     ),
 }
 
@@ -39,8 +40,8 @@ def recommend(nfe: int, *, noise: str | NoiseSchedule = "scaled_linear", predict
 
     Chosen among all deterministic solvers here, their orders and variants, on all grids, by the median distance to the
     exact solution on Gaussian mixtures in four dimensions, of six components with deviation 0.6 or 0.3 and means from
-    N(0, 0.7²), N(0, 1) or N(0, 1.5²): `benchmarks/error_per_nfe.py --search`. Mixtures are not pictures, and guidance is
-    not in them: take it as a place to start, and compare on the model itself. Below four evaluations nothing is near.
+    N(0, 0.7²), N(0, 1) or N(0, 1.5²): `benchmarks/error_per_nfe.py --search`. Mixtures are not pictures, and guidance
+    is not in them: take it as a place to start, and compare on the model itself. Below four evaluations, all are bad.
     `noise` and `prediction` as in `get`. Raises ValueError for nfe < 1 and for what cannot work.
     """
     from . import get

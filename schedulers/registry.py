@@ -89,7 +89,7 @@ def parse(label: str) -> Label:
 def check_grid(name: str) -> str:
     """The canonical name of a grid, its number with it ("karras:5"), or the path of a grid file, which is read.
 
-    Raises UnknownName, and ValueError as `grids.named` and `grids.tuned` do.
+    Raises UnknownName, and ValueError for a file as `grids.tuned` does.
     """
     if name.lower().endswith(".json"):
         grids.tuned(name)
@@ -100,7 +100,10 @@ def check_grid(name: str) -> str:
         found = _grid_labels(tuple(grid_names())).get(_plain(plain))
     if found is None:
         raise UnknownName("grid", name, grid_names())
-    grids.named(found + colon + number)
+    try:
+        grids.named(found + colon + number)
+    except ValueError:  # it takes no such number
+        raise UnknownName("grid", name, grid_names(), found) from None
     return found + colon + number
 
 
