@@ -83,6 +83,7 @@ assert "numpy" not in sys.modules and "typer" not in sys.modules
 from diffgen.cli import run
 for line in (
     [], ["--help"], ["--version"], ["generate", "--help"], ["schedulers", "list"], ["models", "list"],
+    ["schedulers", "show", "DPM++ 2M Karras"], ["schedulers", "list", "-m", {str(tiny)!r}],
     ["models", "info", {str(tiny)!r}],
     ["generate", "a", "-m", {str(tiny)!r}, "--dry-run"],
 ):

@@ -28,6 +28,8 @@ models_app.command("list")(models.list_models)
 models_app.command("info")(models.info)
 schedulers_app = typer.Typer(help="The schedulers there are.")
 schedulers_app.command("list")(schedulers.list_schedulers)
+schedulers_app.command("show")(schedulers.show)
+schedulers_app.command("plot")(schedulers.plot)
 app.add_typer(models_app, name="models")
 app.add_typer(schedulers_app, name="schedulers")
 

@@ -2,30 +2,220 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
 import schedulers
+from diffgen.errors import UsageError
+from diffgen.models.find import find
+from diffgen.models.gate import check_folder
+from diffgen.stable_diffusion.plan import noise_and_prediction
+from schedulers import grids, prediction
+from schedulers.guide import advice
+from schedulers.registry import LABELS
+from schedulers.solver import Solver, asked
 
-from .output import Debug, Json, Output, Quiet, table
+from .output import Debug, Json, Output, Quiet, printable, table
+
+SEE = "list: diffgen schedulers list"
 
 
-def list_schedulers(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def list_schedulers(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME|FOLDER", help="Say which go with this model.", show_default=False),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
     """Every scheduler: its names, its order, what a step costs."""
+    say = Output("schedulers list", json, quiet)
     found = [schedulers.info(name) for name in schedulers.names()]
-    entries = [
-        {
-            "name": solver.name,
-            "aliases": list(solver.aliases),
-            "order": solver.order,
-            "evaluations_per_step": solver.evaluations_per_step,
-            "stochastic": solver.stochastic,
-            "native_only": solver.native_only,
-            "reference": solver.reference,
-            "options": solver.options,
-        }
-        for solver in found
-    ]
+    entries = [_entry(solver) for solver in found]
     rows = [["name", "order", "evaluations", "", "also known as"]]
-    for solver in found:
-        kind = "stochastic" if solver.stochastic else ""
-        rows.append([solver.name, str(solver.order), str(solver.evaluations_per_step), kind, ", ".join(solver.aliases)])
-    lines = [*table(rows), "", f"grids: {', '.join(schedulers.grid_names())}"]
-    Output("schedulers list", json, quiet).result({"schedulers": entries, "grids": schedulers.grid_names()}, lines)
+    rows += [
+        [s.name, str(s.order), str(s.evaluations_per_step), "stochastic" if s.stochastic else "", ", ".join(_labels(s))]
+        for s in found
+    ]
+    if model is not None:
+        chosen = find(model)
+        noise, predicts = noise_and_prediction(check_folder(chosen.folder))
+        rows[0].insert(4, f"with {chosen.name}")
+        for solver, entry, row in zip(found, entries, rows[1:], strict=True):
+            reason = _why_not(solver, noise, predicts)
+            entry |= {"compatible": reason is None, "reason": reason}
+            row.insert(4, "yes" if reason is None else f"no: {reason}")
+    for name, reason in schedulers.plugin_errors().items():
+        say.warn(f"left out: {name}: {reason}")
+    last = f"grids: {', '.join(schedulers.grid_names())}"
+    if not json and sys.stdout.isatty():
+        _print_table(rows, last)
+    else:
+        say.result({"schedulers": entries, "grids": schedulers.grid_names()}, [*table(rows), "", last])
+
+
+def _entry(s: Solver) -> dict[str, Any]:
+    return {
+        "name": s.name,
+        "aliases": list(s.aliases),
+        "order": s.order,
+        "evaluations_per_step": s.evaluations_per_step,
+        "stochastic": s.stochastic,
+        "native_only": s.native_only,
+        "reference": s.reference,
+        "options": s.options,
+    }
+
+
+def _labels(s: Solver) -> list[str]:
+    """All its other names, AUTOMATIC1111's first."""
+    return [*([s.a1111] if s.a1111.lower() != s.name else []), *s.aliases]
+
+
+def _special(s: Solver) -> list[str]:
+    """Other tools' names that stand for options of it too."""
+    return [
+        f"{label} ({', '.join(f'{key}={value}' for key, value in options.items())})"
+        for label, (name, _, options) in LABELS.items()
+        if name == s.name
+    ]
+
+
+def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> str | None:
+    """Why it makes no pictures with a model of this noise schedule and prediction; None if it does."""
+    if solver.native_only:
+        return "its times depend on values, it only runs in the native loop"
+    if solver.upwards:
+        return "goes from a picture to noise"
+    try:
+        prediction.check(predicts, noise)
+        asked(solver.function, grids.build(solver.grid, noise, 4))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _print_table(rows: list[list[str]], last: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*rows[0], header_style="bold", box=None, pad_edge=False)
+    for row in rows[1:]:
+        shown.add_row(*map(printable, row))
+    console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
+    console.print(shown)
+    console.print("\n" + printable(last), highlight=False)
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="Any name of it, ours or another tool's: dpmpp_2m, “DPM++ 2M Karras”.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """What a scheduler is: its formula, its options, its other names, when to use it."""
+    try:
+        label = schedulers.parse(name)
+    except schedulers.UnknownName as error:
+        raise UsageError(str(error), SEE) from error
+    solver, said = schedulers.info(label.name), advice(label.name)
+    about = " ".join((solver.function.__doc__ or "").split())
+    choices = {key: _choices(solver, key) for key in solver.options}
+    result = {
+        **_entry(solver),
+        "about": about,
+        "formula": said.formula or None,
+        "same_as": said.same or None,
+        "when": said.when or None,
+        "grid": solver.grid,
+        "a1111": solver.a1111,
+        "choices": {key: found for key, found in choices.items() if found},
+        "implies": {"grid": label.grid, "options": label.options},
+    }
+    means = [f"grid {label.grid}"] if label.grid else []
+    means += [f"{key} = {value!r}" for key, value in label.options.items()]
+    kind = "stochastic: fresh noise on the way" if solver.stochastic else "deterministic"
+    rows = [
+        [solver.name, about],
+        ["formula", said.formula],
+        ["order", f"{solver.order}; {kind}"],
+        ["cost", _cost(solver)],
+        ["grid", f"{solver.grid}, unless another is given"],
+        *(
+            ["option", f"{key} = {default!r}{'; one of ' if choices[key] else ''}{', '.join(map(repr, choices[key]))}"]
+            for key, default in solver.options.items()
+        ),
+        ["known as", ", ".join([*_labels(solver), *_special(solver)])],
+        ["the same", said.same],
+        ["use it", said.when],
+        ["source", solver.reference],
+    ]
+    if means:
+        rows.insert(1, [name, f"means here: {', '.join(means)}"])
+    Output("schedulers show", json, quiet).result(result, _wrapped([row for row in rows if row[1]]))
+
+
+def _choices(solver: Solver, option: str) -> list[Any]:
+    hint = get_type_hints(solver.function)[option]
+    return list(get_args(hint)) if get_origin(hint) is Literal else []
+
+
+def _cost(solver: Solver) -> str:
+    each = solver.evaluations_per_step
+    return f"{each} evaluation{'s' * (each > 1)} a step{'; native loop only' * solver.native_only}"
+
+
+def _wrapped(rows: list[list[str]]) -> Iterator[str]:
+    """Two columns, the second wrapped to the width of a terminal; elsewhere one line for each row."""
+    left = max(len(row[0]) for row in rows)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1_000_000
+    for key, value in rows:
+        first, *rest = textwrap.wrap(value, max(width - left - 2, 30)) or [""]
+        yield f"{key.ljust(left)}  {first}"
+        yield from (" " * (left + 2) + line for line in rest)
+
+
+def plot(
+    out: Annotated[
+        str, typer.Option("--out", "-o", "--output", metavar="FILE", help="A .png or .svg file.")
+    ] = "schedulers.png",
+    names: Annotated[
+        str,
+        typer.Option("--schedulers", metavar="A,B,…", help="Whose error to draw; recommend: the best for each budget."),
+    ] = "euler,heun,dpmpp_2m,dpmpp_3m,unipc,recommend",
+    grid_names: Annotated[
+        str, typer.Option("--grids", metavar="A,B,…", help="Which grids to draw.")
+    ] = "trailing,karras,exponential,beta_t,kl_optimal,ays",
+    steps: Annotated[int, typer.Option(help="Steps of the grids.")] = 10,
+    nfe: Annotated[
+        str, typer.Option(metavar="N,N,…", help="At how many evaluations to measure.")
+    ] = "5,6,8,10,14,20,28,40,56,80",
+    noise: Annotated[
+        str, typer.Option(metavar="NAME", help=f"One of {', '.join(schedulers.NoiseSchedule.NAMES)}.")
+    ] = "scaled_linear",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Draw σ and times of grids, and the error of schedulers against evaluations on a model whose answer is known."""
+    from . import schedulers_plot
+
+    chosen = _split("--schedulers", names), _split("--grids", grid_names), steps, _split("--nfe", nfe), noise
+    drawn = schedulers_plot.draw(Path(out), *chosen, overwrite)
+    Output("schedulers plot", json, quiet).result(drawn, [drawn["path"]])
+
+
+def _split(option: str, text: str) -> list[str]:
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise UsageError(f"{option} names nothing (got {text!r})")
+    return found

@@ -1,0 +1,62 @@
+"""The tables of docs/schedulers.md, written from the registry: python docs/tables.py
+
+A test compares the page with them, so that it cannot go stale.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import schedulers
+from schedulers.grids import ALIASES, GRIDS
+from schedulers.guide import GUIDE
+from schedulers.registry import LABELS
+from schedulers.solver import SOLVERS
+
+PAGE = Path(__file__).parent / "schedulers.md"
+
+
+def solvers() -> str:
+    """Our own solvers; those of plug-ins that happen to be installed are left out."""
+    rows = [
+        ["name", "also called", "order", "evaluations a step", "stochastic", "the same algorithm", "when to use it"]
+    ]
+    for name in sorted(GUIDE):
+        s = SOLVERS[name]
+        special = [
+            f"{k} ({', '.join(f'{o}={v}' for o, v in options.items())})"
+            for k, (n, _, options) in LABELS.items()
+            if n == name
+        ]
+        others = [*([s.a1111] if s.a1111.lower() != name else []), *s.aliases, *special]
+        cost = f"{s.evaluations_per_step}{', native only' * s.native_only}"
+        said = GUIDE[name]
+        rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, said.same, said.when])
+    return table(rows)
+
+
+def grids() -> str:
+    rows = [["name", "also called", "points"]]
+    for name in sorted(name for name, function in GRIDS.items() if function.__module__ == "schedulers.grids"):
+        others = [alias for alias, of in ALIASES.items() if of == name]
+        rows.append([f"`{name}`", ", ".join(others), " ".join((GRIDS[name].__doc__ or "").split())])
+    return table(rows)
+
+
+def table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def written(page: str) -> str:
+    """The page with both tables as they should be."""
+    for name, made in {"solvers": solvers(), "grids": grids()}.items():
+        block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        page = block.sub(lambda found, made=made: found[1] + made + found[2], page)
+    return page
+
+
+if __name__ == "__main__":
+    schedulers.names()
+    PAGE.write_text(written(PAGE.read_text("utf-8")), "utf-8")

@@ -1,0 +1,234 @@
+"""diffgen schedulers list, show and plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import schedulers
+from diffgen.cli import run
+from diffgen.models.find import find
+from diffgen.models.gate import check_folder
+from diffgen.stable_diffusion.plan import noise_and_prediction
+from schedulers import NoiseSchedule
+from schedulers.grids import build
+from schedulers.guide import GUIDE
+
+ROOT = Path(__file__).parent.parent
+Result = tuple[int, str, str]
+
+
+@pytest.fixture
+def diffgen_(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run `diffgen schedulers …` in this process, in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args: object) -> Result:
+        code = run(["schedulers", *(str(arg) for arg in args)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+def result_of(said: Result) -> dict[str, Any]:
+    assert said[0] == 0, said
+    document = json.loads(said[1])
+    assert document["ok"]
+    return document["result"]
+
+
+# list
+
+
+def test_list_says_what_the_interface_promises(diffgen_: Callable[..., Result]) -> None:
+    entries = result_of(diffgen_("list", "--json"))["schedulers"]
+    keys = {"name", "aliases", "order", "evaluations_per_step", "stochastic", "native_only", "reference", "options"}
+    assert [entry["name"] for entry in entries] == schedulers.names()
+    for entry in entries:
+        assert set(entry) == keys
+        s = schedulers.info(entry["name"])
+        assert all(entry[key] == getattr(s, key) for key in keys - {"aliases"})
+        assert entry["aliases"] == list(s.aliases)
+        assert all(schedulers.resolve(alias)[0] == s.name for alias in entry["aliases"])
+
+
+def test_list_in_a_file_is_plain_lines(diffgen_: Callable[..., Result]) -> None:
+    code, out, err = diffgen_("list")
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    for name in schedulers.names():
+        s = schedulers.info(name)
+        words = lines[name].split()
+        assert words[1:3] == [str(s.order), str(s.evaluations_per_step)]
+        assert ("stochastic" in words) == s.stochastic
+        assert all(alias in lines[name] for alias in s.aliases)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_list_on_a_terminal_is_a_table(colour: bool) -> None:
+    """With colour, but for NO_COLOR; it fits the window."""
+    ours, theirs = pty.openpty()
+    env = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
+    env |= {"TERM": "xterm", "COLUMNS": "100", **({} if colour else {"NO_COLOR": "1"})}
+    with subprocess.Popen(
+        [sys.executable, "-m", "diffgen", "schedulers", "list"], cwd=ROOT, env=env, stdout=theirs
+    ) as process:
+        os.close(theirs)
+        out = b""
+        while chunk := _read(ours):
+            out += chunk
+        assert process.wait() == 0
+    os.close(ours)
+    text = out.decode()
+    assert all(name in text for name in schedulers.names())
+    assert ("\x1b[1m" in text) is colour
+    assert colour or max(map(len, text.splitlines())) <= 100
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+def test_list_marks_what_goes_with_a_model(diffgen_: Callable[..., Result], tiny: Path) -> None:
+    """Compatible is what a pipeline can run from the noisiest level on."""
+    noise, prediction = noise_and_prediction(check_folder(find(str(tiny)).folder))
+    entries = result_of(diffgen_("list", "-m", tiny, "--json"))["schedulers"]
+    for entry in entries:
+        s = schedulers.get(entry["name"], noise=noise, prediction=prediction)
+        try:
+            s.set_timesteps(4)
+            runs = bool(s.timesteps[0] == s.timesteps.max())
+        except ValueError:
+            runs = False
+        assert entry["compatible"] is runs, entry
+        assert (entry["reason"] is None) is runs
+    assert {entry["name"] for entry in entries if not entry["compatible"]} == {"dpm_adaptive", "ddim_inverse"}
+    _, out, _ = diffgen_("list", "-m", tiny)
+    assert next(line for line in out.splitlines() if line.startswith("euler ")).split()[3] == "yes"
+
+
+def test_list_says_why_nothing_goes_with_a_model(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
+    path.write_text(json.dumps(config))
+    entries = result_of(diffgen_("list", "-m", folder, "--json"))["schedulers"]
+    assert not any(entry["compatible"] for entry in entries)
+    assert "no signal" in next(entry["reason"] for entry in entries if entry["name"] == "euler")
+    assert diffgen_("list", "-m", "no-such-model")[0] == 3
+
+
+# show
+
+
+def test_show_knows_all(diffgen_: Callable[..., Result]) -> None:
+    for name, said in GUIDE.items():
+        shown = result_of(diffgen_("show", name, "--json"))
+        s = schedulers.info(name)
+        assert (shown["name"], shown["options"], shown["reference"]) == (name, s.options, s.reference)
+        assert (shown["formula"], shown["when"]) == (said.formula, said.when)
+        assert shown["about"]
+        for option, choices in shown["choices"].items():
+            for choice in choices:
+                schedulers.get(name, **{option: choice})
+        _, out, _ = diffgen_("show", name)
+        needed = [said.formula, said.when, s.reference, *s.aliases, *(f"{k} = {v!r}" for k, v in s.options.items())]
+        assert all(text in out for text in needed)
+
+
+def test_show_takes_other_tools_names(diffgen_: Callable[..., Result]) -> None:
+    shown = result_of(diffgen_("show", "DPM++ 2M SDE Heun Karras", "--json"))
+    assert shown["name"] == "dpmpp_2m_sde"
+    assert shown["implies"] == {"grid": "karras", "options": {"variant": "heun"}}
+    assert "means here: grid karras, variant = 'heun'" in diffgen_("show", "DPM++ 2M SDE Heun Karras")[1]
+
+
+def test_show_of_an_unknown_name(diffgen_: Callable[..., Result]) -> None:
+    code, out, err = diffgen_("show", "eulr", "--json")
+    error = json.loads(out)["error"]
+    assert (code, error["code"]) == (2, 2)
+    assert "did you mean 'euler'" in error["message"]
+    assert "did you mean 'euler'" in err
+
+
+# plot
+
+FEW = ("--schedulers", "euler,heun,recommend", "--grids", "karras,beta_t,karras:5", "--nfe", "8,39,79")
+
+
+def test_plot_draws_what_it_measured(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+    drawn = result_of(diffgen_("plot", "-o", "p.png", "--steps", "6", *FEW, "--json"))
+    assert drawn["path"] == "p.png"
+    with Image.open(tmp_path / "p.png") as picture:
+        assert min(picture.size) > 500
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 100
+        assert set(picture.info) <= {"dpi"}
+    noise = NoiseSchedule.scaled_linear()
+    for name, points in drawn["grids"].items():
+        expected = schedulers.get("euler", grid=name).grid(6).points[:-1]
+        assert points["t"] == [p.t for p in expected]
+        assert points["sigma"] == [p.rho for p in expected]
+    assert build("karras", noise, 6)[0].t == drawn["grids"]["karras"]["t"][0]
+    errors = {(row["scheduler"], row["nfe"]): row["error"] for row in drawn["errors"]}
+    assert set(errors) == {("euler", 8), ("euler", 39), ("euler", 79), ("heun", 7), ("heun", 39), ("heun", 79)} | {
+        ("recommend", n) for n in (8, 39, 79)
+    }
+    assert 1.8 < errors["euler", 39] / errors["euler", 79] < 2.2  # first order
+    assert 3.5 < errors["heun", 39] / errors["heun", 79] < 4.8  # second
+    assert all(errors["recommend", n] < 0.2 * min(errors["euler", n], errors["heun", n]) for n in (39, 79))
+
+
+def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+    few = ("--schedulers", "euler", "--nfe", "5", "--grids", "trailing", "--noise", "flow")
+    for name in ("a.svg", "b.svg"):
+        code, out, _ = diffgen_("plot", "-o", name, *few)
+        assert (code, out) == (0, f"{name}\n")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["-o", "p.jpg"], 2, ".png or .svg"),
+        (["-o", "p.png", "--schedulers", "eulr"], 2, "did you mean 'euler'"),
+        (["-o", "p.png", "--schedulers", "dpmpp_sde"], 2, "stochastic"),
+        (["-o", "p.png", "--schedulers", ","], 2, "names nothing"),
+        (["-o", "p.png", "--grids", "karas"], 2, "did you mean 'karras'"),
+        (["-o", "p.png", "--grids", "karras:x"], 2, "did you mean 'karras'"),
+        (["-o", "p.png", "--nfe", "5,x"], 2, "'x'"),
+        (["-o", "p.png", "--steps", "0"], 2, "from 1 to 1000"),
+        (["-o", "p.png", "--noise", "pink"], 2, "unknown noise schedule"),
+        (["-o", "there.png"], 6, "it exists"),
+        (["-o", "nowhere/p.png", "--schedulers", "euler", "--nfe", "2"], 6, "no such folder"),
+    ],
+)
+def test_plot_refuses(diffgen_: Callable[..., Result], tmp_path: Path, args: list[str], code: int, said: str) -> None:
+    (tmp_path / "there.png").write_bytes(b"mine")
+    got, out, err = diffgen_("plot", *args)
+    assert (got, out) == (code, "")
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.png"]
+    assert (tmp_path / "there.png").read_bytes() == b"mine"
+    if code == 6 and args[1] == "there.png":
+        few = ("--schedulers", "euler", "--nfe", "2", "--grids", "karras", "--overwrite")
+        assert diffgen_("plot", *args, *few)[0] == 0
+        assert (tmp_path / "there.png").read_bytes().startswith(b"\x89PNG")
