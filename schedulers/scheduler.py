@@ -148,7 +148,9 @@ class Scheduler:
                 callback(len(flags.seen) - 1, p, d)
             return d
 
-        noise = functools.partial(_normal, x.shape, x.device, generators)
+        def noise(p: Point, q: Point) -> Tensor:
+            return normal(x.shape, generators, x.device)
+
         result, _ = run(self._function(x.float(), grid, noise), denoise)
         flags.check(result)
         return result
@@ -297,7 +299,7 @@ class _Run:
 
     def _noise(self, p: Point, q: Point) -> Any:
         """None before the first question, whose state the pipeline has made."""
-        return 0.0 if self.shape is None else _normal(self.shape, self.device, self.generator, p, q)
+        return 0.0 if self.shape is None else normal(self.shape, self.generator, self.device)
 
     def step(self, output: Tensor, sample: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
         i = self.done - self.begin
@@ -361,14 +363,14 @@ class _Flags:
             self.seen.pop()
 
 
-def _normal(shape: Any, device: Any, generators: Generators, p: Point, q: Point) -> Tensor:
-    """A standard normal of the state's shape; image i from generator i, drawn where that generator lives."""
+def normal(shape: Sequence[int], generators: Generators, device: Any) -> Tensor:
+    """A standard normal, float32, drawn where its generator lives; of several generators, image i has the i-th."""
     if isinstance(generators, Sequence):
         if len(generators) != shape[0]:
             raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}: one for each image is needed")
-        return torch.stack([torch.randn(shape[1:], generator=g, device=g.device).to(device) for g in generators])
+        return torch.cat([normal([1, *shape[1:]], g, device) for g in generators])
     where = device if generators is None else generators.device
-    return torch.randn(shape, generator=generators, device=where).to(device)
+    return torch.randn(list(shape), generator=generators, device=where, dtype=torch.float32).to(device)
 
 
 # What is given

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from diffgen.cli import run
 from diffgen.stable_diffusion import environment
 
 environment.prepare(offline=True)
@@ -17,3 +19,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import build
 
     return build(tmp_path_factory.mktemp("models") / "tiny", closed=True)
+
+
+@pytest.fixture
+def diffgen_(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run one command line in this process, in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args: object) -> tuple[int, str, str]:
+        code = run([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        assert "\x1b" not in captured.out + captured.err
+        return code, captured.out, captured.err
+
+    return command

@@ -19,29 +19,11 @@ from PIL import Image
 
 import diffgen
 import schedulers
-from diffgen.cli import run
 from diffgen.stable_diffusion import prompts
 
 ROOT = Path(__file__).parent.parent
 ESC = "\x1b"
-
 Result = tuple[int, str, str]
-
-
-@pytest.fixture
-def diffgen_(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Run one command line in this process, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*args: object) -> Result:
-        code = run([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        assert ESC not in captured.out + captured.err
-        return code, captured.out, captured.err
-
-    return command
 
 
 def info(path: str | Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -17,7 +18,6 @@ import pytest
 from PIL import Image
 
 import schedulers
-from diffgen.cli import run
 from diffgen.models.find import find
 from diffgen.models.gate import check_folder
 from diffgen.stable_diffusion.plan import noise_and_prediction
@@ -30,18 +30,9 @@ Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def diffgen_(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
+def diffgen_(diffgen_: Callable[..., Result]) -> Callable[..., Result]:
     """Run `diffgen schedulers …` in this process, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def command(*args: object) -> Result:
-        code = run(["schedulers", *(str(arg) for arg in args)])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
+    return functools.partial(diffgen_, "schedulers")
 
 
 def result_of(said: Result) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from schedulers import NoiseSchedule
+from schedulers.scheduler import Generators
 
 from .guidance import guided
 from .likelihood import bits_per_dim_ode, variational_bound
@@ -30,7 +31,7 @@ from .loss import (
     vlb_loss,
     weight_table,
 )
-from .reverse import Clip, Generators, Model, ReverseProcess
+from .reverse import Clip, Model, ReverseProcess
 
 __all__ = ["GaussianDiffusion", "ImportanceSampler", "guided", "offset_noise"]
 

@@ -13,7 +13,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .reverse import Clip, Generators, Model, ReverseProcess, normal
+from schedulers.scheduler import Generators, normal
+
+from .reverse import Clip, Model, ReverseProcess
 
 
 def decoder_nll(x0: Tensor, mean: Tensor, log_variance: Tensor, levels: int) -> Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from schedulers.noise import Point
 from schedulers.prediction import target
+from schedulers.scheduler import Generators, normal
 
 from .likelihood import bound_term
-from .reverse import Generators, ReverseProcess, normal
+from .reverse import ReverseProcess
 
 OBJECTIVES = ("simple", "hybrid", "vlb")
 

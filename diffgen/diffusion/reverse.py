@@ -13,24 +13,14 @@ from torch import Tensor
 from schedulers import NoiseSchedule
 from schedulers.noise import Point
 from schedulers.prediction import Denoised, check
+from schedulers.scheduler import Generators, normal
 
 from .forward import ForwardProcess
 
 Model = Callable[[Tensor, Tensor], Tensor]  # model(x [B, …], t LongTensor [B])
-Generators = torch.Generator | Sequence[torch.Generator] | None
 Clip = tuple[float, float] | None  # the range of the data, where x̂0 is to be kept inside it
 
 VARIANCES = ("fixed_small", "fixed_large", "learned_range")
-
-
-def normal(shape: Sequence[int], generator: Generators, device: torch.device | str) -> Tensor:
-    """A standard normal, float32, drawn where its generator lives; of several generators, image i has the i-th."""
-    if isinstance(generator, Sequence):
-        if len(generator) != shape[0]:
-            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: one for each image is needed")
-        return torch.cat([normal([1, *shape[1:]], g, device) for g in generator])
-    where = device if generator is None else generator.device
-    return torch.randn(list(shape), generator=generator, device=where, dtype=torch.float32).to(device)
 
 
 class ReverseProcess(ForwardProcess):
