@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ class Stopped(BaseException):
 
 
 _signals: list[int] = []  # those that came
+_held = False  # inside `whole`
 
 
 def main() -> NoReturn:
@@ -94,6 +96,20 @@ def _explain(caught: BaseException) -> tuple[DiffgenError, int]:
     return DiffgenError(f"{type(caught).__name__}: {caught}", "add --debug for the traceback"), ExitCode.FAILED
 
 
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """A signal that comes inside is obeyed at the end, so that what has been written is also told of."""
+    global _held
+    _held = True
+    try:
+        yield
+    finally:
+        _held = False
+    if _signals:
+        raise Stopped
+
+
 def _stop(number: int, frame: Any) -> None:
     _signals.append(number)
-    raise Stopped
+    if not _held:
+        raise Stopped

@@ -19,6 +19,7 @@ from diffgen.models.find import find
 from diffgen.stable_diffusion import environment, prompts
 from diffgen.stable_diffusion.plan import Plan, device_name, dtype_name, make_plan
 
+from . import whole
 from .output import Debug, Json, Output, Quiet, UnfinishedError
 
 EXAMPLES = """
@@ -180,16 +181,17 @@ def generate(
                     failed.append((entry, picture.error))
                     continue
                 png = encode_png(picture.image, picture.record, metadata)
-                path = outputs.write(
-                    png,
-                    seed=picture.seed,
-                    prompt=picture.prompt,
-                    model=plan.model.name,
-                    scheduler=plan.scheduler,
-                    steps=plan.steps,
-                )
-                made.append({"path": str(path), **entry, "pixels_sha256": picture.record["pixels_sha256"]})
-                say.line(str(path))
+                with whole():
+                    path = outputs.write(
+                        png,
+                        seed=picture.seed,
+                        prompt=picture.prompt,
+                        model=plan.model.name,
+                        scheduler=plan.scheduler,
+                        steps=plan.steps,
+                    )
+                    made.append({"path": str(path), **entry, "pixels_sha256": picture.record["pixels_sha256"]})
+                    say.line(str(path))
         if failed:
             raise _all_that_failed(failed, len(plan))
     except BaseException as error:
