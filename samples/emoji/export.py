@@ -57,6 +57,9 @@ def export(
         file = "model.safetensors" if name == "text_encoder" else "diffusion_pytorch_model.safetensors"
         half(folder / name / file, weights)
         module.config.save_pretrained(folder / name) if name == "text_encoder" else module.save_config(folder / name)
+    vae_config = json.loads((folder / "vae" / "config.json").read_text())
+    vae_config.pop("_name_or_path", None)  # a path of the machine that trained it
+    (folder / "vae" / "config.json").write_text(json.dumps(vae_config, indent=2) + "\n")
     shutil.copytree(work / "tokenizer", folder / "tokenizer")
     (folder / "scheduler").mkdir()
     scheduler = SCHEDULER | {"prediction_type": prediction}
