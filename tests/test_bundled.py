@@ -3,6 +3,7 @@
 import colorsys
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -107,7 +108,8 @@ def test_words_it_never_saw_are_named_and_it_draws_all_the_same(tmp_path: Path):
             "-o",
             name,
         ]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)["result"] | {"stderr": done.stderr}
 
