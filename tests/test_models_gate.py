@@ -109,12 +109,13 @@ def test_hashes_are_those_of_sha256sum(folder):
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     lines = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, text=True, check=True).stdout
     hashes = dict(reversed(line.split("  ")) for line in lines.splitlines())
-    assert file_hashes(folder) == hashes
-    assert model_hash(folder) == hashes[f"unet/{UNET}"] == model_hash(folder, hashes)
+    checked = check_folder(folder)
+    assert file_hashes(checked) == hashes
+    assert model_hash(checked, file_hashes(checked)) == hashes[f"unet/{UNET}"] == model_hash(checked, hashes)
     flipped = bytearray((folder / "unet" / UNET).read_bytes())
     flipped[-1] ^= 1
     (folder / "unet" / UNET).write_bytes(flipped)
-    changed = file_hashes(folder)
+    changed = file_hashes(check_folder(folder))
     assert {name for name in hashes if hashes[name] != changed[name]} == {f"unet/{UNET}"}
 
 
@@ -141,7 +142,7 @@ def test_shards(folder):
     assert [path.name for path in checked.components["unet"].weights] == names
     assert {index, folder / "unet" / names[0]} <= set(checked.files)
     digests = [hashlib.sha256((folder / "unet" / name).read_bytes()).hexdigest() for name in names]
-    assert model_hash(folder) == hashlib.sha256("".join(digests).encode()).hexdigest()
+    assert model_hash(checked, file_hashes(checked)) == hashlib.sha256("".join(digests).encode()).hexdigest()
 
     outside = folder.parent / "outside.safetensors"
     save_file({"conv.weight": TENSORS["conv.weight"]}, outside)

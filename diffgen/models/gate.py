@@ -128,21 +128,20 @@ def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     return FAMILIES[pipeline], pairs
 
 
-def file_hashes(folder: str | Path) -> dict[str, str]:
+def file_hashes(checked: Checked) -> dict[str, str]:
     """{path in the folder: SHA-256 in hex} of every file that the model is read from. Raises InputError."""
-    checked, hashes = check_folder(folder), {}
+    hashes = {}
     for path in checked.files:
         with _open(path) as file:
             hashes[path.relative_to(checked.folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes
 
 
-def model_hash(folder: str | Path, hashes: Mapping[str, str] | None = None) -> str:
+def model_hash(checked: Checked, hashes: Mapping[str, str]) -> str:
     """SHA-256 in hex of the UNet's weights file; of several, of their hashes' hex digits in the order of the names.
 
-    `hashes` is what `file_hashes` said of the folder, if that is known already.
+    `hashes` is what `file_hashes` said of the folder.
     """
-    checked, hashes = check_folder(folder), hashes or file_hashes(folder)
     digests = [hashes[path.relative_to(checked.folder).as_posix()] for path in checked.components["unet"].weights]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 

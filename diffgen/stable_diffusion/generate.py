@@ -47,10 +47,10 @@ class ImageGenerator:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         with ThreadPoolExecutor(1) as hashing, _memory():
-            hashes = hashing.submit(gate.file_hashes, model.folder)
+            hashes = hashing.submit(gate.file_hashes, self.checked)
             self.pipeline = load_pipeline(self.checked, self.device, self.dtype)
         self.hashes = hashes.result()
-        self.model_hash = gate.model_hash(model.folder, self.hashes)
+        self.model_hash = gate.model_hash(self.checked, self.hashes)
 
     def generate(
         self,
