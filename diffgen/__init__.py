@@ -28,9 +28,9 @@ def load(
     Raises, from `diffgen.errors`, InputError for a model that is unknown, refused or broken, UsageError for a device or
     dtype that does not exist, OutOfMemory.
     """
+    from . import environment
+    from .devices import device_name, dtype_name
     from .models.find import Model, find
-    from .stable_diffusion import environment
-    from .stable_diffusion.plan import device_name, dtype_name
 
     model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
     device, dtype = device_name(device), dtype_name(dtype)

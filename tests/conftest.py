@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diffgen import environment
 from diffgen.cli import run
-from diffgen.stable_diffusion import environment
 
 environment.prepare(offline=True)
 

@@ -14,16 +14,19 @@ ROOT = Path(__file__).parent.parent
 LEVELS = {
     "schedulers": 0,
     "diffgen.errors": 0,
+    "diffgen.environment": 0,
+    "diffgen.devices": 1,
     "diffgen.diffusion": 1,
     "diffgen.networks": 1,
     "diffgen.images": 1,
     "diffgen.models": 1,
-    "diffgen.training": 2,
+    "diffgen.sampling": 2,
+    "diffgen.training": 3,
     "diffgen": 2,  # the version, and `load`, which alone may reach up
-    "diffgen.stable_diffusion": 3,
-    "diffgen.compare": 4,
-    "diffgen.cli": 5,
-    "diffgen.__main__": 6,
+    "diffgen.stable_diffusion": 4,
+    "diffgen.compare": 5,
+    "diffgen.cli": 6,
+    "diffgen.__main__": 7,
 }
 FILES = sorted(path for package in ("diffgen", "schedulers") for path in (ROOT / package).rglob("*.py"))
 

@@ -20,10 +20,11 @@ from tiny import WORDS, byte_level
 
 import diffgen
 import schedulers
+from diffgen.devices import out_of_memory
 from diffgen.errors import InputError, InvalidOutput, OutOfMemory, UsageError
 from diffgen.models.find import find
 from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.generate import ImageGenerator, _memory
+from diffgen.stable_diffusion.generate import ImageGenerator
 from diffgen.stable_diffusion.load import load_tokenizer
 from diffgen.stable_diffusion.plan import Plan, make_plan
 
@@ -350,9 +351,9 @@ def test_every_half_of_a_batch_that_fails_is_named_and_the_rest_is_made(tiny: Pa
 
 
 def test_the_end_of_memory_is_told_as_such() -> None:
-    with pytest.raises(OutOfMemory, match="memory"), _memory():
+    with pytest.raises(OutOfMemory, match="memory"), out_of_memory():
         torch.empty(2**60)
-    with pytest.raises(RuntimeError, match="other"), _memory():
+    with pytest.raises(RuntimeError, match="other"), out_of_memory():
         raise RuntimeError("something other")
 
 

@@ -12,12 +12,14 @@ from typing import Annotated, Any
 import typer
 
 import diffgen
+from diffgen import environment
+from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.images.metadata import LEVELS, encode_png
 from diffgen.images.naming import Outputs
 from diffgen.models.find import find
-from diffgen.stable_diffusion import environment, prompts
-from diffgen.stable_diffusion.plan import Plan, device_name, dtype_name, make_plan
+from diffgen.stable_diffusion import prompts
+from diffgen.stable_diffusion.plan import Plan, make_plan
 
 from . import whole
 from .output import Debug, Json, Output, Quiet, UnfinishedError

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -15,26 +13,17 @@ from PIL import Image
 
 import diffgen
 import schedulers
-from diffgen.errors import DiffgenError, InputError, InvalidOutput, OutOfMemory, UsageError
+from diffgen.devices import choose_device, choose_dtype, out_of_memory
+from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.images.metadata import LEVELS, SCHEMA, info_of
 from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.models import gate
 from diffgen.models.find import Model
+from diffgen.sampling import Picture
 from schedulers.scheduler import Scheduler
 
-from .load import choose_device, choose_dtype, load_pipeline
+from .load import load_pipeline
 from .plan import Plan, make_plan, noise_and_prediction
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a plan with the record of how it was made; or, where it came out wrong, the error."""
-
-    prompt: str
-    seed: int
-    image: Image.Image | None
-    record: dict[str, Any]
-    error: DiffgenError | None = None
 
 
 class ImageGenerator:
@@ -46,7 +35,7 @@ class ImageGenerator:
         self.noise, self.prediction = noise_and_prediction(self.checked)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        with ThreadPoolExecutor(1) as hashing, _memory():
+        with ThreadPoolExecutor(1) as hashing, out_of_memory():
             hashes = hashing.submit(gate.file_hashes, self.checked)
             self.pipeline = load_pipeline(self.checked, self.device, self.dtype)
         self.hashes = hashes.result()
@@ -124,7 +113,7 @@ class ImageGenerator:
             return {}
 
         for prompt, numbers in batches:
-            with _memory():
+            with out_of_memory():
                 embedded = self._embed(prompt, plan.negative)
                 latents = self._sample(embedded, [plan.seed + i for i in numbers], plan, tick)
             warnings = [*plan.warnings(prompt), *self._cut(prompt)]
@@ -174,7 +163,7 @@ class ImageGenerator:
         try:
             if not latent.isfinite().all():
                 raise InvalidOutput("the latents are not finite")
-            with _memory():
+            with out_of_memory():
                 decoded = vae.decode(latent[None].float() / vae.config.scaling_factor, return_dict=False)[0]
                 image = to_pil(decoded.float().cpu().numpy())[0]
         except InvalidOutput:
@@ -225,18 +214,3 @@ class ImageGenerator:
             },
             "warnings": warnings,
         }
-
-
-@contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Turn what torch raises where memory ends into OutOfMemory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
-            raise
-        raise OutOfMemory(
-            f"out of memory: {text.splitlines()[0] if text else 'no more to be had'}",
-            "try a smaller --size, --batch-size 1, or --dtype float16 on a GPU",
-        ) from error

@@ -24,12 +24,10 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
-from diffgen.errors import InputError, UsageError
+from diffgen.errors import InputError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, Checked, Component, read_json
 
 from .prompts import read_vocabulary
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # What is taken from a text encoder's configuration. Others of its keys choose code (attention kernels) or are not used.
 TEXT_CONFIG = {
@@ -83,30 +81,6 @@ def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) ->
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, else Apple's GPU, else the CPU. Raises UsageError if it is not there."""
-    present: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "xpu": torch.xpu.is_available,
-        "cpu": lambda: True,
-    }
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if present[kind]())
-    device = torch.device(name)
-    count = getattr(torch, device.type).device_count() if present[device.type]() else 0
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device {name}: torch finds no such device on this machine", "try --device cpu")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; `auto` is float32 on a CPU, float16 elsewhere."""
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "float16"
-    return DTYPES[name]
 
 
 def load_tokenizer(folder: Path, length: int) -> CLIPTokenizer:

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import schedulers
+from diffgen import sampling
 from diffgen.errors import InputError, UsageError
 from diffgen.models.find import Model
 from diffgen.models.gate import Checked, check_folder
 from diffgen.models.info import info
+from diffgen.sampling import DEFAULTS, MAX_PICTURES, MAX_SEED, parse_size, whole
 
 from . import prompts as prompt_rules
 
-MAX_SEED = 2**32 - 1
-MAX_SIDE = 8192
-MAX_PICTURES = 100_000
 
-# Where neither the command nor the model's card says otherwise.
-DEFAULTS = {"steps": 25, "guidance": 7.5, "scheduler": "dpmpp_2m", "grid": None}
+@dataclass(frozen=True, kw_only=True)
+class Plan(sampling.Plan):
+    """A checked order for pictures of a Stable Diffusion."""
 
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked order for pictures: picture i of each prompt has the seed `seed + i`."""
-
-    model: Model
     checked: Checked
-    prompts: tuple[str, ...]
     negative: str
-    seed: int
-    count: int  # pictures for each prompt
-    steps: int
-    guidance: float
-    scheduler: str  # canonical
-    label: str  # what it was asked for as: other tools' names can stand for options too
-    grid: str
-    width: int
-    height: int
-    batch_size: int
-    notes: tuple[str, ...]  # what concerns every picture
     unknown: dict[str, tuple[str, ...]]  # the words of each prompt that the model never saw
-
-    def __len__(self) -> int:
-        return len(self.prompts) * self.count
-
-    def batches(self) -> Iterator[tuple[str, range]]:
-        """(prompt, the numbers i of the pictures to make at once), prompts first, then seeds."""
-        for prompt in self.prompts:
-            for first in range(0, self.count, self.batch_size):
-                yield prompt, range(first, min(first + self.batch_size, self.count))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
@@ -98,7 +69,7 @@ def make_plan(
 
     # What was asked for is checked first, so that a wrong option is never blamed on the model.
     asked = {"steps": steps, "guidance": guidance, "scheduler": scheduler, "grid": grid}
-    _sampling(DEFAULTS | {key: value for key, value in asked.items() if value is not None})
+    sampling.sampling(DEFAULTS | {key: value for key, value in asked.items() if value is not None})
     given_size = parse_size(size) if size is not None else None
     checked = check_folder(model.folder)
     said = info(model)
@@ -108,12 +79,12 @@ def make_plan(
     values = DEFAULTS | {key: card.get(key, default) for key, default in DEFAULTS.items()}
     values |= {key: value for key, value in asked.items() if value is not None}
     try:
-        sampling = _sampling(values)
+        chosen = sampling.sampling(values)
         wanted = given_size or parse_size(_own_size(card, said, checked))
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
     (width, height), notes = _round_size(wanted, checked)
-    if sampling["guidance"] == 0:
+    if chosen["guidance"] == 0:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
 
     unknown = {}
@@ -132,42 +103,8 @@ def make_plan(
         batch_size=batch_size,
         notes=tuple(notes),
         unknown=unknown,
-        **sampling,
+        **chosen,
     )
-
-
-def parse_size(size: Any) -> tuple[int, int]:
-    """(width, height) from that pair, "WxH", "N" or N. Raises UsageError."""
-    if isinstance(size, str):
-        match = re.fullmatch(r"(\d{1,5})(?:[xX×](\d{1,5}))?", size.strip())
-        size = (int(match[1]), int(match[2] or match[1])) if match else size
-    if isinstance(size, int):
-        size = (size, size)
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int for n in size)):
-        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels (got {size!r})", "for example --size 512x512")
-    return whole("--size: the width", size[0], 1, MAX_SIDE), whole("--size: the height", size[1], 1, MAX_SIDE)
-
-
-def whole(what: str, value: Any, low: int, high: int) -> int:
-    """The value, a whole number in [low, high]. Raises UsageError."""
-    if type(value) is not int or not low <= value <= high:
-        raise UsageError(f"{what} must be a whole number from {low} to {high} (got {value!r})")
-    return value
-
-
-def device_name(name: str) -> str:
-    """The name of a device, if it can be one. Whether it is there, torch knows. Raises UsageError."""
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
-        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu (got {name!r})")
-    return name
-
-
-def dtype_name(name: str) -> str:
-    """The full name of a dtype. Raises UsageError."""
-    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
-    if name not in ("auto", "float32", "float16", "bfloat16"):
-        raise UsageError(f"--dtype must be auto, float32, float16 or bfloat16 (got {name!r})")
-    return name
 
 
 def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, str]:
@@ -177,26 +114,6 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
         return schedulers.from_diffusers_config(component.config)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
-
-
-def _sampling(values: dict[str, Any]) -> dict[str, Any]:
-    """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError."""
-    whole("--steps", values["steps"], 1, 1000)
-    guidance = values["guidance"]
-    if type(guidance) not in (int, float) or not math.isfinite(guidance) or not 0 <= guidance <= 100:
-        raise UsageError(f"--guidance must be a number from 0 to 100 (got {guidance!r})", "1 is off; 3 to 9 are usual")
-    try:
-        name, named_grid = schedulers.resolve(str(values["scheduler"]))
-        solver = schedulers.info(name)
-        grid = schedulers.check_grid(str(values["grid"] or named_grid or solver.grid))
-    except schedulers.UnknownName as error:
-        raise UsageError(str(error), "list: diffgen schedulers list") from error
-    except (ValueError, OSError) as error:  # a grid of its own, from a file
-        raise InputError(f"--grid {values['grid']}: {error}") from error
-    if solver.native_only:
-        raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")
-    label = str(values["scheduler"])
-    return {"steps": values["steps"], "guidance": float(guidance), "scheduler": name, "label": label, "grid": grid}
 
 
 def _factor(checked: Checked) -> int:
