@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What libraries under torch say where memory ends: its own allocator, oneDNN, C++, cuDNN and cuBLAS.
+OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "bad_alloc", "ALLOC_FAILED")
+
+
 def device_name(name: str) -> str:
     """The name of a device, if it can be one. Whether it is there, torch knows. Raises UsageError."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
@@ -56,6 +60,29 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]
 
 
+def describe() -> dict[str, object]:
+    """What there is to compute on: device, name, memory in bytes (of an accelerator), bf16 (is bfloat16 fast?)."""
+    import torch
+
+    device = choose_device("auto")
+    if device.type != "cuda":
+        return {"device": device.type, "name": None, "memory": None, "bf16": device.type == "cpu" and _cpu_has_bf16()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": device.type,
+        "name": properties.name,
+        "memory": properties.total_memory,
+        "bf16": properties.major >= 8,
+    }
+
+
+def _cpu_has_bf16() -> bool:
+    """Does the processor multiply bfloat16 itself? Known of Linux only."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+        return re.search(r"\b(amx_bf16|avx512_bf16|avx_bf16|bf16)\b", file.read(2**20)) is not None
+    return False
+
+
 @contextlib.contextmanager
 def out_of_memory() -> Iterator[None]:
     """Turn what torch raises where memory ends into OutOfMemory."""
@@ -65,7 +92,8 @@ def out_of_memory() -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(sign in text for sign in OUT_OF_MEMORY):
             raise
         raise OutOfMemory(
             f"out of memory: {text.splitlines()[0] if text else 'no more to be had'}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +87,41 @@ def whole(what: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def sampling(values: dict[str, Any]) -> dict[str, Any]:
-    """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError."""
+def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
+    """The seeds in "0-7", "1,5,9", "0-3,100", or the numbers. Raises UsageError."""
+    found: list[int] = []
+    for part in text.split(",") if isinstance(text, str) else text:
+        low, dash, high = (piece.strip() for piece in str(part).partition("-"))
+        ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (low, high or low)]
+        if not 0 <= ends[0] <= ends[1] <= MAX_SEED or ends[1] - ends[0] >= MAX_PICTURES or (dash and not high):
+            raise UsageError(
+                f"--seeds must be numbers and ranges from 0 to {MAX_SEED} (got {text!r})", "for example 0-7,42"
+            )
+        found += range(ends[0], ends[1] + 1)
+    whole("--seeds: how many", len(found), 1, MAX_PICTURES)
+    return tuple(dict.fromkeys(found))
+
+
+def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None) -> dict[str, Any]:
+    """count, seed (random unless given) and seeds (empty unless given) of a plan, checked. Raises UsageError."""
+    whole("--count", count, 1, MAX_PICTURES)
+    listed = () if seeds is None else parse_seeds(seeds)
+    if listed and (seed is not None or count != 1):
+        raise UsageError("--seeds says how many pictures and which seeds: leave --seed and --count out")
+    if seed is not None:
+        whole("--seed", seed, 0, MAX_SEED)
+        whole("the last seed, --seed plus --count less 1,", seed + count - 1, 0, MAX_SEED)
+    count = len(listed) or count
+    if seed is None:
+        seed = listed[0] if listed else secrets.randbelow(MAX_SEED - count + 2)
+    return {"count": count, "seed": seed, "seeds": listed}
+
+
+def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
+    """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError.
+
+    `native`: for a model that is asked without a pipeline, which takes any solver but one that makes noise of pictures.
+    """
     whole("--steps", values["steps"], 1, 1000)
     guidance = values["guidance"]
     if type(guidance) not in (int, float) or not math.isfinite(guidance) or not 0 <= guidance <= 100:
@@ -100,7 +134,53 @@ def sampling(values: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
     except (ValueError, OSError) as error:  # a grid of its own, from a file
         raise InputError(f"--grid {values['grid']}: {error}") from error
-    if solver.native_only:
+    if native and solver.upwards:
+        raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
+    if solver.native_only and not native:
         raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")
     label = str(values["scheduler"])
     return {"steps": values["steps"], "guidance": float(guidance), "scheduler": name, "label": label, "grid": grid}
+
+
+def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grid file that is asked for was tuned for: scheduler, steps and guidance, the defaults beside it."""
+    tuned = _tuned(asked.get("grid"))
+    if tuned is None or not tuned.is_tuned:
+        return {}
+    found = {"scheduler": tuned.solver, "steps": tuned.steps, "guidance": tuned.guidance}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def grid_notes(chosen: Mapping[str, Any]) -> list[str]:
+    """What to know where a tuned grid is used for something else than it was tuned for."""
+    tuned = _tuned(chosen["grid"])
+    if tuned is None:
+        return []
+    notes = []
+    if tuned.steps != chosen["steps"]:
+        notes.append(
+            f"the grid {tuned.name} was tuned for {tuned.steps} steps; it is interpolated to {chosen['steps']}"
+        )
+    if tuned.guidance is not None and tuned.guidance != chosen["guidance"]:
+        notes.append(f"the grid {tuned.name} was tuned at guidance {tuned.guidance:g}, not {chosen['guidance']:g}")
+    return notes
+
+
+def check_grid_model(grid: str, model: str, model_hash: str) -> None:
+    """Raises InputError for a grid file that was tuned for another model."""
+    tuned = _tuned(grid)
+    if tuned is not None and tuned.model_hash not in (None, model_hash):
+        raise InputError(
+            f"--grid {tuned.name} was tuned for another model than {model}",
+            "tune one for it: diffgen tune -m MODEL --scheduler NAME --nfe N -o GRID.json",
+        )
+
+
+def _tuned(grid: Any) -> Any:
+    """The content of a grid file; None for a grid that is known by a name. Raises InputError."""
+    if not isinstance(grid, str) or not grid.lower().endswith(".json"):
+        return None
+    try:
+        return schedulers.tuned(grid)
+    except (ValueError, OSError) as error:
+        raise InputError(f"--grid {grid}: {error}") from error

@@ -35,18 +35,27 @@ class Grid:
     """N + 1 points from the noisiest down to σ = 0. `grid[i]` is a point, `grid[i:]` the rest of the grid.
 
     `total` is the number of steps of the whole grid that this is a part of: a run that begins mid-way, as
-    image-to-image does, has fewer, and asks as the whole run would have asked from there on.
+    image-to-image does, has fewer, and asks as the whole run would have asked from there on. `corrections` are those
+    of a tuned grid, a row for each step of the whole; see `solver.corrected`.
     """
 
-    def __init__(self, points: Sequence[Point], noise: NoiseSchedule, total: int | None = None) -> None:
-        self.points, self.noise = list(points), noise
+    def __init__(
+        self,
+        points: Sequence[Point],
+        noise: NoiseSchedule,
+        total: int | None = None,
+        corrections: Sequence[Sequence[Any]] = (),
+    ) -> None:
+        self.points, self.noise, self.corrections = list(points), noise, corrections
         self.total = len(self.points) - 1 if total is None else total
 
     def __len__(self) -> int:
         return len(self.points)
 
     def __getitem__(self, i: Any) -> Any:
-        return Grid(self.points[i], self.noise, self.total) if isinstance(i, slice) else self.points[i]
+        return (
+            Grid(self.points[i], self.noise, self.total, self.corrections) if isinstance(i, slice) else self.points[i]
+        )
 
     def pairs(self) -> Iterator[tuple[Point, Point]]:
         """(from, to) of each step."""
@@ -87,7 +96,8 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
         raise ValueError(f"the grid {name_of(points)!r} gave {len(found)} points for {n} steps")
     if any(p.sigma * q.alpha <= q.sigma * p.alpha for p, q in zip(found, [*found[1:], CLEAN], strict=True)):
         raise ValueError(f"{n} steps are too many for {noise!r} on the grid {name_of(points)!r}: the noise must fall")
-    return Grid([*found, CLEAN], noise)
+    corrections = points.corrections_for(n) if isinstance(points, Explicit) else ()
+    return Grid([*found, CLEAN], noise, corrections=corrections)
 
 
 def named(name: str) -> Points:
@@ -317,16 +327,53 @@ class Explicit:
     model_times: tuple[float, ...] = ()
     name: str = "explicit"
     solver: str | None = None  # the only one that it was tuned for
+    model_hash: str | None = None  # of the only model that it was tuned for
+    guidance: float | None = None  # at which it was tuned
+    corrections: tuple[tuple[float, ...], ...] = ()  # see `solver.corrected`; a row for each evaluation
 
     @property
     def steps(self) -> int:
         return len(self.times or self.sigmas)
 
+    @property
+    def is_tuned(self) -> bool:
+        """For other numbers of steps a tuned grid is interpolated; one that somebody wrote down means just that."""
+        return self.solver is not None
+
     def __call__(self, noise: NoiseSchedule, n: int) -> list[Point]:
-        if n != self.steps:
-            raise ValueError(f"the grid {self.name!r} has {self.steps} steps; asked for {n}")
         points = [_given_time(noise, t) for t in self.times] or [_given_sigma(noise, s) for s in self.sigmas]
-        return [replace(p, t=t) for p, t in zip(points, self.model_times, strict=True)] if self.model_times else points
+        told = list(self.model_times) or [p.t for p in points]
+        if n != self.steps:
+            if not self.is_tuned:
+                raise ValueError(f"the grid {self.name!r} has {self.steps} steps; asked for {n}")
+            points, told = _stretched(noise, points, told, n)
+        return [replace(p, t=t) for p, t in zip(points, told, strict=True)] if self.model_times else points
+
+    def corrections_for(self, n: int) -> tuple[tuple[float, ...], ...]:
+        """They hold for the number of steps that they were learned at, and for no other."""
+        return self.corrections if n == self.steps else ()
+
+
+def _stretched(noise: NoiseSchedule, points: list[Point], told: list[float], n: int) -> tuple[list[Point], list[float]]:
+    """n points along the curve through these in ln σ/α (of a flow in σ), and what is told off the time on the way."""
+    flow = noise.name == "flow"
+    levels = [p.sigma if flow else math.log(p.rho) if p.alpha != 0 else math.inf for p in points]
+    off = [t - p.t for t, p in zip(told, points, strict=True)]
+    found, said = [], []
+    for u in _fractions(n):
+        where = u * (len(points) - 1)
+        i = min(int(where), max(len(points) - 2, 0))
+        j, part = min(i + 1, len(points) - 1), where - i
+        if part == 0 or levels[i] == math.inf:
+            p = points[i]
+        elif part == 1:
+            p = points[j]
+        else:
+            level = levels[i] + part * (levels[j] - levels[i])
+            p = noise.at(t=noise.T * level) if flow else noise.at(lam=-level)
+        found.append(p)
+        said.append(p.t + off[i] + part * (off[j] - off[i]))
+    return found, said
 
 
 def explicit(
@@ -355,8 +402,9 @@ def explicit(
 
 def tuned(path: str | Path) -> Explicit:
     """The grid of a JSON file: {"schema": "diffgen.grid/1", "solver": …, "nfe": …, "sigmas": [N] or "times": [N],
-    "model_times": [N] if the network is told other times}; other keys are for people. Raises OSError, and ValueError
-    that names the file and what is wrong with it."""
+    "model_times": [N] if the network is told other times, "corrections": [N][2] if the solver's coefficients are
+    corrected, "model_hash" and "guidance" where it was tuned for one}; other keys are for people. Raises OSError, and
+    ValueError that names the file and what is wrong with it."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -369,7 +417,18 @@ def tuned(path: str | Path) -> Explicit:
         if not isinstance(found.get("solver"), str) or type(found.get("nfe")) is not int:
             raise ValueError('"solver" (a name) and "nfe" (a number) must be there')
         levels = {key: found.get(key) for key in ("times", "sigmas", "model_times")}
-        return explicit(**levels, name=path.name, solver=found["solver"])
+        model_hash, guidance = found.get("model_hash"), found.get("guidance")
+        if not isinstance(model_hash, str | None) or not isinstance(guidance, int | float | None):
+            raise ValueError('"model_hash" must be a text and "guidance" a number, where they are there')
+        rows = found.get("corrections") or []
+        if not isinstance(rows, list):
+            raise ValueError('"corrections" must be a list of lists')
+        corrections = tuple(_numbers("corrections", row) for row in rows)
+        count = len(levels["sigmas"] or levels["times"] or ())
+        if corrections and (len(corrections) != count or any(len(row) != 2 for row in corrections)):
+            raise ValueError(f'"corrections" must be {count} pairs of numbers')
+        more: dict[str, Any] = {"model_hash": model_hash, "guidance": guidance, "corrections": corrections}
+        return explicit(**levels, name=path.name, solver=found["solver"], **more)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: {error}") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from .noise import NoiseSchedule, Point
 from .prediction import Denoised
 from .record import Key, Program
 from .registry import UnknownName, check_grid
-from .solver import Solver, Steps, asked, rest_asking, run
+from .solver import Solver, Steps, asked, corrected, rest_asking, run
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -64,7 +65,7 @@ class Scheduler:
         self.limits, self._limit = _limits(clip_sample, thresholding, sample_max_value)
         self._pair = prediction.bind(prediction_type, noise)
         self._scales_input = prediction_type in ("edm", "edm_v")
-        self._function: Callable[..., Steps] = functools.partial(solver.function, **options)
+        self._plain: Callable[..., Steps] = functools.partial(solver.function, **options)
         self.order = solver.evaluations_per_step
         self.timesteps = torch.empty(0)
         self._grid: Grid | None = None
@@ -97,17 +98,31 @@ class Scheduler:
         """The N + 1 points that `steps` steps walk over: 20 unless given, or as many as an explicit grid has."""
         return grids.build(self.points, self.noise, (self._steps or 20) if steps is None else steps)
 
+    def _function(self, x: Any, grid: Grid, noise: Any) -> Steps:
+        """The solver, with the corrections that a tuned grid brings."""
+        return (corrected(self._plain, grid.corrections) if len(grid.corrections) else self._plain)(x, grid, noise)
+
     def nfe(self, steps: int) -> int:
         """Function evaluations that `steps` steps cost, counted by running the solver on the number 0."""
         return len(self._questions(self.grid(steps)))
 
     def steps_for(self, nfe: int) -> int:
         """The most steps that cost at most `nfe` function evaluations. Raises ValueError if one step costs more."""
-        most = self._steps or nfe // self.solver.evaluations_per_step + 1
-        for steps in range(most, 0 if self._steps is None else most - 1, -1):
+        if isinstance(self.points, Explicit) and not self.points.is_tuned:
+            candidates = range(self.points.steps, self.points.steps - 1, -1)
+        else:
+            candidates = range(nfe // self.solver.evaluations_per_step + 1, 0, -1)
+        for steps in candidates:
             if self.nfe(steps) <= nfe:
                 return steps
         raise ValueError(f"{self.name} on {self.grid_name} cannot do with {nfe} evaluations")
+
+    def _tell_of_interpolation(self, points: Points | str, grid: Grid) -> None:
+        if isinstance(points, Explicit) and points.is_tuned and points.steps != grid.total:
+            warnings.warn(
+                f"the grid {points.name} was tuned for {points.steps} steps; it is interpolated to {grid.total}",
+                stacklevel=3,
+            )
 
     def _questions(self, grid: Grid) -> list[Point]:
         if self.solver.native_only:
@@ -136,6 +151,7 @@ class Scheduler:
                 "the shift of this flow depends on the resolution: get it with noise.at_resolution(tokens)"
             )
         grid = steps if isinstance(steps, Grid) else self.grid(steps)
+        self._tell_of_interpolation(self.points, grid)
         flags = _Flags()
 
         def denoise(state: Tensor, p: Point) -> Denoised:
@@ -217,6 +233,7 @@ class Scheduler:
                 raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
             num_inference_steps = points.steps
         self._grid = grids.build(points, noise, num_inference_steps)
+        self._tell_of_interpolation(points, self._grid)
         self._told_otherwise = isinstance(points, Explicit) and bool(points.model_times)
         self._asked = self._questions(self._grid)
         self.timesteps = torch.tensor([p.t for p in self._asked], dtype=torch.float32, device=device)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import inspect
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -106,6 +106,35 @@ def solver(
         return function
 
     return register
+
+
+def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any]]) -> Callable[..., Steps]:
+    """A solver of one evaluation a step with a learned correction of its coefficients.
+
+    After evaluation i the state moves on by c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)), as far as there is a
+    past; zeros change nothing. `corrections` has a row (c_i1, c_i2) for each evaluation of the whole grid; a run that
+    begins mid-way has the last of them.
+    """
+
+    def steps(x: Any, grid: Grid, noise: Any) -> Steps:
+        inner = function(x, grid, noise)
+        past: list[Any] = []
+        x, p = next(inner)
+        for row in corrections[len(corrections) - (len(grid) - 1) :]:
+            d = yield x, p
+            past = [d.x0, *past[:2]]
+            last = False
+            try:
+                x, p = inner.send(d)
+            except StopIteration as stop:
+                x, last = stop.value, True
+            for c, newer, older in zip(row, past, past[1:], strict=False):
+                x = x + (newer - older) * c
+            if last:
+                return x
+        raise ValueError("corrections are for solvers that ask once a step")
+
+    return steps
 
 
 def run(steps: Steps, denoise: Callable[[Any, Point], Denoised]) -> tuple[Any, int]:

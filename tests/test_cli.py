@@ -151,7 +151,7 @@ def test_schedulers_list(diffgen_: Callable[..., Result]) -> None:
 def test_models_info_and_list(diffgen_: Callable[..., Result], tiny: Path) -> None:
     _, out, _ = diffgen_("models", "info", tiny, "--json")
     result = json.loads(out)["result"]
-    assert (result["family"], result["licence"], result["resolution"]) == ("stable-diffusion", "CC0-1.0", 32)
+    assert (result["family"], result["licence"], result["resolution"]) == ("sd1", "CC0-1.0", 32)
     assert result["concepts"] == ["red apple", "green circle", "piñata"]
     assert result["held_out"] == [["piñata", "flat"]]
     assert result["bytes"] == sum(path.stat().st_size for path in tiny.rglob("*") if path.is_file())

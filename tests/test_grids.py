@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import schedulers
 from schedulers import NoiseSchedule, Point, explicit, tuned
+from schedulers.exact import Mixture
 from schedulers.grids import GRIDS, beta_quantile, build
 
 SCHEDULES = {
@@ -271,8 +272,59 @@ def test_a_grid_from_a_file(tmp_path: Path) -> None:
     assert [p.rho for p in s.grid().points] == pytest.approx([14.6, 2.0, 0.3, 0])
     with pytest.raises(ValueError, match=r"tuned.json was tuned for dpmpp_2m, not for euler"):
         schedulers.get("euler", grid=path)
-    with pytest.raises(ValueError, match=r"'tuned.json' has 3 steps; asked for 8"):
+
+
+def test_a_tuned_grid_is_interpolated_and_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "tuned.json", model_times=[990.0, 600.0, 100.0], corrections=[[0.1, 0.2]] * 3)
+    s = schedulers.get("dpmpp_2m", grid=path)
+    own = s.grid(3)
+    for steps in (1, 2, 5, 9):
+        grid = s.grid(steps)
+        rho = [p.rho for p in grid.points[:-1]]
+        assert len(rho) == steps
+        assert rho == sorted(rho, reverse=True)
+        assert not grid.corrections
+        assert rho[0] == pytest.approx(own[0].rho)
+        if steps > 1:
+            assert rho[-1] == pytest.approx(own[2].rho)
+            assert grid[steps - 1].t == pytest.approx(100.0)
+    assert [p.rho for p in s.grid(5).points[:-1:2]] == pytest.approx([14.6, 2.0, 0.3], rel=1e-6)
+    assert s.grid(5)[1].rho == pytest.approx((14.6 * 2.0) ** 0.5, rel=1e-6)  # ln σ is linear in between
+    with pytest.warns(UserWarning, match=r"tuned\.json was tuned for 3 steps; it is interpolated to 8"):
         s.set_timesteps(8)
+    assert s.steps_for(5) == 5
+    fixed = schedulers.get("dpmpp_2m", grid=explicit(sigmas=[14.6, 2.0, 0.3]))
+    with pytest.raises(ValueError, match="has 3 steps; asked for 8"):
+        fixed.set_timesteps(8)
+
+
+def test_corrections_of_a_tuned_grid(tmp_path: Path) -> None:
+    """x moves on by c₁·(x0 − the one before) + c₂·(that − the one before it), by hand for Euler, and in steps."""
+    sigmas, rows = [10.0, 4.0, 1.0, 0.2], [[0.5, 0.3], [0.2, 0.7], [-0.1, 0.15], [0.05, -0.2]]
+    path = write(tmp_path / "g.json", solver="euler", nfe=4, sigmas=sigmas, corrections=rows)
+    s = schedulers.get("euler", grid=path)
+    network = Mixture.random(1).denoiser(s.noise)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    by_hand, past = x, []
+    grid = s.grid(4)
+    for i, (p, q) in enumerate(grid.pairs()):
+        eps = network(by_hand, torch.full((5,), p.t))
+        x0 = (by_hand - p.sigma * eps) / p.alpha
+        past = [x0, *past]
+        by_hand = q.alpha * x0 + q.sigma * eps
+        for c, newer, older in zip(rows[i], past, past[1:], strict=False):
+            by_hand = by_hand + c * (newer - older)
+    assert torch.allclose(s.sample(network, x, 4), by_hand, atol=1e-5)
+    s.set_timesteps(4)
+    y = x
+    for t in s.timesteps:
+        y = s.step(network(y, t.expand(5)), t, y).prev_sample
+    assert torch.allclose(y, by_hand, atol=1e-5)
+    plain = schedulers.get("euler", grid=write(tmp_path / "z.json", solver="euler", sigmas=sigmas, nfe=4))
+    zero = write(tmp_path / "0.json", solver="euler", nfe=4, sigmas=sigmas, corrections=[[0.0, 0.0]] * 4)
+    assert torch.equal(schedulers.get("euler", grid=zero).sample(network, x, 4), plain.sample(network, x, 4))
+    with pytest.raises(ValueError, match="once a step"):
+        schedulers.get("heun", grid=write(tmp_path / "h.json", solver="heun", nfe=7, sigmas=sigmas, corrections=rows))
 
 
 @pytest.mark.parametrize(
@@ -288,6 +340,11 @@ def test_a_grid_from_a_file(tmp_path: Path) -> None:
         ({"sigmas": {"a": 1}}, "list of 1 to"),
         ({"sigmas": list(range(20_000, 0, -1))}, "list of 1 to"),
         ({"model_times": [1, 2]}, "2 model_times for 3"),
+        ({"corrections": [[0, 0]]}, "must be 3 pairs"),
+        ({"corrections": [[0], [0], [0]]}, "must be 3 pairs"),
+        ({"corrections": [1, 2, 3]}, "list of 1 to"),
+        ({"model_hash": 5}, "must be a text"),
+        ({"guidance": "3"}, "must be a text"),
         ({"notes": "x" * (1 << 20)}, "larger than 1048576 bytes"),
     ],
 )

@@ -64,7 +64,7 @@ def test_what_is_not_finite_is_no_picture(bad):
 
 
 def test_shape_is_checked():
-    for shape in ((3, 4, 4), (1, 4, 4, 3), (1, 1, 4, 4)):
+    for shape in ((3, 4, 4), (1, 5, 4, 3), (1, 2, 4, 4)):
         with pytest.raises(ValueError, match="expected"):
             to_pil(np.zeros(shape, dtype=np.float32))
 

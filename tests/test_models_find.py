@@ -35,6 +35,8 @@ def here(tmp_path, monkeypatch):
     (bundle / "emoji" / "card.json").write_text(json.dumps(CARD))
     (bundle / "half-made").mkdir()
     monkeypatch.setattr(module, "BUNDLED", bundle)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here"
@@ -44,7 +46,7 @@ def test_bundled_models():
     assert bundled_names() == ["digits", "emoji"] == [model.name for model in bundled_models()]
     assert find() == find("emoji")
     assert (find().folder.name, find().bundled, find().source) == ("emoji", True, "bundled")
-    assert find("digits").family == "stable-diffusion"
+    assert find("digits").family == "sd1"
 
 
 def test_folders(here):
@@ -54,6 +56,19 @@ def test_folders(here):
         assert (model.name, model.folder.resolve(), model.bundled) == ("mine", here / "sub/mine", False)
     os.chdir("sub/mine")
     assert find(".").name == "mine"
+
+
+def test_runs(here):
+    (here / "runs/mine").mkdir(parents=True)
+    data = {"name": "digits", "size": [8, 8], "classes": ["0", "1"]}
+    config = {"sample": {"steps": 5}}
+    (here / "runs/mine/run.json").write_text(json.dumps({"data": data, "config": config, "prediction": "epsilon"}))
+    model = find("runs/mine/")
+    assert (model.name, model.family, model.source, model.bundled) == ("mine", "run", "folder", False)
+    said = info(model)
+    assert (said["resolution"], said["concepts"], said["defaults"]) == (8, ["0", "1"], {"steps": 5})
+    (here / "runs/mine/run.json").write_text('{"data": 3, "config": []}')
+    assert info(model)["resolution"] is None
 
 
 def test_a_folder_goes_before_a_bundled_name_but_only_if_it_is_a_model(here):
@@ -73,14 +88,21 @@ def test_a_folder_goes_before_a_bundled_name_but_only_if_it_is_a_model(here):
         ("quite-other", "there is no model", "Here: digits (bundled), emoji (bundled)"),
         ("", "there is no model", "Here"),
         ("half-made", "there is no model", "Here"),
-        ("stabilityai/stable-diffusion-2-1", "models of a hub are not downloaded", "bundled models and local"),
-        ("x.safetensors", "single file", "local diffusers folders"),
-        ("dir/X.SafeTensors", "single file", "local diffusers folders"),
+        (
+            "stabilityai/sd-turbo",
+            "no such model in the download cache",
+            "diffgen models pull stabilityai/sd-turbo; here: digits",
+        ),
+        ("org/name@v1.0", "no folder 'org/name@v1.0'", "diffgen models pull org/name@v1.0"),
+        ("org/../name", "there is no model", "Here"),
+        ("x.safetensors", "an empty file", "safetensors"),
+        ("dir/X.SafeTensors", "there is no file", "diffusers folders"),
+        ("x.gguf", "a GGUF file", "safetensors"),
         ("x.ckpt", "pickle", "safetensors"),
         ("x.PT", "pickle", "safetensors"),
-        ("run", "training run", "local diffusers folders"),
-        ("empty", "no model_index.json", "local diffusers folders"),
-        ("file", "not a model folder", "local diffusers folders"),
+        ("empty", "no model_index.json", "diffusers folders"),
+        ("file", "an empty file", "safetensors"),
+        ("pipe", "not a model folder", "diffusers folders"),
         ("../bundle/half-made", "no model_index.json", "Here"),
         ("a\0b", "there is no model", "Here"),
         ("x" * 5000, "there is no model", "Here"),
@@ -88,10 +110,9 @@ def test_a_folder_goes_before_a_bundled_name_but_only_if_it_is_a_model(here):
     ],
 )
 def test_what_is_no_model(here, name, message, hint):
-    for folder in ("run", "empty"):
-        (here / folder).mkdir()
-    (here / "run/run.json").write_text("{}")
+    (here / "empty").mkdir()
     (here / "file").write_text("")
+    os.mkfifo(here / "pipe")
     (here / "x.safetensors").write_bytes(b"")
     with pytest.raises(InputError) as caught:
         find(name)
@@ -100,10 +121,10 @@ def test_what_is_no_model(here, name, message, hint):
 
 
 def test_a_folder_of_another_pipeline_is_refused(here):
-    make_folder(here / "flux")
-    (here / "flux/model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(InputError, match="FluxPipeline") as caught:
-        find("flux")
+    make_folder(here / "video")
+    (here / "video/model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(InputError, match="WanPipeline") as caught:
+        find("video")
     assert "StableDiffusionPipeline" in caught.value.hint
 
 
@@ -118,7 +139,7 @@ def test_info_of_a_model_with_a_card():
     said = info(find("emoji"))
     folder = find("emoji").folder
     assert {key: said[key] for key in CARD} == CARD
-    assert (said["name"], said["folder"], said["family"]) == ("emoji", str(folder), "stable-diffusion")
+    assert (said["name"], said["folder"], said["family"]) == ("emoji", str(folder), "sd1")
     assert said["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     json.dumps(said)
 

@@ -86,7 +86,7 @@ def entry(begin=0, end=8, dtype="F32", shape=(2,)):
 
 def test_a_sound_folder(folder):
     checked = check_folder(folder)
-    assert checked.family == "stable-diffusion"
+    assert checked.family == "sd1"
     assert {name: [part.library, part.class_name] for name, part in checked.components.items()} == {
         name: INDEX[name] for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
     }

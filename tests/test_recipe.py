@@ -1,10 +1,13 @@
-"""The recipe of the bundled model: names, tokens, exact resume."""
+"""The recipe of the bundled model: names, near copies, captions, tokens, exact resume."""
 
 import importlib
 import re
 import sys
+from collections import Counter
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -21,7 +24,7 @@ def recipe():
     sys.path.insert(0, str(RECIPE))
     yield lambda name: importlib.import_module(name)
     sys.path.remove(str(RECIPE))
-    for name in {"data", "loop", "tokenizer", "vae", "export"} - before:
+    for name in {"architecture", "captions", "data", "export", "loop", "tokenizer", "vae"} - before:
         sys.modules.pop(name, None)
 
 
@@ -52,16 +55,113 @@ def test_concept_is_settled_at_once(name: str):
     assert not re.search(r"[-_]|\s\s", once)
 
 
-def test_each_word_of_the_captions_is_one_token(recipe, tmp_path: Path):
-    names = ["red apple", "pineapple", "apple", "pear", "spear", "eagle", "t rex", "x ray", "octopus", "zebra"]
-    tokenizer = recipe("tokenizer").build_tokenizer(names, tmp_path)
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    for name in names:
-        ids = tokenizer(f"a {name}, noto style").input_ids
-        assert len(ids) == 2 + 4 + len(name.split())
-        assert (ids[0], ids[-1]) == (start, end)
-    assert tokenizer("spear").input_ids[1] != tokenizer("pear").input_ids[1]
-    assert len(tokenizer("lighthouse").input_ids) > 3  # a word it never saw falls into pieces
+TABLE = {
+    "red apple": {"aliases": [], "keywords": ["fruit red", "macintosh"], "zh": ["红苹果"], "zh_keywords": []},
+    "octopus": {"aliases": [], "keywords": [], "zh": ["章鱼"], "zh_keywords": ["墨鱼"]},
+    "ok hand": {"aliases": ["okay hand"], "keywords": [], "zh": ["OK手势"], "zh_keywords": []},
+    "piñata": {"aliases": [], "keywords": [], "zh": [], "zh_keywords": []},
+}
+
+
+def test_near_copies_go(recipe):
+    data = recipe("data")
+    rng = np.random.default_rng(0)
+    farmer, cook, star = (rng.uniform(0, 255, 768).astype(np.float32) for _ in range(3))
+    pictures = [
+        ("cook", "noto", cook),
+        ("farmer", "noto", farmer),
+        ("man farmer", "noto", star),  # another picture in one style of three
+        ("farmer", "flat", farmer),
+        ("man farmer", "flat", farmer + 3),
+        ("farmer", "modern", farmer),
+        ("man farmer", "modern", farmer - 3),
+        ("star", "flat", star),
+        ("glowing star", "flat", star + 1),
+        ("glowing star", "modern", star),
+    ]
+    names, styles, features = (np.array(column) for column in zip(*pictures, strict=True))
+    stays, aliases = data.distinct(features, names, styles)
+    assert aliases == {"man farmer": "farmer"}
+    assert [(n, s) for n, s, stay in zip(names, styles, stays, strict=True) if not stay] == [
+        ("man farmer", "noto"),
+        ("man farmer", "flat"),
+        ("man farmer", "modern"),
+        ("glowing star", "flat"),
+    ]
+
+
+def test_a_keyword_belongs_to_one_concept(recipe):
+    data = recipe("data")
+    assert data.only({"cat": ["pet", "purr"], "dog": ["pet", "cat"]}, {"cat", "dog"}) == {"cat": ["purr"], "dog": []}
+    assert data.pairs({"cat": ["pet", "small"], "dog": ["pet", "loyal"], "fox": ["loyal", "small"]}) == {
+        "cat": ["pet small"],
+        "dog": ["loyal pet"],
+        "fox": ["loyal small"],
+    }
+
+
+def test_held_out_pairs_are_a_tenth_and_one_of_a_concept(recipe):
+    data = recipe("data")
+    names = [f"thing {k}" for k in range(100) for _ in data.STYLES] + ["in one style only"] * 1
+    styles = [*data.STYLES] * 100 + ["noto"]
+    out = data.held_out_pairs(names, styles)
+    assert len(out) == 30
+    assert max(Counter(name for name, _ in out).values()) == 1
+    assert {style for _, style in out} == set(data.STYLES)
+    assert out == data.held_out_pairs(names[::-1], styles[::-1])
+
+
+def test_captions(recipe):
+    captions = recipe("captions")
+    draw = Random(0)
+    made = Counter(captions.phrase("red apple", TABLE["red apple"], "flat", draw) for _ in range(4000))
+    assert made[""] == pytest.approx(400, abs=60)
+    assert {"red apple", "a red apple", "a red apple, flat style", "macintosh", "红苹果", "红苹果，扁平风格"} <= set(
+        made
+    )
+    assert {"红苹果，flat风格", "红苹果, flat style"} <= set(made)
+    assert set(made) - {""} <= set(captions.every(TABLE))
+    assert not [c for c in made if "noto" in c or "诺托" in c]
+    assert {captions.phrase("piñata", TABLE["piñata"], "noto", draw) for _ in range(200)} == {
+        "", "piñata", "a piñata", "piñata, noto style", "a piñata, noto style",
+    }  # fmt: skip
+
+
+def test_each_word_and_each_chinese_character_is_one_token(recipe, tmp_path: Path):
+    captions = recipe("captions").every(TABLE)
+    tokenizer = recipe("tokenizer").build_tokenizer(captions, tmp_path)
+    for text, length in (
+        ("a red apple, flat style", 6),
+        ("PIÑATA, noto style", 4),
+        ("红苹果", 3),
+        ("红苹果，扁平风格", 8),
+        ("红苹果，flat风格", 7),  # the style's name within a word
+        ("红章鱼", 3),  # a name that no caption has
+        ("OK手势, modern style", 6),
+    ):
+        ids = tokenizer(text).input_ids
+        assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+        assert len(ids) == 2 + length
+        assert tokenizer.unk_token_id not in ids[1:-1]
+    for caption in [*captions, "a lighthouse 🗼 灯塔"]:  # the last: words it never saw fall into pieces
+        read = tokenizer.decode(tokenizer(caption).input_ids, skip_special_tokens=True)
+        assert read.replace(" ", "") == caption.lower().replace(" ", "")
+
+
+def test_untrained_tokens_say_nothing(recipe, tmp_path: Path):
+    captions = recipe("captions").every(TABLE)
+    tokenizer = recipe("tokenizer").build_tokenizer(captions, tmp_path)
+    table = torch.randn(len(tokenizer), 3)
+    settled = recipe("export").settle(table, tokenizer, captions)
+    seen = sorted({i for caption in captions for i in tokenizer(caption).input_ids})
+    assert torch.equal(settled[seen], table[seen])
+    (whole,) = tokenizer("apple").input_ids[1:-1]
+    assert settled[whole].any()
+    assert not settled[tokenizer.convert_tokens_to_ids("z")].any()
+    inside, last = tokenizer("果果").input_ids[1:-1]  # seen as a last character only
+    assert last in seen
+    assert inside not in seen
+    assert torch.equal(settled[inside], table[last])
 
 
 def test_a_resumed_training_ends_in_the_same_bytes(recipe, tmp_path: Path):

@@ -1,12 +1,14 @@
-"""A tiny random Stable Diffusion folder: every part of the real thing, a few thousand weights each."""
+"""Tiny random pipelines of every family: every part of the real thing, a few thousand weights each."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import string
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 WORDS = [
     "a",
@@ -28,58 +30,25 @@ CONCEPTS = ["red apple", "green circle", "piñata"]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def build(folder: Path, closed: bool = False) -> Path:
-    """Write the folder: 4 latent channels, 32×32 pixels, VAE factor 8; `closed` adds a card that lists all concepts."""
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional")
+TABLE: dict[str, Any] = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+def build(folder: Path, closed: bool = False, family: str = "sd1") -> Path:
+    """Write the folder: 32×32 pixels, VAE factor 8 (unconditional: 8×8 pixels, no VAE).
+
+    `closed` adds a card that lists all concepts.
+    """
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(0)
-    vocabulary, merges = _byte_pairs(WORDS)
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16)
-    text = CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        bos_token_id=vocabulary[START],
-        eos_token_id=vocabulary[END],
-        pad_token_id=vocabulary[END],
-    )
-    unet = UNet2DConditionModel(
-        sample_size=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(4, 4, 8, 8),
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.save_pretrained(folder)
-    for word in WORDS:
-        assert len(tokenizer(word).input_ids) == 3, f"{word!r} is not one token"
+    pipeline(family).save_pretrained(folder)
     if closed:
         card = {
             "licence": "CC0-1.0",
@@ -91,6 +60,208 @@ def build(folder: Path, closed: bool = False) -> Path:
         }
         (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+def pipeline(family: str) -> Any:
+    """A pipeline of diffusers' own class, its weights drawn from the global generator."""
+    import diffusers
+
+    no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if family in ("sd1", "sd2"):
+        width = 1024 if family == "sd2" else 16  # by which the family is told
+        prediction = "v_prediction" if family == "sd2" else "epsilon"
+        # In this order: what the weights are depends on it.
+        tokenizer = clip_tokenizer()
+        denoiser = unet(cross_attention_dim=width, use_linear_projection=family == "sd2")
+        return diffusers.StableDiffusionPipeline(
+            vae=vae(),
+            text_encoder=clip(width, layers=1 if family == "sd2" else 2),
+            tokenizer=tokenizer,
+            unet=denoiser,
+            scheduler=diffusers.DDIMScheduler(**TABLE, prediction_type=prediction),
+            **no_checker,
+        )
+    if family in ("sdxl", "sdxl-refiner"):
+        refiner = family == "sdxl-refiner"
+        denoiser = unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=24 if refiner else 40,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12 + 4 * (5 if refiner else 6),
+        )
+        cls = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else diffusers.StableDiffusionXLPipeline
+        more: dict[str, Any] = {"requires_aesthetics_score": True} if refiner else {}
+        return cls(
+            vae=vae(),
+            text_encoder=None if refiner else clip(16),
+            tokenizer=None if refiner else clip_tokenizer(),
+            text_encoder_2=clip(24, projected=12),
+            tokenizer_2=clip_tokenizer(pad_token="!"),
+            unet=denoiser,
+            scheduler=diffusers.EulerDiscreteScheduler(**{k: v for k, v in TABLE.items() if k != "clip_sample"}),
+            force_zeros_for_empty_prompt=not refiner,
+            add_watermarker=False,
+            **more,
+        )
+    if family.startswith("sd3"):
+        denoiser = diffusers.SD3Transformer2DModel(
+            sample_size=4,
+            patch_size=2,
+            in_channels=8,
+            out_channels=8,
+            num_layers=3,
+            attention_head_dim=4,
+            num_attention_heads=4,
+            joint_attention_dim=48,
+            caption_projection_dim=16,
+            pooled_projection_dim=40,
+            pos_embed_max_size=6,
+            dual_attention_layers=(0, 1),
+            qk_norm="rms_norm",
+        )
+        without = family == "sd3-without-t5"
+        return diffusers.StableDiffusion3Pipeline(
+            vae=vae(latent_channels=8, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+            text_encoder=clip(16, projected=16),
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=clip(24, projected=24),
+            tokenizer_2=clip_tokenizer(pad_token="!"),
+            text_encoder_3=None if without else t5(48),
+            tokenizer_3=None if without else t5_tokenizer(),
+            transformer=denoiser,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    if family.startswith("flux"):
+        schnell = family == "flux-schnell"
+        denoiser = diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            pooled_projection_dim=16,
+            guidance_embeds=not schnell,
+            axes_dims_rope=(4, 2, 2),
+        )
+        return diffusers.FluxPipeline(
+            vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+            text_encoder=clip(16),
+            tokenizer=clip_tokenizer(),
+            text_encoder_2=t5(48),
+            tokenizer_2=t5_tokenizer(),
+            transformer=denoiser,
+            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=not schnell),
+        )
+    assert family == "unconditional", family
+    return diffusers.DDPMPipeline(
+        unet=diffusers.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=4,
+        ),
+        scheduler=diffusers.DDPMScheduler(),
+    )
+
+
+def unet(**changes: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    config: dict[str, Any] = {
+        "sample_size": 4,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**config, **changes})
+
+
+def vae(**changes: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 8),
+        norm_num_groups=4,
+        sample_size=32,
+        **changes,
+    )
+
+
+def clip(width: int, layers: int = 2, projected: int | None = None) -> Any:
+    """A text encoder; with the width of its projection, if it has one."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    vocabulary, _ = _byte_pairs(WORDS)
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[END],
+        projection_dim=projected or 512,
+    )
+    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+
+
+def clip_tokenizer(**special: str) -> Any:
+    """One that knows each of WORDS as one token, and cuts at 16."""
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = _byte_pairs(WORDS)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=16, **special)
+    for word in WORDS:
+        assert len(tokenizer(word).input_ids) == 3, f"{word!r} is not one token"
+    return tokenizer
+
+
+def t5(width: int) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(t5_pieces()),
+            d_model=width,
+            d_kv=4,
+            d_ff=32,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def t5_pieces() -> list[tuple[str, float]]:
+    """T5's vocabulary: three special tokens, words and letters with their log-probabilities, a hundred sentinels."""
+    letters = [*string.ascii_lowercase, "ñ"]
+    words = [(f"▁{word}", -3.0 - i / 8) for i, word in enumerate(WORDS)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(100))]
+    return [*special, ("▁", -2.0), *words, *((letter, -8.0) for letter in letters), *sentinels]
+
+
+def t5_tokenizer() -> Any:
+    from transformers import T5Tokenizer
+
+    return T5Tokenizer(vocab=t5_pieces(), model_max_length=32)
 
 
 def byte_level(word: str) -> str:
@@ -133,4 +304,4 @@ def _merge(word: list[str], left: str, right: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), closed=len(sys.argv) > 2)
+    build(Path(sys.argv[1]), closed="closed" in sys.argv, family=next((f for f in FAMILIES if f in sys.argv), "sd1"))

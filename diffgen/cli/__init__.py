@@ -7,11 +7,11 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
-from diffgen.errors import CannotWrite, DiffgenError, ExitCode, UsageError
+from diffgen.errors import CannotWrite, DiffgenError, ExitCode, OutOfMemory, UsageError
 
 
 class Stopped(BaseException):
@@ -20,6 +20,7 @@ class Stopped(BaseException):
 
 _signals: list[int] = []  # those that came
 _held = False  # inside `whole`
+_patient = False  # inside `patient`
 
 
 def main() -> NoReturn:
@@ -91,6 +92,8 @@ def _explain(caught: BaseException) -> tuple[DiffgenError, int]:
         return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
     if isinstance(caught, BrokenPipeError | SystemExit):  # typer leaves so where nobody reads its output
         return DiffgenError("nobody reads the output any more"), ExitCode.FAILED
+    if isinstance(caught, MemoryError):
+        return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
     if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # of stdout
         return CannotWrite(f"cannot write: {caught.strerror}", "make room"), ExitCode.WRITE
     return DiffgenError(f"{type(caught).__name__}: {caught}", "add --debug for the traceback"), ExitCode.FAILED
@@ -109,7 +112,23 @@ def whole() -> Iterator[None]:
         raise Stopped
 
 
+@contextlib.contextmanager
+def patient() -> Iterator[Callable[[], bool]]:
+    """The first signal that comes inside is for the caller to obey, who asks the callable at times; a second is obeyed
+    at once. An error that is met on the way out (a full disk) is told of instead.
+    """
+    global _patient
+    _patient = True
+    try:
+        yield lambda: bool(_signals)
+    except DiffgenError:
+        _signals.clear()
+        raise
+    finally:
+        _patient = False
+
+
 def _stop(number: int, frame: Any) -> None:
     _signals.append(number)
-    if not _held:
+    if not _held and not (_patient and len(_signals) == 1):
         raise Stopped

@@ -8,12 +8,12 @@ import typer
 
 import diffgen
 
-from . import generate, models, schedulers
+from . import doctor, generate, models, prompt, schedulers, train
 
 # Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
-GROUPS = {"models", "schedulers"}
+GROUPS = {"models", "prompt", "schedulers"}
 
 app = typer.Typer(
     help="Pictures from prompts, on this machine, offline.",
@@ -23,14 +23,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("doctor")(doctor.doctor)
 models_app = typer.Typer(help="The models on this machine.")
 models_app.command("list")(models.list_models)
 models_app.command("info")(models.info)
+models_app.command("pull")(models.pull)
+models_app.command("verify")(models.verify)
+models_app.command("rm")(models.rm)
+prompt_app = typer.Typer(help="What models read of prompts.")
+prompt_app.command("explain", epilog=prompt.EXAMPLES)(prompt.explain)
 schedulers_app = typer.Typer(help="The schedulers there are.")
 schedulers_app.command("list")(schedulers.list_schedulers)
 schedulers_app.command("show")(schedulers.show)
 schedulers_app.command("plot")(schedulers.plot)
 app.add_typer(models_app, name="models")
+app.add_typer(prompt_app, name="prompt")
 app.add_typer(schedulers_app, name="schedulers")
 
 

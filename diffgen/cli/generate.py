@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -17,9 +18,11 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.images.metadata import LEVELS, encode_png
 from diffgen.images.naming import Outputs
-from diffgen.models.find import find
+from diffgen.models.find import Model, find
 from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.plan import Plan, make_plan
+from diffgen.stable_diffusion.inputs import check_switch, offload_name
+from diffgen.stable_diffusion.plan import Options, Plan, make_plan
+from diffgen.training import plan as runs
 
 from . import whole
 from .output import Debug, Json, Output, Quiet, UnfinishedError
@@ -27,154 +30,147 @@ from .output import Debug, Json, Output, Quiet, UnfinishedError
 EXAMPLES = """
 Examples:
 
-  diffgen generate "a red apple"
-
   diffgen generate "a red apple" -n 4 --seed 7 -o apples/
 
   diffgen generate "a cat" --scheduler "DPM++ 2M Karras" --steps 30 -o cat.png
 
-  diffgen generate --prompt-file prompts.txt -o "{prompt}-{seed}.png"
+  diffgen generate "a green apple" --image apple.png --strength 0.6
+
+  diffgen generate --prompt-file prompts.jsonl -o "{prompt}-{seed}.png"
 
   echo "a blue circle" | diffgen generate - -m some/diffusers/folder
 """
 
-PICTURE, SAMPLING, MODEL, OUTPUT = "Picture", "Sampling", "Model", "Output"
+Text: TypeAlias = str | None
+Texts: TypeAlias = list[str] | None
+Whole: TypeAlias = int | None
+Real: TypeAlias = float | None
+AnyPlan: TypeAlias = Plan | runs.RunPlan
+
+
+def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+
+
+PROMPT, PICTURE, SAMPLING = "Prompt", "Picture", "Sampling"
+BEGIN, MODEL, MEMORY, OUTPUT = "From a picture", "Model", "Device and memory", "Output"
 
 
 def generate(
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="What to show; - reads prompts from stdin, one a line.")
+        Texts, typer.Argument(help="What to show; - reads prompts from stdin, one a line.", show_default=False)
     ] = None,
     prompt_file: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Prompts from a file, one a line; # begins a comment.", rich_help_panel=PICTURE
-        ),
+        Text, _option(PROMPT, "Prompts, one a line, or JSON lines with options.", metavar="FILE")
     ] = None,
-    negative: Annotated[str, typer.Option(metavar="TEXT", help="What not to show.", rich_help_panel=PICTURE)] = "",
+    negative: Annotated[str, _option(PROMPT, "What not to show.", metavar="TEXT")] = "",
+    style: Annotated[Texts, _option(PROMPT, "Of styles.toml; may be repeated.", metavar="NAME")] = None,
+    prompt_syntax: Annotated[str, _option(PROMPT, "Weights and choices, or none.", metavar="a1111|plain")] = "a1111",
+    wildcards: Annotated[Texts, _option(PROMPT, "Files for __name__. \\[./wildcards]", metavar="FOLDER")] = None,
+    clip_skip: Annotated[int, _option(PROMPT, "Read the N-th last layer; 1 is usual.", metavar="N")] = 1,
     count: Annotated[
-        int,
-        typer.Option(
-            "--count", "-n", help="Pictures for each prompt; picture i has seed + i.", rich_help_panel=PICTURE
-        ),
+        int, _option(PICTURE, "For each prompt; picture i has seed + i.", "--count", "-n", metavar="N")
     ] = 1,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", "-s", metavar="WxH", help="In pixels. \\[the model's own]", rich_help_panel=PICTURE),
+    size: Annotated[Text, _option(PICTURE, "In pixels. \\[the model's own]", "--size", "-s", metavar="WxH")] = None,
+    seed: Annotated[Whole, _option(PICTURE, "0 to 4294967295. \\[random]", metavar="N")] = None,
+    seeds: Annotated[Text, _option(PICTURE, "A list instead: 0-7 or 1,5,9.", metavar="LIST")] = None,
+    variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this seed.", metavar="N")] = None,
+    variation_strength: Annotated[Real, _option(PICTURE, "How much of it.", metavar="0…1")] = None,
+    tile: Annotated[bool, _option(PICTURE, "Edges that meet when it is repeated.", "--tile")] = False,
+    steps: Annotated[Whole, _option(SAMPLING, "Of the solver. \\[the model's]", metavar="N")] = None,
+    guidance: Annotated[Real, _option(SAMPLING, "1 is off. \\[the model's]", metavar="X")] = None,
+    guidance_rescale: Annotated[float, _option(SAMPLING, "Against too much contrast; 0 is off.", metavar="0…1")] = 0.0,
+    guidance_interval: Annotated[Text, _option(SAMPLING, "Only in this part of the steps.", metavar="A,B")] = None,
+    scheduler: Annotated[Text, _option(SAMPLING, "See diffgen schedulers list.", metavar="NAME")] = None,
+    grid: Annotated[Text, _option(SAMPLING, "At which times the model is asked.", metavar="NAME|FILE")] = None,
+    image: Annotated[Text, _option(BEGIN, "Begin with this picture.", metavar="FILE")] = None,
+    strength: Annotated[Real, _option(BEGIN, "How much is changed. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
+    mask: Annotated[Text, _option(BEGIN, "White is made anew, black is kept.", metavar="FILE")] = None,
+    outpaint: Annotated[Text, _option(BEGIN, "Add pixels at left, top, right, bottom.", metavar="L,T,R,B")] = None,
+    controls: Annotated[
+        Texts, _option(BEGIN, "canny, scribble, or a prepared map.", "--control", metavar="TYPE=FILE[:SCALE]")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="0 to 4294967295. \\[random, printed and recorded]", rich_help_panel=SAMPLING)
+    control_models: Annotated[
+        Texts, _option(BEGIN, "Its ControlNet: folder or file.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the solver. \\[the model's]", rich_help_panel=SAMPLING)
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="How closely to follow the prompt; 1 is off. \\[the model's]", rich_help_panel=SAMPLING),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="See `diffgen schedulers list`. \\[the model's]", rich_help_panel=SAMPLING),
-    ] = None,
-    grid: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="At which times the model is asked. \\[the scheduler's]", rich_help_panel=SAMPLING
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Pictures made at once; above 1, last bits may differ.", rich_help_panel=SAMPLING)
-    ] = 1,
+    upscale: Annotated[Real, _option(BEGIN, "A second pass at so many times the size.", metavar="X")] = None,
+    upscale_mode: Annotated[str, _option(BEGIN, "What is scaled up.", metavar="lanczos|latent")] = "lanczos",
+    upscale_strength: Annotated[float, _option(BEGIN, "How much it changes.", metavar="0…1")] = 0.5,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FOLDER",
-            help="A bundled model or a diffusers folder. \\[emoji]",
-            rich_help_panel=MODEL,
-        ),
+        Text, _option(MODEL, "Bundled, a path, or a hub's. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", help="Where to compute.", rich_help_panel=MODEL)
-    ] = "auto",
-    dtype: Annotated[
-        str, typer.Option(metavar="auto|float32|float16|bfloat16", help="In which precision.", rich_help_panel=MODEL)
-    ] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MODEL)] = False,
+    refiner: Annotated[Text, _option(MODEL, "SDXL's, for the last fifth.", metavar="NAME|PATH|ID")] = None,
+    loras: Annotated[Texts, _option(MODEL, "May be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
+    embeddings: Annotated[Texts, _option(MODEL, "A textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
+    safety: Annotated[str, _option(MODEL, "The model's checker, if it has one.", metavar="on|off")] = "on",
+    offline: Annotated[bool, _option(MODEL, "Never use the network.", "--offline")] = False,
+    device: Annotated[str, _option(MEMORY, "auto, cpu, cuda, cuda:N, mps, xpu.", metavar="NAME")] = "auto",
+    dtype: Annotated[str, _option(MEMORY, "auto, float32, float16, bfloat16.", metavar="NAME")] = "auto",
+    batch_size: Annotated[int, _option(MEMORY, "At once; above 1, last bits may differ.", metavar="N")] = 1,
+    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles.", "--vae-tiling")] = False,
+    offload: Annotated[str, _option(MEMORY, "Or model, sequential: spare a GPU.", metavar="none|…")] = "none",
     out: Annotated[
-        str | None,
-        typer.Option(
+        Text,
+        _option(
+            OUTPUT,
+            "\\[outputs/{index:06}-{seed}-{prompt}.png]",
             "--out",
             "-o",
             "--output",
             metavar="FILE|FOLDER/|TEMPLATE",
-            help="Where to write. \\[outputs/{index:06}-{seed}-{prompt}.png]",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=OUTPUT)
-    ] = False,
-    metadata: Annotated[
-        str,
-        typer.Option(metavar="full|params|none", help="What pictures say about themselves.", rich_help_panel=OUTPUT),
-    ] = "full",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, make nothing.", rich_help_panel=OUTPUT)
-    ] = False,
+    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
+    metadata: Annotated[str, _option(OUTPUT, "What pictures tell of themselves.", metavar="full|params|none")] = "full",
+    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
-    cfg_scale: Annotated[float | None, typer.Option("--cfg-scale", "--guidance-scale", hidden=True)] = None,
-    sampler: Annotated[str | None, typer.Option("--sampler", hidden=True)] = None,
+    cfg_scale: Annotated[Real, typer.Option("--cfg-scale", "--guidance-scale", hidden=True)] = None,
+    sampler: Annotated[Text, typer.Option("--sampler", hidden=True)] = None,
 ) -> None:
     """Make pictures from prompts."""
+    given = {name: value for name, value in locals().items() if value is not None}
     started = time.perf_counter()
     say = Output("generate", json, quiet)
     if metadata not in LEVELS:
         raise UsageError(f"--metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
-    device, dtype = device_name(device), dtype_name(dtype)
-    plan = make_plan(
-        find(model),
-        _prompts(prompt or [], prompt_file),
-        negative=negative,
-        count=count,
-        seed=seed,
-        steps=steps,
-        guidance=cfg_scale if guidance is None else guidance,
-        scheduler=scheduler or sampler,
-        grid=grid,
-        size=size,
-        batch_size=batch_size,
-    )
-    outputs = Outputs(out, len(plan), overwrite)
-    say.note(
-        f"{plan.model.name}: {plan.scheduler} on {plan.grid}, {plan.steps} steps, guidance {plan.guidance:g}, "
-        f"{plan.width}x{plan.height}, seed {plan.seed}"
-    )
-    for text in plan.prompts:
-        for warning in plan.warnings(text):
-            say.warn(warning)
+    device, dtype, offload = device_name(device), dtype_name(dtype), offload_name(offload)
+    options: Any = {name: given[name] for name in Options.__annotations__ if name in given}
+    options["safety"] = check_switch("--safety", safety)
+    if guidance is None and cfg_scale is not None:
+        options["guidance"] = cfg_scale
+    if scheduler is None and sampler is not None:
+        options["scheduler"] = sampler
+    plans = _plans(find(model), _lines(prompt or [], prompt_file), options)
+    outputs = Outputs(out, sum(map(len, plans)), overwrite)
+    for plan in plans:
+        say.note(_summary(plan))
+        for text in plan.prompts:
+            for warning in plan.warnings(text):
+                say.warn(warning)
     if dry_run:
-        pictures = [
-            {"path": None, **_entry(plan, text, plan.seed + i)} for text in plan.prompts for i in range(plan.count)
-        ]
-        say.result(_result(plan, pictures) | {"dry_run": True}, (f"{p['seed']}\t{p['prompt']}" for p in pictures))
+        pictures = [{"path": None, **_entry(plan, shot.prompt, shot.seed)} for plan in plans for shot in plan.shots()]
+        say.result(_result(plans, pictures) | {"dry_run": True}, (f"{p['seed']}\t{p['prompt']}" for p in pictures))
         return
 
     environment.prepare(offline)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
     with _no_collection():
-        generator = diffgen.load(plan.model, device, dtype)
+        generator: Any = diffgen.load(plans[0].model, device, dtype, offload)
     made: list[dict[str, Any]] = []
     failed: list[tuple[dict[str, Any], DiffgenError]] = []
+    told: set[str] = set()
     nfe = None
     try:
-        with say.progress(plan.model.name) as on_step:
-            for picture in generator.pictures(plan, on_step):
-                nfe = picture.record["nfe"]
+        with say.progress(plans[0].model.name) as on_step:
+            for plan, picture in ((one, shown) for one in plans for shown in generator.pictures(one, on_step)):
+                nfe = nfe or picture.record["nfe"]
+                for fit in generator.fits:
+                    if fit not in told:
+                        say.note(fit)
+                        told.add(fit)
                 for warning in picture.record["warnings"]:
                     say.warn(warning)
                 entry = _entry(plan, picture.prompt, picture.seed)
@@ -195,36 +191,77 @@ def generate(
                     made.append({"path": str(path), **entry, "pixels_sha256": picture.record["pixels_sha256"]})
                     say.line(str(path))
         if failed:
-            raise _all_that_failed(failed, len(plan))
+            raise _all_that_failed(failed, sum(map(len, plans)))
     except BaseException as error:
-        result = _result(plan, made, nfe, started) | {"failed": [entry for entry, _ in failed]}
+        result = _result(plans, made, nfe, started) | {"failed": [entry for entry, _ in failed]}
         raise UnfinishedError(error, result) from error
-    say.result(_result(plan, made, nfe, started))
+    say.result(_result(plans, made, nfe, started) | {"adapters": generator.fits})
 
 
-def _prompts(given: list[str], file: str | None) -> list[str]:
+def _lines(given: list[str], file: str | None) -> list[prompts.Line]:
     """The prompts on the command line, "-" replaced by those from stdin, and those of the file."""
-    texts = [text for item in given for text in (prompts.read("-") if item == "-" else [item])]
-    return texts + (prompts.read(file) if file is not None else [])
+    lines = [line for text in given for line in (prompts.read_lines("-") if text == "-" else [prompts.Line(text)])]
+    return lines + (prompts.read_lines(file) if file is not None else [])
 
 
-def _entry(plan: Plan, prompt: str, seed: int) -> dict[str, Any]:
-    return {"prompt": prompt, "seed": seed, "width": plan.width, "height": plan.height}
+def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPlan]:
+    """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
+    make: Any = runs.make_plan if model.family == "run" else make_plan
+    if not lines:
+        return [make(model, (), **options)]
+    plans: list[AnyPlan] = []
+    for said, group in itertools.groupby(lines, lambda line: line.options):
+        texts = list(group)
+        try:
+            plans.append(make(model, [line.prompt for line in texts], **(options | said)))
+        except DiffgenError as error:
+            if texts[0].where and said:
+                error.message = f"{texts[0].where}: {error.message}"
+            raise
+        if not {"seed", "seeds"} & set(options):
+            options = options | {"seed": plans[0].seed}
+    return plans
+
+
+def _summary(plan: AnyPlan) -> str:
+    """What will be made, in a line; "(model default)" stands beside what was not said."""
+
+    def own(*names: str) -> str:
+        return "" if plan.given & set(names) else " (model default)"
+
+    seeds = f"seed {plan.seed}" if not plan.seeds else f"{len(plan.seeds)} seeds"
+    width, height = plan.final_size
+    parts = [
+        f"{plan.scheduler} on {plan.grid}{own('scheduler', 'grid')}",
+        f"{plan.steps} steps{own('steps')}",
+        f"guidance {plan.guidance:g}{own('guidance')}",
+        f"{width}x{height}{own('size', 'image', 'controls', 'upscale')}",
+        seeds,
+        *plan.details,
+    ]
+    return f"{plan.model.name}: {', '.join(parts)}"
+
+
+def _entry(plan: AnyPlan, prompt: str, seed: int) -> dict[str, Any]:
+    width, height = plan.final_size
+    return {"prompt": prompt, "seed": seed, "width": width, "height": height}
 
 
 def _result(
-    plan: Plan, pictures: list[dict[str, Any]], nfe: int | None = None, started: float | None = None
+    plans: list[AnyPlan], pictures: list[dict[str, Any]], nfe: int | None = None, started: float | None = None
 ) -> dict[str, Any]:
+    first = plans[0]
+    noted = [warning for plan in plans for text in plan.prompts for warning in plan.warnings(text)]
     return {
         "images": pictures,
-        "model": plan.model.name,
-        "scheduler": plan.scheduler,
-        "grid": plan.grid,
-        "steps": plan.steps,
+        "model": first.model.name,
+        "scheduler": first.scheduler,
+        "grid": first.grid,
+        "steps": first.steps,
         "nfe": nfe,
-        "guidance": plan.guidance,
+        "guidance": first.guidance,
         "seconds": None if started is None else round(time.perf_counter() - started, 3),
-        "warnings": list(dict.fromkeys(warning for text in plan.prompts for warning in plan.warnings(text))),
+        "warnings": list(dict.fromkeys(noted)),
     }
 
 

@@ -1,35 +1,293 @@
-"""diffgen models: what is on this machine."""
+"""diffgen models: what is on this machine; fetch, verify, remove."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from diffgen.models.find import bundled_models, find
+from diffgen import environment
+from diffgen.errors import InputError, UsageError
+from diffgen.images.publish import publish
+from diffgen.models import cache, find, gate, hub, listed
 from diffgen.models.info import info as about
+from diffgen.training.run import read_run
 
-from .output import Debug, Json, Output, Quiet, table
+from .output import Debug, Json, Output, Quiet, UnfinishedError, table
+
+NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or a hub's org/name."
+COLUMNS = ("name", "family", "variant", "source", "bytes", "licence", "resolution", "folder")
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """The models that come with diffgen."""
-    columns = ("name", "family", "source", "bytes", "licence", "resolution", "folder")
-    found = [{key: said[key] for key in columns} for said in map(about, bundled_models())]
-    rows = [[str(entry[key] if entry[key] is not None else "-") for key in columns] for entry in found]
-    Output("models list", json, quiet).result({"models": found}, table([list(columns), *rows]))
+    """The models on this machine: those that come with diffgen, your list, the download cache."""
+    say = Output("models list", json, quiet)
+    found = [_entry(model) for model in find.bundled_models()]
+    for entry in listed.entries().values():
+        try:
+            found.append(_entry(find.listed_model(entry)))
+        except InputError as error:
+            found.append(_broken(entry.name, "list", str(entry.path or entry.hub), error))
+    for snapshot in cache.snapshots():
+        name = snapshot.repo if "main" in snapshot.refs else f"{snapshot.repo}@{(*snapshot.refs, snapshot.commit)[0]}"
+        try:
+            found.append({**_entry(find.cached_model(snapshot)), "name": name})
+        except InputError as error:
+            found.append({**_broken(name, "cache", str(snapshot.folder), error), "bytes": snapshot.bytes})
+    rows = [[_cell(key, said[key]) for key in COLUMNS] for said in found]
+    folder = cache.cache_dir()
+    held = sum({path.resolve(): path.stat().st_size for path in cache.files_of(folder)}.values())
+    result = {"models": found, "cache": {"folder": str(folder), "bytes": held}, "list": str(listed.list_file())}
+    say.result(result, table([list(COLUMNS), *rows]))
+    for said in found:
+        if said["problem"]:
+            say.warn(f"{said['name']}: {said['problem']}")
+    if held:
+        say.note(f"download cache: {hub.size_text(held)} in {folder}")
 
 
 def info(
-    name: Annotated[str | None, typer.Argument(help="A bundled model or a diffusers folder. \\[emoji]")] = None,
+    name: Annotated[str | None, typer.Argument(help=NAME + " \\[emoji]")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """What a model is: its size, its licence, what it knows."""
-    said = about(find(name))
+    said = about(find.find(name))
     rows = [[key, _brief(value)] for key, value in said.items() if value not in (None, [], {})]
     Output("models info", json, quiet).result(said, table(rows))
+
+
+def pull(
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A diffusers repository on the hub.")],
+    full: Annotated[bool, typer.Option("--full", help="Weights in full precision. \\[half, where there is]")] = False,
+    safety: Annotated[bool, typer.Option("--safety", help="The safety checker too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched.")] = False,
+    yes: Yes = False,
+    offline: Offline = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Fetch a model from a hub: its size, licence and files are told first."""
+    environment.prepare(offline)
+    say = Output("models pull", json, quiet)
+    repo, revision = cache.parse_id(name)
+    said = hub.offer(repo, revision, full=full, safety=safety)
+    result = _tell(said, say)
+    if dry_run:
+        files = (f"{hub.size_text(file.bytes):>9}  {file.path}" for file in said.files if not file.cached)
+        say.result(result | {"dry_run": True}, files)
+        return
+    if said.bytes and not yes:
+        _ask(say, f"Fetch {hub.size_text(said.bytes)}?")
+    folder = _fetch(said, say)
+    gate.check_folder(folder, repo)
+    say.result(result | {"folder": str(folder)}, [str(folder)])
+
+
+def verify(
+    name: Annotated[str | None, typer.Argument(help=NAME + " \\[emoji]")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Check a model's files, and their hashes against those that its card or the hub recorded."""
+    say = Output("models verify", json, quiet)
+    model = find.find(name)
+    files = _run_files(model) if model.family == "run" else _model_files(model)
+    result = {"name": model.name, "folder": str(model.folder), "family": model.family, "files": files}
+    wrong = [file["path"] for file in files if file["state"] == "wrong"]
+    rows = list(table([[file["state"], file["sha256"], file["path"]] for file in files])) if files else []
+    if wrong:
+        for row in () if json else rows:
+            say.line(row)
+        both = f"diffgen models rm {model.name}, then diffgen models pull {model.name}"
+        again = both if model.source == "cache" else "install or copy it again"
+        raise UnfinishedError(
+            InputError(f"{model.name}: not as recorded: {', '.join(wrong)}", f"it was changed or damaged: {again}"),
+            result,
+        )
+    say.result(result, rows)
+    unrecorded = sum(file["state"] == "not recorded" for file in files)
+    if unrecorded:
+        say.note(
+            f"{unrecorded} of {len(files)} files have no recorded hash: their structure was checked, not their bytes"
+        )
+
+
+def rm(
+    name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]|NAME", help="In the cache, or in your list.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Delete a model from the download cache, or take a name out of your list. Nothing else is ever deleted."""
+    environment.prepare(offline=True)
+    say = Output("models rm", json, quiet)
+    if name in listed.entries():
+        path, text = listed.without(name)
+        what = f"the entry {name!r} of {path} (the model itself stays)"
+        result: dict[str, Any] = {"removed": [name], "bytes": 0}
+        if _agreed(say, what, dry_run, yes):
+            publish(path, text, overwrite=True)
+        say.result(result | {"dry_run": dry_run}, [name])
+        return
+    if name in find.bundled_names():
+        raise InputError(f"{name} comes with diffgen and stays")
+    if cache.ID.fullmatch(name) is None or ".." in name:
+        raise InputError(
+            f"{name!r} is neither in the download cache nor in your list",
+            "folders and files of yours are yours to delete",
+        )
+    repo, revision = cache.parse_id(name)
+    held = cache.snapshots_of(repo)
+    going = [s for s in held if revision is None or revision == s.commit or revision in s.refs]
+    if not going:
+        here = ", ".join(sorted({snapshot.repo for snapshot in cache.snapshots()})) or "nothing"
+        raise InputError(f"{name!r} is neither in the download cache nor in your list", f"cached: {here}")
+    size = sum(s.bytes for s in going)
+    what = f"{repo} ({', '.join(s.commit[:8] for s in going)}), up to {hub.size_text(size)}, from {cache.cache_dir()}"
+    result = {"removed": [f"{repo}@{s.commit}" for s in going], "bytes": size}
+    if _agreed(say, what, dry_run, yes):
+        hub.remove(going)
+    say.result(result | {"dry_run": dry_run}, result["removed"])
+
+
+def offer_pull(name: str | None, say: Output, offline: bool = False) -> find.Model:
+    """The model of that name; of a hub's id that is not cached, on a terminal, after asking and fetching.
+
+    Raises NotCached where there is nobody to ask, or the network is forbidden, or the answer is no.
+    """
+    try:
+        return find.find(name)
+    except find.NotCached as error:
+        environment.prepare(offline)
+        if hub.offline() or say.as_json or say.quiet or not _terminal():
+            raise
+        said = hub.offer(*cache.parse_id(error.id))
+        _tell(said, say)
+        if not typer.confirm(f"It is not on this machine. Fetch {hub.size_text(said.bytes)}?", err=True):
+            raise
+        _fetch(said, say)
+        return find.find(name)
+
+
+def _entry(model: find.Model) -> dict[str, Any]:
+    said = about(model)
+    return {**{key: said[key] for key in COLUMNS}, "revision": model.revision, "problem": None}
+
+
+def _broken(name: str, source: str, folder: str, error: InputError) -> dict[str, Any]:
+    empty: dict[str, Any] = dict.fromkeys(COLUMNS)
+    return {**empty, "name": name, "source": source, "folder": folder, "revision": None, "problem": error.message}
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return hub.size_text(value) if key == "bytes" else str(value)
+
+
+def _model_files(model: find.Model) -> list[dict[str, Any]]:
+    """path, sha256, recorded and state ("right", "wrong", "not recorded") of each file that the model is read from."""
+    checked = find.check(model)
+    card = {} if model.file else _card_hashes(model)
+    files = []
+    for path, digest in gate.file_hashes(checked).items():
+        place = model.file if model.file is not None and path == model.file.name else checked.folder / path
+        recorded = card.get(path) or (cache.recorded(place) if model.source in ("cache", "list") else None)
+        ours = cache.git_hash(place) if recorded is not None and len(recorded) == 40 else digest
+        state = "not recorded" if recorded is None else "right" if recorded == ours else "wrong"
+        files.append({"path": path, "sha256": digest, "recorded": recorded, "state": state})
+    return files
+
+
+def _run_files(model: find.Model) -> list[dict[str, Any]]:
+    """The same of a run's checkpoints, whose state.json has the hashes."""
+    files = []
+    for checkpoint in read_run(model.folder).checkpoints():
+        recorded = gate.read_json(checkpoint / "state.json").get("files")
+        for name, said in sorted(recorded.items() if isinstance(recorded, dict) else ()):
+            digest = gate.sha256_of(checkpoint / Path(name).name)
+            wanted = said.get("sha256") if isinstance(said, dict) else None
+            state = "right" if wanted == digest else "wrong"
+            path = f"checkpoints/{checkpoint.name}/{name}"
+            files.append({"path": path, "sha256": digest, "recorded": wanted, "state": state})
+    return files
+
+
+def _card_hashes(model: find.Model) -> dict[str, str]:
+    """{path: SHA-256} of the model's card, if it has such."""
+    card = model.folder / "card.json"
+    hashes = gate.read_json(card).get("sha256", {}) if card.is_file() else {}
+    if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
+        raise InputError(f"{card}: sha256 is no table of paths and hashes")
+    return hashes
+
+
+def _tell(said: hub.Offer, say: Output) -> dict[str, Any]:
+    """Say what a download would be; the same as a result."""
+    here = sum(file.bytes for file in said.files) - said.bytes
+    say.note(f"{said.repo}@{said.commit[:12]}: {said.family}, weights in {said.precision}")
+    say.note(f"licence: {said.licence or 'not stated'}{'; gated' if said.gated else ''}")
+    say.note(
+        f"to fetch: {hub.size_text(said.bytes)} in {sum(not file.cached for file in said.files)} files"
+        + (f" ({hub.size_text(here)} are here already)" if here else "")
+    )
+    return {
+        "repo": said.repo,
+        "revision": said.revision,
+        "commit": said.commit,
+        "family": said.family,
+        "licence": said.licence,
+        "gated": said.gated,
+        "precision": said.precision,
+        "bytes": said.bytes,
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "cached": f.cached} for f in said.files],
+    }
+
+
+def _fetch(said: hub.Offer, say: Output) -> Any:
+    done = 0
+    with say.progress(said.repo) as on_step:
+
+        def came(count: int) -> None:
+            nonlocal done
+            done += count
+            if on_step:
+                on_step(min(done, said.bytes) // 2**20, max(said.bytes // 2**20, 1))
+
+        return hub.pull(said, came)
+
+
+def _terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(say: Output, question: str) -> None:
+    """Go on only after a yes. Raises UsageError where there is nobody to ask, or the answer is no."""
+    if say.as_json or not _terminal():
+        raise UsageError("nobody is here to be asked", "add --yes")
+    if not typer.confirm(question, err=True):
+        raise UsageError("nothing was done")
+
+
+def _agreed(say: Output, what: str, dry_run: bool, yes: bool) -> bool:
+    """Tell what would be deleted; True if it is to be."""
+    say.note(f"{'would delete' if dry_run else 'delete'} {what}")
+    if dry_run:
+        return False
+    if not yes:
+        _ask(say, "Delete it?")
+    return True
 
 
 def _brief(value: object) -> str:
@@ -38,5 +296,5 @@ def _brief(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(" ".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
     return str(value)

@@ -61,19 +61,20 @@ class Output:
             self.note(f"warning: {text}")
 
     @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[Callable[[int, int], None] | None]:
-        """On a terminal, a bar with the time that is left, moved by `on_step(done, total)`; elsewhere None."""
+    def progress(self, what: str) -> Iterator[Callable[..., None] | None]:
+        """On a terminal, a bar with the time that is left, moved by `on_step(done, total, text)`; elsewhere None."""
         if self.quiet or not sys.stderr.isatty():
             yield None
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            yield lambda done, total, text=what: bar.update(task, completed=done, total=total, description=text)
 
 
 def document(command: str, **content: Any) -> None:

@@ -14,8 +14,7 @@ import typer
 
 import schedulers
 from diffgen.errors import UsageError
-from diffgen.models.find import find
-from diffgen.models.gate import check_folder
+from diffgen.models.find import check, find
 from diffgen.stable_diffusion.plan import noise_and_prediction
 from schedulers import grids, prediction
 from schedulers.guide import advice
@@ -47,7 +46,7 @@ def list_schedulers(
     ]
     if model is not None:
         chosen = find(model)
-        noise, predicts = noise_and_prediction(check_folder(chosen.folder))
+        noise, predicts = noise_and_prediction(check(chosen))
         rows[0].insert(4, f"with {chosen.name}")
         for solver, entry, row in zip(found, entries, rows[1:], strict=True):
             reason = _why_not(solver, noise, predicts)

@@ -1,8 +1,38 @@
 """What a picture says about itself: the AUTOMATIC1111 text, our own record as JSON, and the mark "made by a model".
 
-The record is a flat dictionary (`schema: "diffgen.image/1"`): prompt, negative, seed, index, steps, nfe, guidance,
-scheduler, grid, width, height, model, model_hash, model_files, family, prediction, device, dtype, threads, batch_size,
-rng, versions, pixels_sha256, warnings. Keys that are missing are left out of the texts.
+The record (`schema: "diffgen.image/1"`) holds all that is needed to make the picture again:
+
+    prompt, negative        as they were read: styles put round them, choices made
+    seed, index             the picture's own seed; its number among those of its prompt
+    steps, nfe              steps of the grid; evaluations of the network that were counted
+    guidance, scheduler, scheduler_options, grid
+    width, height           of the picture, after a second pass if there was one
+    model, model_hash, model_files {name: SHA-256}, family, prediction
+    device, dtype, threads, batch_size, rng, versions {package: version}
+    pixels_sha256           of the RGB bytes
+    warnings                what was said about it
+
+and, only where it was asked for:
+
+    template, negative_template   the prompts before their choices were made; the choices are the seed's
+    styles                        [name]: already put round the prompts
+    prompt_syntax                 plain, where it is not a1111
+    clip_skip                     N, where it is not 1
+    guidance_rescale, guidance_interval   φ; [from, to]
+    image, mask                   {name, sha256}: name is null and sha256 of the pixels for what was no file
+    strength                      of image to image
+    outpaint                      [left, top, right, bottom]: pixels that were added to `image`
+    controls                      [{kind, name, sha256, drawn, scale, model, model_sha256}]
+    loras                         [{name, sha256, scale}]
+    embeddings                    [{word, name, sha256}]
+    upscale                       {factor, mode, strength, from: [width, height] of the first pass}
+    variation                     {seed, strength}
+    refiner                       its name
+    tile                          true
+    safety                        on or off, where the model has a checker
+    memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
+
+No path goes in, only base names. Keys that are missing are left out of the texts.
 """
 
 from __future__ import annotations
@@ -40,7 +70,9 @@ SCHEDULE_TYPES = {
     "ays": "Align Your Steps",
 }
 
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+SOURCE_TYPE = SOURCE_TYPES + "trainedAlgorithmicMedia"
+COMPOSITE_TYPE = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"  # a part of it is another picture's
 XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -58,7 +90,8 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     A value with a comma, colon, quote or line break in it is a JSON string; numbers are short (7, not 7.0).
     """
     versions = record.get("versions") or {}
-    width, height = record.get("width"), record.get("height")
+    upscale = record.get("upscale") or {}
+    width, height = upscale.get("from") or (record.get("width"), record.get("height"))
     values = {
         "Steps": record.get("steps"),
         "Sampler": _sampler(record.get("scheduler")),
@@ -68,14 +101,39 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Size": f"{width}x{height}" if width and height else None,
         "Model hash": (record.get("model_hash") or "")[:10] or None,
         "Model": base_name(record["model"]) if record.get("model") else None,
+        **_extras(record),
         "RNG": record.get("rng"),
         "Version": f"diffgen {versions['diffgen']}" if versions.get("diffgen") else None,
     }
-    lines = [_printable(record.get("prompt") or "").strip()]
+    adapters = "".join(f" <lora:{_stem(one['name'])}:{_value(one['scale'])}>" for one in record.get("loras") or ())
+    lines = [(_printable(record.get("prompt") or "") + adapters).strip()]
     if negative := _printable(record.get("negative") or "").strip():
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{key}: {_value(value)}" for key, value in values.items() if value is not None))
     return "\n".join(lines).strip()
+
+
+def _extras(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What AUTOMATIC1111 and its extensions write of a picture that was not made from its prompt alone."""
+    upscale, variation = record.get("upscale") or {}, record.get("variation") or {}
+    loras, words = record.get("loras") or (), record.get("embeddings") or ()
+    return {
+        "Denoising strength": upscale.get("strength", record.get("strength")),
+        "Clip skip": record.get("clip_skip"),
+        "Variation seed": variation.get("seed"),
+        "Variation seed strength": variation.get("strength"),
+        "Tiling": record.get("tile"),
+        "Hires upscale": upscale.get("factor"),
+        "Hires upscaler": {"latent": "Latent", "lanczos": "Lanczos"}.get(upscale.get("mode", "")),
+        "Lora hashes": ", ".join(f"{_stem(one['name'])}: {one['sha256'][:12]}" for one in loras) or None,
+        "TI hashes": ", ".join(f"{one['word']}: {one['sha256'][:12]}" for one in words) or None,
+        **{
+            f"ControlNet {i}": f"Module: {one['kind'] if one['drawn'] else 'none'}, "
+            f"Model: {_stem(one['model'])}, Weight: {_value(one['scale'])}"
+            for i, one in enumerate(record.get("controls") or ())
+        },
+        "Refiner": record.get("refiner"),
+    }
 
 
 def info_of(record: Mapping[str, Any], level: str = "full") -> dict[str, str]:
@@ -84,7 +142,8 @@ def info_of(record: Mapping[str, Any], level: str = "full") -> dict[str, str]:
         raise ValueError(f"unknown metadata level {level!r}: there are {', '.join(LEVELS)}")
     if level == "none":
         return {}
-    info = {"parameters": _fitted(parameters_text, record), "XML:com.adobe.xmp": XMP}
+    xmp = XMP.replace(SOURCE_TYPE, COMPOSITE_TYPE) if record.get("image") else XMP
+    info = {"parameters": _fitted(parameters_text, record), "XML:com.adobe.xmp": xmp}
     if level == "full":
         info["diffgen"] = _fitted(_json, record)
     return info
@@ -127,6 +186,10 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
+def _stem(name: str) -> str:
+    return base_name(name).rpartition(".")[0] or base_name(name)
+
+
 def base_name(path: str) -> str:
     """The last part of a path of any system: folders of this machine are nobody's business."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
@@ -134,6 +197,29 @@ def base_name(path: str) -> str:
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
+
+
+def _number(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: type(value) in (int, float) and low <= value <= high
+
+
+def _numbers(value: Any, count: int, low: float, high: float) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_number(low, high), value))
+
+
+def _table(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return isinstance(value, dict) and all(fits(value.get(key)) for key, fits in checks.items())
+
+
+def _file(value: Any, checks: Mapping[str, Callable[[Any], bool]] = {}) -> bool:
+    """{name, sha256, …}: the name may be null."""
+    sha256 = value.get("sha256") if isinstance(value, dict) else None
+    known = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    return known and (value.get("name") is None or _name(value["name"])) and _table(value, checks)
+
+
+def _files(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return isinstance(value, list) and len(value) <= 100 and all(_file(one, checks) for one in value)
 
 
 def _text(value: Any) -> bool:
@@ -164,6 +250,34 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "versions": lambda value: isinstance(value, dict),
     "model_files": lambda value: isinstance(value, dict),
     "warnings": lambda value: isinstance(value, list),
+    "template": _text,
+    "negative_template": _text,
+    "styles": lambda value: isinstance(value, list) and all(map(_text, value)),
+    "prompt_syntax": _name,
+    "clip_skip": _whole(1, 100),
+    "guidance_rescale": _number(0, 1),
+    "guidance_interval": lambda value: _numbers(value, 2, 0, 1),
+    "image": lambda value: _file(value),
+    "mask": lambda value: _file(value),
+    "strength": _number(0, 1),
+    "outpaint": lambda value: _numbers(value, 4, 0, 8192),
+    "controls": lambda value: _files(value, {"kind": _name, "scale": _number(-10, 10), "model": _name}),
+    "loras": lambda value: _files(value, {"scale": _number(-10, 10)}),
+    "embeddings": lambda value: _files(value, {"word": _text}),
+    "upscale": lambda value: _table(
+        value,
+        {
+            "factor": _number(1, 8),
+            "mode": _name,
+            "strength": _number(0, 1),
+            "from": lambda size: _numbers(size, 2, 1, 8192),
+        },
+    ),
+    "variation": lambda value: _table(value, {"seed": _whole(0, 2**32 - 1), "strength": _number(0, 1)}),
+    "refiner": _text,
+    "tile": lambda value: isinstance(value, bool),
+    "safety": lambda value: value in ("on", "off"),
+    "memory": lambda value: isinstance(value, dict),
 }
 
 

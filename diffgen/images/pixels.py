@@ -9,23 +9,31 @@ from PIL import Image
 
 from diffgen.errors import InvalidOutput
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
-def to_pil(x: np.ndarray) -> list[Image.Image]:
-    """Pictures from floats [B, 3, H, W] in [-1, 1]: (x + 1)·127.5, clipped to 0 … 255, rounded to the nearest.
 
-    A half goes to the even neighbour: these are the very bits that diffusers' image processor computes.
+def to_pil(x: np.ndarray, levels: int = 256) -> list[Image.Image]:
+    """Pictures from floats [B, C, H, W] in [-1, 1]: (x + 1)·127.5, clipped to 0 … 255, rounded to the nearest.
+
+    C is 1 (grey), 3 (RGB) or 4 (RGBA). Data of fewer `levels`, evenly from −1 to 1, is rounded to these first. A half
+    goes to the even neighbour: with 256 levels these are the very bits that diffusers' image processor computes.
     Raises InvalidOutput if a value is not finite.
     """
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"expected floats [B, 3, H, W], got {list(x.shape)}")
+    if x.ndim != 4 or x.shape[1] not in MODES:
+        raise ValueError(f"expected floats [B, 1, 3 or 4, H, W], got {list(x.shape)}")
     if not np.isfinite(x).all():
         bad = [i for i, picture in enumerate(x) if not np.isfinite(picture).all()]
         raise InvalidOutput(
             f"the model's output is not finite in picture {', '.join(str(i + 1) for i in bad)} of {len(x)}",
             "try --dtype float32",
         )
-    scaled = (x.astype(np.float32) + np.float32(1)) * np.float32(127.5)
-    pixels = np.rint(scaled.clip(0, 255)).astype(np.uint8).transpose(0, 2, 3, 1)
+    scaled = (x.astype(np.float32) + np.float32(1)) * np.float32((levels - 1) / 2)
+    values = np.rint(scaled.clip(0, levels - 1))
+    if levels != 256:
+        values = np.rint(values * np.float32(255 / (levels - 1)))
+    pixels = values.astype(np.uint8).transpose(0, 2, 3, 1)
+    if pixels.shape[3] == 1:
+        pixels = pixels[..., 0]
     return [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
 
 

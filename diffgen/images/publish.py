@@ -65,7 +65,7 @@ def publish(path: Path, data: bytes, overwrite: bool = False) -> None:
         raise Exists(path) from error
     except OSError as error:
         raise cannot_write(path, error) from error
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -88,7 +88,7 @@ def _link(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the new name survive a power cut, where the system can."""
     with contextlib.suppress(OSError):  # the file is in place: a system that cannot sync a folder is no failure
         descriptor = os.open(folder, os.O_RDONLY)

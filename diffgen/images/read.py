@@ -18,16 +18,30 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 8192 * 8192  # 64 MP
 MAX_BYTES = 512 * 2**20  # of the file
 
+ORIENTATION = 0x0112  # EXIF; from 5 on the stored picture lies on its side
 
-def read_image(path: str | Path) -> Image.Image:
-    """The picture in a PNG, JPEG or WebP file (by content, whatever its name) as RGB, upright, without its metadata.
 
-    Transparent pixels are laid on white; 16-bit grey is scaled to 8 bits. Refused with InputError: what is not a
-    regular file, more than 64 MP (by the header, before decoding), animations, truncated and broken files.
+def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """The picture in a PNG, JPEG or WebP file (by content, whatever its name), upright, without its metadata.
+
+    `mode` is RGB, L (grey) or RGBA. Without an alpha channel, transparent pixels are laid on white; 16-bit grey is
+    scaled to 8 bits. Refused with InputError: what is not a regular file, more than 64 MP (by the header, before
+    decoding), animations, truncated and broken files.
     """
     with _opened(Path(path)) as image:
-        rgb = _rgb(ImageOps.exif_transpose(image))
-        return Image.frombytes("RGB", rgb.size, rgb.tobytes())  # a fresh image carries no `info`
+        converted = _converted(ImageOps.exif_transpose(image), mode)
+        return Image.frombytes(mode, converted.size, converted.tobytes())  # a fresh image carries no `info`
+
+
+def read_kind(path: str | Path) -> tuple[int, int, str]:
+    """(width, height, mode) of a picture by its header: upright; L, RGB, or RGBA if any pixel may be transparent.
+
+    Same checks as `read_image`, but for the pixels, which are not decoded.
+    """
+    with _opened(Path(path)) as image:
+        size = image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+        grey = image.mode in ("1", "L") or image.mode.startswith("I")
+        return *size, "RGBA" if image.has_transparency_data else "L" if grey else "RGB"
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
@@ -82,11 +96,11 @@ def _reason(error: Exception) -> str:
     return f"it is truncated or broken ({error})"
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
         grey = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+        return Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8)).convert(mode)
+    if image.has_transparency_data and mode != "RGBA":
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert(mode)

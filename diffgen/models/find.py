@@ -4,43 +4,73 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from diffgen.errors import InputError
 
-from . import gate
+from . import cache, gate, listed, single_file
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "emoji"
+OTHERS = (".gguf", ".onnx")  # files of other tools
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on this machine. Its files are not checked yet: `gate.check_folder(model.folder)`."""
+    """A model on this machine. Its files are not checked yet: `check(model)`."""
 
-    name: str  # a base name
-    folder: Path
+    name: str  # a base name; org/name of a cached one
+    folder: Path  # of a single file, where it lies
     family: str
     bundled: bool
-    source: str  # "bundled" or "folder"
+    source: str  # "bundled", "folder", "file", "list" or "cache"
+    variant: str | None = None  # see families.variant_of
+    file: Path | None = None  # the single-file checkpoint
+    base: Path | None = None  # the diffusers folder for what a single file lacks
+    prediction: str | None = None  # of a single file, as the user's list says
+    revision: str | None = None  # the commit of a cached one
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # as the user's list says
+
+
+class NotCached(InputError):  # noqa: N818
+    """A model of a hub that is not on this machine; whoever may ask the user can offer to download it."""
+
+    def __init__(self, repo: str, revision: str | None) -> None:
+        self.id = f"{repo}@{revision}" if revision else repo
+        message = f"there is no folder {self.id!r}, and no such model in the download cache"
+        super().__init__(message, f"get it: diffgen models pull {self.id}; here: {_here()}")
 
 
 def find(name: str | None = None) -> Model:
-    """The model meant by a name: a diffusers folder of that path, else a bundled model; None is the default, `emoji`.
+    """The model meant by a name; None is the default, `emoji`. Never opens a connection.
 
-    Raises InputError: nothing of that name (with what is near and what there is), or a kind that is not read.
+    In this order: a diffusers folder or a run of that path; a single-file checkpoint of that path, by its content; a
+    bundled model; a name in the user's list (models.toml); a hub's org/name or org/name@revision, from the download
+    cache.
+    Raises NotCached for a hub's id that is not in the cache; InputError for nothing of that name (with what is near
+    and what there is), or a kind that is not read.
     """
     if name is None:
         return _bundled(DEFAULT)
-    path = Path(name)
-    if _is_model(path):
-        family, _ = gate.read_index(path)
-        return Model(path.resolve().name, path, family, bundled=False, source="folder")
+    if model := _at(Path(name)):
+        return model
     if name in bundled_names():
         return _bundled(name)
+    if (entry := _entry(name)) is not None:
+        return listed_model(entry)
+    if _is_id(name):
+        return _cached(*cache.parse_id(name))
     raise InputError(*_why_not(name))
+
+
+def check(model: Model) -> gate.Checked:
+    """The gate, for whatever kind of model but a run, which is checked as it is loaded. Raises InputError."""
+    if model.file is not None:
+        return single_file.check_file(model.file, model.base, model.prediction)
+    return replace(gate.check_folder(model.folder), variant=model.variant)
 
 
 def bundled_names() -> list[str]:
@@ -52,35 +82,121 @@ def bundled_models() -> list[Model]:
     return [_bundled(name) for name in bundled_names()]
 
 
+def listed_model(entry: listed.Entry) -> Model:
+    """What an entry of the user's list stands for. Raises InputError, NotCached."""
+    if entry.hub is not None:
+        model: Model | None = _cached(*cache.parse_id(entry.hub))
+    else:
+        assert entry.path is not None
+        model = _at(entry.path)
+    if model is None:
+        raise InputError(f"{listed.list_file()}: {entry.name!r} is {str(entry.path)!r}: no model there")
+    base = _base(entry) if entry.base else None
+    return Model(
+        entry.name,
+        model.folder,
+        model.family,
+        False,
+        "list",
+        model.variant,
+        model.file,
+        base,
+        entry.prediction,
+        model.revision,
+        entry.defaults,
+    )
+
+
+def _base(entry: listed.Entry) -> Path:
+    """The diffusers folder that an entry names for what its file lacks: a path or a hub's id."""
+    name = entry.base or ""
+    path = listed.list_file().parent / Path(name).expanduser()
+    if not _is_model(path) and _is_id(name):
+        path = _cached(*cache.parse_id(name)).folder
+    if not _is_model(path):
+        raise InputError(f"{listed.list_file()}: the base of {entry.name!r} is no diffusers folder: {name!r}")
+    return path
+
+
+def cached_models() -> list[Model]:
+    """The models in the download cache that can be read, as far as their indices say."""
+    models = []
+    for snapshot in cache.snapshots():
+        try:
+            models.append(cached_model(snapshot))
+        except InputError:  # another kind of pipeline
+            continue
+    return models
+
+
+def cached_model(snapshot: cache.Snapshot) -> Model:
+    """The model in a snapshot of the download cache. Raises InputError for a pipeline that is not read."""
+    index = gate.read_index(snapshot.folder, snapshot.repo)
+    return Model(snapshot.repo, snapshot.folder, index.family, False, "cache", index.variant, revision=snapshot.commit)
+
+
+def _at(path: Path) -> Model | None:
+    """The model at a path, by its content."""
+    if _is_model(path):
+        index = gate.read_index(path)
+        return Model(gate.called(path), path, index.family, False, "folder", index.variant)
+    if os.path.isfile(path / "run.json"):
+        return Model(gate.called(path), path, "run", False, "folder")
+    if os.path.isfile(path) and path.suffix.lower() not in (*gate.PICKLES, *OTHERS):
+        found = single_file.recognise(path)
+        if found.kind != "checkpoint" or found.family is None:
+            raise InputError(*single_file.not_a_checkpoint(path, found))
+        return Model(path.stem, path.parent, found.family, False, "file", found.variant, path)
+    return None
+
+
+def _cached(repo: str, revision: str | None) -> Model:
+    snapshot = cache.look_up(repo, revision)
+    if snapshot is None or not _is_model(snapshot.folder):
+        raise NotCached(repo, revision)
+    return cached_model(snapshot)
+
+
 def _bundled(name: str) -> Model:
     folder = BUNDLED / name
     if not _is_model(folder):
         raise InputError(f"the bundled model {name!r} is not in this installation", "install diffgen again")
-    family, _ = gate.read_index(folder)
-    return Model(name, folder, family, bundled=True, source="bundled")
+    index = gate.read_index(folder)
+    return Model(name, folder, index.family, True, "bundled", index.variant)
+
+
+def _entry(name: str) -> listed.Entry | None:
+    return listed.entries().get(name) if listed.NAME.fullmatch(name) else None
+
+
+def _is_id(name: str) -> bool:
+    is_file = Path(name).suffix.lower() in (".safetensors", *gate.PICKLES, *OTHERS) or os.path.lexists(name)
+    return not is_file and ".." not in name and cache.ID.fullmatch(name) is not None
 
 
 def _is_model(folder: Path) -> bool:
     return os.path.isfile(folder / "model_index.json")
 
 
+def _here() -> str:
+    return ", ".join([*(f"{name} (bundled)" for name in bundled_names()), *listed.entries()])
+
+
 def _why_not(name: str) -> tuple[str, str]:
     """What is wrong with a name that is no model, and what to do."""
-    here = ", ".join(f"{bundled} (bundled)" for bundled in bundled_names())
-    reads = f"this version reads the bundled models and local diffusers folders. Here: {here}"
+    kinds = "bundled models, diffusers folders, runs, .safetensors checkpoints, a hub's org/name"
+    reads = f"read here: {kinds}. Here: {_here()}"
     suffix = Path(name).suffix.lower()
     if suffix in gate.PICKLES:
         return f"{name!r} is a pickle by its name", gate.CONVERT
-    if suffix in (".safetensors", ".gguf", ".onnx"):
-        return f"{name!r} is a single file", reads
-    if os.path.isfile(os.path.join(name, "run.json")):
-        return f"{name!r} is a training run", reads
+    if suffix in OTHERS:
+        return f"{name!r} is a {suffix[1:].upper()} file, which is not read", gate.CONVERT
+    if suffix == ".safetensors":
+        return f"there is no file {name!r}", reads
     if os.path.isdir(name):
         return f"{name!r} is not a diffusers model: it has no model_index.json", reads
     if os.path.lexists(name):
         return f"{name!r} is not a model folder", reads
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
-        return f"there is no folder {name!r}, and models of a hub are not downloaded", reads
-    near = difflib.get_close_matches(name.lower(), bundled_names(), n=1)
+    near = difflib.get_close_matches(name.lower(), [*bundled_names(), *listed.entries()], n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no model {name!r}", guess + reads

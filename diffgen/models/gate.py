@@ -1,7 +1,7 @@
 """The gate: what a model folder may hold, checked on the files themselves before anything is loaded.
 
-Nothing in a file is imported or executed. Component classes come from the table below, weights are safetensors by
-content, JSON is read with bounds, Python files are never opened. What fails is refused with InputError, which names
+Nothing in a file is imported or executed. Component classes come from the table in `families`, weights are safetensors
+by content, JSON is read with bounds, Python files are never opened. What fails is refused with InputError, which names
 the file and, in weights, the tensor. Whether names and shapes fit the model is checked by the loader.
 """
 
@@ -14,39 +14,32 @@ import os
 import reprlib
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from diffgen.errors import InputError
 
-# The pipelines that are read, and what we call their family.
-FAMILIES = {"StableDiffusionPipeline": "stable-diffusion"}
+from . import families
 
-# The (library, class) pairs that each component may be. A scheduler's class is only a word: it is never imported.
-COMPONENTS = {
-    "unet": {("diffusers", "UNet2DConditionModel")},
-    "vae": {("diffusers", "AutoencoderKL")},
-    "text_encoder": {("transformers", "CLIPTextModel")},
-    "tokenizer": {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")},
-}
-WITH_WEIGHTS = ("unet", "vae", "text_encoder")
-LEFT_OUT = {
-    "safety_checker": {("stable_diffusion", "StableDiffusionSafetyChecker")},
-    "feature_extractor": {
-        ("transformers", name) for name in ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
-    },
-    "image_encoder": {("transformers", "CLIPVisionModelWithProjection")},
-}
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 MAX_JSON = 2**20  # bytes of a configuration file
 MAX_TOKENIZER_FILE = 32 * 2**20
 MAX_HEADER = 8 * 2**20
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
-DTYPES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8}  # bytes per element
+DTYPES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8}  # bytes per element
+MARKERS = ("v_pred", "ztsnr")  # tensors without elements, whose names say how a checkpoint was trained
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 CONVERT = (
     "only safetensors is read: a pickle can run code. Get the model in safetensors form, or have it converted "
@@ -66,44 +59,117 @@ class Tensor:
 class Component:
     """A part of the pipeline whose files have passed."""
 
-    name: str  # unet, vae, text_encoder, tokenizer, scheduler
+    name: str  # unet, transformer, vae, text_encoder, text_encoder_2, tokenizer, scheduler, …
     library: str
     class_name: str
     folder: Path
-    config: dict[str, Any]  # config.json or scheduler_config.json; {} for the tokenizer
+    config: dict[str, Any]  # config.json or scheduler_config.json; a tokenizer's: the special tokens that go before
     weights: tuple[Path, ...] = ()
     tensors: Mapping[str, Tensor] | None = None  # None for what has no weights
 
 
 @dataclass(frozen=True)
+class Index:
+    """What a folder is, by its model_index.json and the configurations of its network and scheduler."""
+
+    pipeline: str  # the pipeline's class name, one of families.PIPELINES
+    family: str  # one of families.FAMILIES
+    variant: str | None  # one of the family's variants
+    pairs: dict[str, families.Pair]  # (library, class) of each component that is read
+    companions: dict[str, families.Pair]  # of those that text to image does not need: families.COMPANIONS
+
+
+@dataclass(frozen=True)
 class Checked:
-    """A folder that has passed: its components, and every file that the model is read from."""
+    """A model that has passed: its components, and every file that it is read from."""
 
     folder: Path
     family: str
     components: Mapping[str, Component]
     files: tuple[Path, ...]
+    pipeline: str = "StableDiffusionPipeline"
+    variant: str | None = None
+    companions: Mapping[str, families.Pair] = field(default_factory=dict)  # see check_companion
+    file: Path | None = None  # the single-file checkpoint; a component whose weights are (file,) has tensors under the
+    # names that they have there, in the original layout
+    unused: tuple[str, ...] = ()  # tensors of a single file that belong to no component
+
+    @property
+    def network(self) -> Component:
+        """What denoises: the UNet or the transformer."""
+        return self.components["unet" if "unet" in self.components else "transformer"]
+
+    @property
+    def defaults(self) -> families.Defaults:
+        """How such a model is sampled unless its card or the user says otherwise."""
+        return families.defaults_of(self.family, self.variant)
 
 
-def check_folder(folder: str | Path) -> Checked:
-    """Check every file that a diffusers folder's model is read from. Raises InputError for the first that fails."""
+def check_folder(folder: str | Path, name: str | None = None) -> Checked:
+    """Check every file that a diffusers folder's model is read from. Raises InputError for the first that fails.
+
+    `name` is what the model is called, where its folder is not called so (in a download cache).
+    """
     folder = Path(folder)
-    family, pairs = read_index(folder)
+    index = read_index(folder, name)
     files = [folder / "model_index.json"]
     components = {
-        name: _check_component(folder / name, name, library, class_name, files)
-        for name, (library, class_name) in pairs.items()
+        name: check_component(folder / name, name, pair, families.FAMILIES[index.family].parts[name].kind, files)
+        for name, pair in index.pairs.items()
     }
-    return Checked(folder, family, components, tuple(files))
+    return Checked(
+        folder, index.family, components, tuple(files), index.pipeline, index.variant, dict(index.companions)
+    )
 
 
-def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
-    """(family, {component: (library, class)}) of a folder's model_index.json, by our own table."""
+def check_companion(checked: Checked, name: str) -> Component:
+    """A part that the folder names besides, as `--safety` needs it, checked like the others. Raises InputError."""
+    if name not in checked.companions:
+        raise InputError(f"{checked.folder}: the model has no {name}")
+    kind = families.COMPANIONS[name].kind
+    return check_component(checked.folder / name, name, checked.companions[name], kind, [])
+
+
+def read_index(folder: Path, name: str | None = None) -> Index:
+    """What a folder is, by our own table; weights are not looked at. Raises InputError."""
     path = folder / "model_index.json"
     index = read_json(path)
     pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or pipeline not in FAMILIES:
-        raise InputError(f"{path}: a pipeline of the class {_short(pipeline)}", f"read here: {', '.join(FAMILIES)}")
+    if not isinstance(pipeline, str) or pipeline not in families.PIPELINES:
+        hint = f"read here: {', '.join(families.PIPELINES)}"
+        raise InputError(f"{path}: a pipeline of the class {short(pipeline)}", hint)
+    named = _named_parts(path, index)
+    unet = read_json(folder / "unet" / "config.json") if "unet" in named else {}
+    family = families.family_of(pipeline, set(named), unet)
+    assert family is not None  # the class is in the table
+    pairs, companions = {}, {}
+    for part, pair in named.items():
+        companion = families.COMPANIONS.get(part)
+        if part not in family.parts and companion is not None and pair in companion.classes:
+            companions[part] = pair
+            continue
+        if part not in family.parts or not _may_be(family.parts[part], pair):
+            raise InputError(
+                f"{path}: the component {short(part)} is of the class {short(list(pair))}",
+                f"nothing that a file names is imported; {family.title} in diffusers' own classes is read",
+            )
+        if not (family.parts[part].optional and not (folder / part).exists()):
+            pairs[part] = pair
+    if "text_encoder_3" not in pairs:
+        pairs.pop("tokenizer_3", None)  # nothing to do without its encoder
+    elif "tokenizer_3" not in pairs:
+        raise InputError(f"{path}: text_encoder_3 without tokenizer_3")
+    missing = [part for part, what in family.parts.items() if part not in pairs and not what.optional]
+    if missing:
+        raise InputError(f"{path}: no {', '.join(missing)}", f"{family.title} has {', '.join(family.parts)}")
+    network = unet if "unet" in pairs else read_json(folder / "transformer" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    variant = families.variant_of(family, name or called(folder), pipeline, network, scheduler)
+    return Index(pipeline, family.name, variant, pairs, companions)
+
+
+def _named_parts(path: Path, index: Mapping[str, Any]) -> dict[str, families.Pair]:
+    """{component: (library, class)} of a model_index.json, without those that are null."""
     pairs = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | dict):
@@ -111,46 +177,66 @@ def read_index(folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
         if value == [None, None]:
             continue
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)):
-            raise InputError(f"{path}: {_short(name)} is not a pair of library and class: {_short(value)}")
-        library, class_name = value
-        if (library, class_name) in LEFT_OUT.get(name, ()):
-            continue
-        known = (library, class_name) in COMPONENTS.get(name, ())
-        if not known and not (name == "scheduler" and library == "diffusers" and class_name.isidentifier()):
-            raise InputError(
-                f"{path}: the component {_short(name)} is of the class {_short([library, class_name])}",
-                "nothing that a file names is imported; Stable Diffusion 1 and 2 in diffusers' own classes are read",
-            )
-        pairs[name] = (library, class_name)
-    missing = [name for name in (*COMPONENTS, "scheduler") if name not in pairs]
-    if missing:
-        raise InputError(f"{path}: no {', '.join(missing)}", "all five parts of the pipeline must be in the folder")
-    return FAMILIES[pipeline], pairs
+            raise InputError(f"{path}: {short(name)} is not a pair of library and class: {short(value)}")
+        pairs[name] = (value[0], value[1])
+    return pairs
+
+
+def _may_be(part: families.Part, pair: families.Pair) -> bool:
+    if part.kind == "scheduler":
+        return pair[0] == "diffusers" and pair[1].isidentifier()
+    return pair in part.classes
+
+
+def called(folder: Path) -> str:
+    """The name of a model's folder; in a download cache (models--org--name/snapshots/commit), org/name."""
+    path = Path(os.path.abspath(folder))
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.removeprefix("models--").replace("--", "/")
+    return path.name
 
 
 def file_hashes(checked: Checked) -> dict[str, str]:
-    """{path in the folder: SHA-256 in hex} of every file that the model is read from. Raises InputError."""
+    """{path in the folder: SHA-256 in hex} of every file that the model is read from. Raises InputError.
+
+    Of a single file the one entry is its name: the configurations that go with it are diffgen's own.
+    """
     hashes = {}
     for path in checked.files:
-        with _open(path) as file:
-            hashes[path.relative_to(checked.folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[_name_of(checked, path)] = sha256_of(path)
     return hashes
 
 
-def model_hash(checked: Checked, hashes: Mapping[str, str]) -> str:
-    """SHA-256 in hex of the UNet's weights file; of several, of their hashes' hex digits in the order of the names.
+def sha256_of(path: Path) -> str:
+    """SHA-256 in hex of a regular file. Raises InputError."""
+    with _open(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
-    `hashes` is what `file_hashes` said of the folder.
+
+def model_hash(checked: Checked, hashes: Mapping[str, str]) -> str:
+    """SHA-256 in hex of the network's weights file (the whole file, of a single-file checkpoint); of several, of their
+    hashes' hex digits in the order of the names.
+
+    `hashes` is what `file_hashes` said of the model.
     """
-    digests = [hashes[path.relative_to(checked.folder).as_posix()] for path in checked.components["unet"].weights]
+    digests = [hashes[_name_of(checked, path)] for path in checked.network.weights]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _name_of(checked: Checked, path: Path) -> str:
+    return path.name if path == checked.file else path.relative_to(checked.folder).as_posix()
 
 
 def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
     """An object from a file of at most `limit` bytes: UTF-8, no key twice, no NaN or Infinity. Raises InputError."""
+    return _parse(read_bytes(path, limit), path)
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file of at most `limit` bytes. Raises InputError."""
     with _open(path) as file:
         _check_size(file, path, limit)
-        return _parse(file.read(limit), path)
+        return file.read(limit)
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -159,6 +245,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Sound means: header at most 8 MiB, at most 20,000 tensors, none twice, known dtypes, whole positive shapes, and the
     tensors' bytes fill the file exactly, without gap or overlap. The tensors themselves are not read.
     """
+    return read_safetensors(path)[1]
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a safetensors file, checked as by `read_header`. The metadata is untrusted text."""
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -181,34 +272,32 @@ def read_header(path: Path) -> dict[str, Tensor]:
     for (begin, stop), name in spans:
         if begin != end:
             kind = "overlaps the one before" if begin < end else "leaves a gap before it"
-            raise InputError(f"{path}: the tensor {_short(name)} {kind} (bytes {begin} to {stop}, after {end})")
+            raise InputError(f"{path}: the tensor {short(name)} {kind} (bytes {begin} to {stop}, after {end})")
         end = stop
     body = size - 8 - length
     if end > body:
         hint = "copy or download it again"
-        raise InputError(f"{path}: cut off, the tensor {_short(spans[-1][1])} ends at byte {end} of {body}", hint)
+        raise InputError(f"{path}: cut off, the tensor {short(spans[-1][1])} ends at byte {end} of {body}", hint)
     if end < body:
-        raise InputError(f"{path}: {body - end} bytes after the last tensor, {_short(spans[-1][1])}")
-    return {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+        raise InputError(f"{path}: {body - end} bytes after the last tensor, {short(spans[-1][1])}")
+    return metadata, {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
 def _check_tensor(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """The bytes [begin, end) of a tensor whose entry in the header is sound."""
-    where = f"{path}: the tensor {_short(name)}"
+    where = f"{path}: the tensor {short(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{where} has not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise InputError(f"{where} has the dtype {_short(dtype)}", f"read here: {', '.join(DTYPES)}")
-    if not _whole_numbers(shape, 1) or len(shape) > MAX_DIMENSIONS:
-        raise InputError(f"{where} has the shape {_short(shape)}")
+        raise InputError(f"{where} has the dtype {short(dtype)}", f"read here: {', '.join(DTYPES)}")
+    if not (_whole_numbers(shape, 1) or (name in MARKERS and shape == [0])) or len(shape) > MAX_DIMENSIONS:
+        raise InputError(f"{where} has the shape {short(shape)}")
     if not _whole_numbers(offsets, 0) or len(offsets) != 2:
-        raise InputError(f"{where} has the data_offsets {_short(offsets)}")
+        raise InputError(f"{where} has the data_offsets {short(offsets)}")
     needed = math.prod(shape) * DTYPES[dtype]
     if offsets[1] - offsets[0] != needed:
-        raise InputError(
-            f"{where} has {offsets[1] - offsets[0]} bytes, its shape {_short(shape)} needs {_short(needed)}"
-        )
+        raise InputError(f"{where} has {offsets[1] - offsets[0]} bytes, its shape {short(shape)} needs {short(needed)}")
     return offsets[0], offsets[1]
 
 
@@ -216,33 +305,38 @@ def _whole_numbers(values: Any, low: int) -> bool:
     return isinstance(values, list) and all(type(value) is int and low <= value < 2**63 for value in values)
 
 
-def _check_component(folder: Path, name: str, library: str, class_name: str, files: list[Path]) -> Component:
+def check_component(folder: Path, name: str, pair: families.Pair, kind: str, files: list[Path]) -> Component:
     """Check one component's files and append them to `files`."""
+    library, class_name = pair
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder, but model_index.json names the component")
-    if name == "tokenizer":
-        present = [folder / file for file in TOKENIZER_FILES if (folder / file).exists()]
-        names = {path.name for path in present}
-        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            raise InputError(f"{folder}: neither tokenizer.json nor vocab.json with merges.txt")
-        for path in present:
-            if path.suffix == ".json":
-                read_json(path, MAX_TOKENIZER_FILE)
-            else:
-                with _open(path) as file:
-                    _check_size(file, path, MAX_TOKENIZER_FILE)
-        files += present
+    if kind == "tokenizer":
+        files += check_tokenizer(folder)
         return Component(name, library, class_name, folder, {})
-    config = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    configs = {"scheduler": "scheduler_config.json", "processor": "preprocessor_config.json"}
+    config = folder / configs.get(kind, "config.json")
     component_config = read_json(config)
     files.append(config)
-    if name not in WITH_WEIGHTS:
+    if kind != "network":
         return Component(name, library, class_name, folder, component_config)
-    weights, tensors = _check_weights(
-        folder, "model" if library == "transformers" else "diffusion_pytorch_model", files
-    )
+    weights, tensors = _check_weights(folder, "diffusion_pytorch_model" if library == "diffusers" else "model", files)
     files += weights
     return Component(name, library, class_name, folder, component_config, weights, tensors)
+
+
+def check_tokenizer(folder: Path) -> list[Path]:
+    """The tokenizer's files in a folder, each within its bounds. Raises InputError."""
+    present = [folder / file for file in TOKENIZER_FILES if os.path.lexists(folder / file)]
+    names = {path.name for path in present}
+    if not names & {"tokenizer.json", "spiece.model"} and not {"vocab.json", "merges.txt"} <= names:
+        raise InputError(f"{folder}: neither tokenizer.json nor vocab.json with merges.txt")
+    for path in present:
+        if path.suffix == ".json":
+            read_json(path, MAX_TOKENIZER_FILE)
+        else:
+            with _open(path) as file:
+                _check_size(file, path, MAX_TOKENIZER_FILE)
+    return present
 
 
 def _check_weights(folder: Path, stem: str, files: list[Path]) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
@@ -250,15 +344,15 @@ def _check_weights(folder: Path, stem: str, files: list[Path]) -> tuple[tuple[Pa
     for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
         if os.path.lexists(folder / name):
             return (folder / name,), read_header(folder / name)
-    index = folder / f"{stem}.safetensors.index.json"
-    if os.path.lexists(index):
-        files.append(index)
-        return _check_shards(folder, index)
+    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.fp16.json"):
+        if os.path.lexists(index := folder / name):
+            files.append(index)
+            return _check_shards(folder, index)
     seen = sorted(path.name for path in folder.iterdir())
     pickles = [name for name in seen if name.lower().endswith(PICKLES)]
     if pickles:
-        raise InputError(f"{folder}: the weights are there only as a pickle, {_short(pickles[0])}", CONVERT)
-    raise InputError(f"{folder}: no {stem}.safetensors", f"there is: {_short(', '.join(seen))}" if seen else "")
+        raise InputError(f"{folder}: the weights are there only as a pickle, {short(pickles[0])}", CONVERT)
+    raise InputError(f"{folder}: no {stem}.safetensors", f"there is: {short(', '.join(seen))}" if seen else "")
 
 
 def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
@@ -269,19 +363,19 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     shards = sorted(set(places.values()))
     for shard in shards:
         if not shard.endswith(".safetensors") or any(c in shard for c in "/\\:\0") or shard.startswith("."):
-            raise InputError(f"{index}: the file name {_short(shard)} is not a plain name in the same folder")
+            raise InputError(f"{index}: the file name {short(shard)} is not a plain name in the same folder")
         held = read_header(folder / shard)
         for name in held:
             if places.get(name) != shard:
                 raise InputError(
-                    f"{folder / shard}: holds the tensor {_short(name)}, which the index does not place there"
+                    f"{folder / shard}: holds the tensor {short(name)}, which the index does not place there"
                 )
         tensors |= held
         if len(tensors) > MAX_TENSORS:
             raise InputError(f"{index}: more than {MAX_TENSORS} tensors")
     missing = sorted(set(places) - set(tensors))
     if missing:
-        raise InputError(f"{index}: the tensor {_short(missing[0])} is not in {_short(places[missing[0]])}")
+        raise InputError(f"{index}: the tensor {short(missing[0])} is not in {short(places[missing[0]])}")
     return tuple(folder / shard for shard in shards), tensors
 
 
@@ -307,19 +401,19 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         table: dict[str, Any] = {}
         for key, value in pairs:
             if key in table:
-                raise InputError(f"{path}: {_short(key)} is there twice")
+                raise InputError(f"{path}: {short(key)} is there twice")
             table[key] = value
         return table
 
     def finite(word: str) -> float:
         if not math.isfinite(number := float(word)):
-            raise InputError(f"{path}: {_short(word)} is not a finite number")
+            raise InputError(f"{path}: {short(word)} is not a finite number")
         return number
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=finite, parse_float=finite)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: broken JSON ({_short(str(error))})") from error
+        raise InputError(f"{path}: broken JSON ({short(str(error))})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
@@ -330,12 +424,14 @@ def _what(start: bytes) -> str:
         return "an empty file"
     if start.startswith((b"PK\x03\x04", b"\x80")):  # as torch.save writes them
         return "a pickle or zip archive, not safetensors, whatever its name says"
+    if start.startswith(b"GGUF"):
+        return "a GGUF file"
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, the weights themselves were not downloaded (git lfs pull)"
     return "not a safetensors file"
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """What a file says, for a message: escaped and cut."""
     shortener = reprlib.Repr()
     shortener.maxstring = 100

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from diffgen.errors import InputError
 
-from . import gate
+from . import families, find, gate, single_file
+from .cache import files_of
 from .find import Model
 
 # What a card (card.json in the model's folder) may say, and what stands there if it doesn't.
@@ -19,43 +19,99 @@ CARD: dict[str, Any] = {
     "concepts": None,
     "styles": None,
     "held_out": None,
+    "words": None,
     "defaults": {},
     "figures": {},
 }
 
 
 def info(model: Model) -> dict[str, Any]:
-    """name, folder, family, bundled, source, bytes (of the whole folder), prediction, and what the card says.
+    """name, folder, file, family, variant, bundled, source, revision, bytes (of what the model is read from and lies
+    beside it), prediction, the family's defaults, and what the card says.
 
     Without a card: the resolution that the configuration means, the licence that README.md's head names, None for
-    the rest. Raises InputError for broken files; weights are not looked at.
+    the rest. What the user's list says goes before the card's defaults. Raises InputError for broken files; of weights
+    at most the header is looked at.
     """
-    card = model.folder / "card.json"
-    said = gate.read_json(card) if card.is_file() else {}
+    folder = model.folder
+    if model.family == "run":
+        return _run(model)
+    card = folder / "card.json"
+    said = gate.read_json(card) if model.file is None and card.is_file() else {}
     known = {key: said.get(key, default) for key, default in CARD.items()}
-    for key in ("concepts", "styles"):
+    for key in ("concepts", "styles", "words"):
         names = known[key] or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{card}: {key} is no list of texts")
-    known["resolution"] = known["resolution"] or _resolution(model.folder)
-    known["licence"] = known["licence"] or _licence(model.folder / "README.md")
-    scheduler = gate.read_json(model.folder / "scheduler" / "scheduler_config.json")
+    if model.file is None:
+        configs = {name: _config(folder, name) for name in ("unet", "transformer", "vae", "scheduler")}
+        known["licence"] = known["licence"] or _licence(folder / "README.md")
+        size = sum({path.resolve(): path.stat().st_size for path in files_of(folder)}.values())
+    else:
+        checked = find.check(model)
+        configs = {name: part.config for name, part in checked.components.items()}
+        known["licence"] = single_file.recognise(model.file).metadata.get("modelspec.license")
+        size = sum(path.stat().st_size for path in checked.files)
+    known["resolution"] = known["resolution"] or _resolution(model.family, configs)
+    if model.defaults:
+        known["defaults"] = {**(known["defaults"] if isinstance(known["defaults"], dict) else {}), **model.defaults}
     return {
         "name": model.name,
-        "folder": str(model.folder),
+        "folder": str(folder),
+        "file": None if model.file is None else str(model.file),
         "family": model.family,
+        "variant": model.variant,
         "bundled": model.bundled,
         "source": model.source,
-        "bytes": _bytes(model.folder),
-        "prediction": scheduler.get("prediction_type", "epsilon"),
+        "revision": model.revision,
+        "bytes": size,
+        "prediction": _prediction(model.family, configs["scheduler"]),
+        "family_defaults": families.defaults_of(model.family, model.variant)._asdict(),
         **known,
     }
 
 
-def _resolution(folder: Path) -> int | None:
-    """Side of the pictures in pixels: the UNet's sample size times the VAE's factor, 2 per level but the last."""
-    size = gate.read_json(folder / "unet" / "config.json").get("sample_size")
-    levels = gate.read_json(folder / "vae" / "config.json").get("block_out_channels")
+def _run(model: Model) -> dict[str, Any]:
+    """Of a run of `diffgen train`: the same keys, from its run.json, which `training.run` checks in full."""
+    said = gate.read_json(model.folder / "run.json", 16 * gate.MAX_JSON)
+    data, config = (said[key] if isinstance(said.get(key), dict) else {} for key in ("data", "config"))
+    size = data.get("size")
+    return {
+        "name": model.name,
+        "folder": str(model.folder),
+        "file": None,
+        "family": model.family,
+        "variant": None,
+        "bundled": False,
+        "source": model.source,
+        "revision": None,
+        "bytes": sum({path.resolve(): path.stat().st_size for path in files_of(model.folder)}.values()),
+        "prediction": said.get("prediction"),
+        "family_defaults": {},
+        **CARD,
+        "resolution": size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size,
+        "concepts": data.get("classes"),
+        "defaults": config.get("sample", {}),
+    }
+
+
+def _config(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    return gate.read_json(path) if path.exists() else {}
+
+
+def _prediction(family: str, scheduler: dict[str, Any]) -> Any:
+    return "flow_prediction" if family in ("sd3", "flux") else scheduler.get("prediction_type", "epsilon")
+
+
+def _resolution(family: str, configs: dict[str, dict[str, Any]]) -> int | None:
+    """Side of the pictures in pixels: the network's sample size times the VAE's factor, 2 per level but the last."""
+    if family == "flux":  # its configuration names none
+        return families.FAMILIES[family].defaults.size
+    size = (configs.get("unet") or configs.get("transformer") or {}).get("sample_size")
+    if family == "unconditional":
+        return size if type(size) is int else None
+    levels = configs["vae"].get("block_out_channels")
     if type(size) is int and isinstance(levels, list) and 0 < len(levels) < 10:
         return size * 2 ** (len(levels) - 1)
     return None
@@ -69,12 +125,3 @@ def _licence(readme: Path) -> str | None:
         head = file.read(4096).decode("utf-8", "replace")
     named = re.search(r"^license:[ \t]*(\S+)", head, re.MULTILINE) if head.startswith("---") else None
     return named[1] if named else None
-
-
-def _bytes(folder: Path) -> int:
-    return sum(
-        os.stat(os.path.join(where, name)).st_size
-        for where, _, names in os.walk(folder)
-        for name in names
-        if os.path.isfile(os.path.join(where, name))
-    )

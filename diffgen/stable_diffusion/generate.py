@@ -2,85 +2,68 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-import diffgen
 import schedulers
 from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.errors import InputError, InvalidOutput, UsageError
-from diffgen.images.metadata import LEVELS, SCHEMA, info_of
-from diffgen.images.pixels import pixels_sha256, to_pil
-from diffgen.models import gate
-from diffgen.models.find import Model
+from diffgen.images.metadata import LEVELS, info_of
+from diffgen.images.pixels import to_pil
+from diffgen.models import find, gate
 from diffgen.sampling import Picture
 from schedulers.scheduler import Scheduler
 
-from .load import load_pipeline
-from .plan import Plan, make_plan, noise_and_prediction
+from . import adapters, memory
+from .load import load_pipeline, load_refiner, load_safety_checker
+from .making import Run, Watch
+from .plan import Options, Plan, make_plan, noise_and_prediction
 
 
 class ImageGenerator:
     """A loaded model. `diffgen.load` makes one."""
 
-    def __init__(self, model: Model, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, model: find.Model, device: str = "auto", dtype: str = "auto", offload: str = "none") -> None:
         self.model = model
-        self.checked = gate.check_folder(model.folder)
+        self.checked = find.check(model)
         self.noise, self.prediction = noise_and_prediction(self.checked)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
-        with ThreadPoolExecutor(1) as hashing, out_of_memory():
+        self.offload = memory.check_offload(offload, self.device)
+        with ThreadPoolExecutor(1) as hashing:
             hashes = hashing.submit(gate.file_hashes, self.checked)
-            self.pipeline = load_pipeline(self.checked, self.device, self.dtype)
+            self.pipeline = self._load()
         self.hashes = hashes.result()
         self.model_hash = gate.model_hash(self.checked, self.hashes)
+        self.fits: list[str] = []  # how each LoRA and embedding of the last plan fits the model, in words
+        self._adapted: tuple[Any, ...] = ()
+        self._safety: Any = None
+        self._refiner: Any = None
 
     def generate(
         self,
-        prompt: str | Sequence[str],
+        prompt: str | Sequence[str] = (),
         *,
-        count: int = 1,
-        seed: int | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        scheduler: str | None = None,
-        grid: str | None = None,
-        size: str | int | tuple[int, int] | None = None,
-        negative: str = "",
-        batch_size: int = 1,
         metadata: str = "full",
         on_step: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
     ) -> list[Image.Image]:
         """Pictures of a prompt (of several: in their order, then in that of the seeds), RGB, their metadata in `.info`.
 
         Picture i of a prompt has the seed `seed + i` and does not depend on the others; `seed` is random unless given.
-        None stands for the model's own default. `on_step(done, total)` hears of each evaluation of the network.
-        `metadata` is full, params (without our own record) or none.
-        Raises UsageError (a number or name), OutOfMemory, InvalidOutput (not finite).
+        `options` are those of `plan.Options`; what is not given is the model's own default. `on_step(done, total)`
+        hears of each evaluation of the network. `metadata` is full, params (without our own record) or none.
+        Raises UsageError (a number, name or combination), InputError (a file), OutOfMemory, InvalidOutput (not finite).
         """
         if metadata not in LEVELS:
             raise UsageError(f"metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
-        plan = make_plan(
-            self.model,
-            prompt,
-            count=count,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            scheduler=scheduler,
-            grid=grid,
-            size=size,
-            negative=negative,
-            batch_size=batch_size,
-        )
         images = []
-        for picture in self.pictures(plan, on_step):
+        for picture in self.pictures(make_plan(self.model, prompt, **options), on_step):
             if picture.image is None:
                 raise picture.error or InvalidOutput(f"no picture of {picture.prompt!r}")
             picture.image.info.update(info_of(picture.record, metadata))
@@ -95,122 +78,57 @@ class ImageGenerator:
             raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
 
     @torch.inference_mode()
-    def pictures(self, plan: Plan, on_step: Callable[[int, int], None] | None = None) -> Iterator[Picture]:
-        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on."""
-        self.pipeline.scheduler = scheduler = self.scheduler(plan)
-        try:
-            nfe = scheduler.nfe(plan.steps)
-        except ValueError as error:
-            raise UsageError(f"--steps {plan.steps}: {error}") from error
-        batches = list(plan.batches())
-        done = 0
+    def pictures(
+        self, plan: Plan, on_step: Callable[[int, int], None] | None = None, on_denoised: Watch | None = None
+    ) -> Iterator[Picture]:
+        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on.
 
-        def tick(*_: Any) -> dict[str, Any]:
-            nonlocal done
-            done += 1
-            if on_step is not None:
-                on_step(done, nfe * len(batches))
-            return {}
+        `on_step(done, total)` hears of each evaluation of the network. `on_denoised(shots, i, x0)` gets the clean
+        latents [B, C, h, w] that evaluation i predicts for the shots that are made at once; `decode` makes pictures
+        of them. Where memory ends, fewer are made at once, then the autoencoder works in tiles; then OutOfMemory.
+        """
+        self._adapt(plan)
+        yield from Run(self, plan, on_step, on_denoised).pictures()
 
-        for prompt, numbers in batches:
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """The pictures of clean latents [B, C, h, w], one at a time. Raises InvalidOutput, OutOfMemory."""
+        coder = self.autoencoder()
+        return [to_pil(coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
+
+    def autoencoder(self, plan: Plan | None = None) -> memory.Autoencoder:
+        dtype = memory.vae_dtype(self.pipeline.vae, self.checked.family, self.dtype, self.offload)
+        tiling, may_tile = (plan.vae_tiling, not plan.tile) if plan else (False, True)
+        return memory.Autoencoder(self.pipeline.vae, dtype, self.device, tiling, may_tile)
+
+    def safety_checker(self) -> Any:
+        """The model's (checker, image processor), or None if it has none."""
+        if self._safety is None:
+            self._safety = load_safety_checker(self.checked, self.device, self.dtype) or False
+        return self._safety or None
+
+    def refiner(self, model: find.Model) -> Any:
+        """The pipeline of a refiner, loaded once."""
+        if self._refiner is None or self._refiner[0] != model:
             with out_of_memory():
-                embedded = self._embed(prompt, plan.negative)
-                latents = self._sample(embedded, [plan.seed + i for i in numbers], plan, tick)
-            warnings = [*plan.warnings(prompt), *self._cut(prompt)]
-            for i, latent in zip(numbers, latents, strict=True):
-                yield self._finish(latent, self._record(plan, scheduler, prompt, i, nfe, warnings))
+                self._refiner = (model, load_refiner(find.check(model), self.device, self.dtype))
+        return self._refiner[1]
 
-    def _embed(self, prompt: str, negative: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The embeddings of the prompt and of the negative prompt, each [1, tokens, width]."""
-        return self.pipeline.encode_prompt(prompt, self.device, 1, True, negative_prompt=negative)
+    def _load(self) -> Any:
+        with out_of_memory():
+            device = self.device if self.offload == "none" else torch.device("cpu")
+            return load_pipeline(self.checked, device, self.dtype)
 
-    def _cut(self, prompt: str) -> list[str]:
-        """A warning that says what of a prompt is too long to be read."""
-        tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(prompt).input_ids
-        limit = tokenizer.model_max_length
-        if len(ids) <= limit:
-            return []
-        lost = tokenizer.decode(ids[limit - 1 : -1]).strip()
-        return [f"the prompt has {len(ids)} tokens, this model reads {limit}; dropped: {lost!r}"]
-
-    def _sample(
-        self, embedded: tuple[torch.Tensor, torch.Tensor], seeds: list[int], plan: Plan, tick: Callable[..., Any]
-    ) -> torch.Tensor:
-        """Clean latents [B, channels, H/f, W/f], one for each seed, each from noise of its own."""
-        positive, negative = embedded
-        factor = self.pipeline.vae_scale_factor
-        shape = (1, self.pipeline.unet.config.in_channels, plan.height // factor, plan.width // factor)
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        return self.pipeline(
-            prompt_embeds=positive.repeat(len(seeds), 1, 1),
-            negative_prompt_embeds=negative.repeat(len(seeds), 1, 1),
-            width=plan.width,
-            height=plan.height,
-            num_inference_steps=plan.steps,
-            guidance_scale=plan.guidance,
-            latents=noise.to(self.dtype),
-            generator=generators,
-            output_type="latent",
-            callback_on_step_end=tick,
-            return_dict=False,
-        )[0]
-
-    def _finish(self, latent: torch.Tensor, record: dict[str, Any]) -> Picture:
-        """Decode one latent [channels, H/f, W/f] by itself, so that a picture does not depend on its batch."""
-        vae = self.pipeline.vae
-        try:
-            if not latent.isfinite().all():
-                raise InvalidOutput("the latents are not finite")
-            with out_of_memory():
-                decoded = vae.decode(latent[None].float() / vae.config.scaling_factor, return_dict=False)[0]
-                image = to_pil(decoded.float().cpu().numpy())[0]
-        except InvalidOutput:
-            error = InvalidOutput(
-                f"the picture of {record['prompt']!r} with seed {record['seed']} is not finite: nothing saved for it",
-                "try --dtype float32, less --guidance or another --scheduler",
-            )
-            return Picture(record["prompt"], record["seed"], None, record, error)
-        record["pixels_sha256"] = pixels_sha256(image)
-        return Picture(record["prompt"], record["seed"], image, record)
-
-    def _record(
-        self, plan: Plan, scheduler: Scheduler, prompt: str, index: int, nfe: int, warnings: list[str]
-    ) -> dict[str, Any]:
-        """All that is needed to make the picture again, but for its pixels' hash."""
-        return {
-            "schema": SCHEMA,
-            "prompt": prompt,
-            "negative": plan.negative,
-            "seed": plan.seed + index,
-            "index": index,
-            "steps": plan.steps,
-            "nfe": nfe,
-            "guidance": plan.guidance,
-            "scheduler": scheduler.name,
-            "scheduler_options": scheduler.options,
-            "grid": scheduler.grid_name,
-            "width": plan.width,
-            "height": plan.height,
-            "model": self.model.name,
-            "model_hash": self.model_hash,
-            "model_files": {
-                n.replace("/", ":"): digest for n, digest in self.hashes.items() if n.endswith(".safetensors")
-            },
-            "family": self.model.family,
-            "prediction": self.prediction,
-            "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "batch_size": plan.batch_size,
-            "rng": "CPU",
-            "versions": {
-                "diffgen": diffgen.__version__,
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "diffusers": version("diffusers"),
-                "transformers": version("transformers"),
-            },
-            "warnings": warnings,
-        }
+    @torch.no_grad()
+    def _adapt(self, plan: Plan) -> None:
+        """Make the pipeline have exactly the plan's adapters: weights that were merged are read anew."""
+        wanted = (*plan.loras, *plan.embeddings)
+        if wanted != self._adapted:
+            if self._adapted or self.offload != "none":
+                self.pipeline = self._load()
+            self._adapted, self.fits = wanted, []
+            for lora in plan.loras:
+                self.fits.append(f"{lora.path.name}: {adapters.merge_lora(self.pipeline, self.checked.family, lora)}")
+            for embedding in plan.embeddings:
+                vectors = adapters.add_embedding(self.pipeline, embedding)
+                self.fits.append(f"{embedding.path.name}: {embedding.word} is {vectors} vector{'s' * (vectors > 1)}")
+        adapters.seamless(self.pipeline, plan.tile)

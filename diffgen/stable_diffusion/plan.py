@@ -1,114 +1,303 @@
-"""What will be made: every number, name and word checked, defaults filled in, before torch is imported."""
+"""What will be made: every number, name, word and input file checked, defaults filled in, before torch is imported."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict, Unpack
 
 import schedulers
 from diffgen import sampling
 from diffgen.errors import InputError, UsageError
-from diffgen.models.find import Model
-from diffgen.models.gate import Checked, check_folder
+from diffgen.models.families import FAMILIES
+from diffgen.models.find import Model, check, find
+from diffgen.models.gate import Checked
 from diffgen.models.info import info
-from diffgen.sampling import DEFAULTS, MAX_PICTURES, MAX_SEED, parse_size, whole
+from diffgen.sampling import DEFAULTS, parse_size, which_seeds, whole
 
+from . import inputs, prompt_syntax, sizes
 from . import prompts as prompt_rules
+from .classes import NAMES, RESCALING, class_of
+from .inputs import Control, Embedding, Input, Inputs, Lora, Source, Upscale, Variation
+from .styles import apply_styles
+from .wildcards import Wildcards
+
+UPSCALE_STRENGTH = 0.5
+MAX_CLIP_SKIP = 12
+
+
+class Options(TypedDict, total=False):
+    """What may be asked of pictures besides a prompt, by the names of the command's options; None is "not said"."""
+
+    negative: str
+    style: str | Sequence[str] | None
+    prompt_syntax: str  # a1111 or plain
+    clip_skip: int  # 1 is off
+    count: int  # pictures of each prompt; picture i has seed + i
+    seed: int | None  # random unless given
+    seeds: str | Sequence[int] | None  # instead of seed and count: "0-7", "1,5,9"
+    size: str | int | tuple[int, int] | None  # (width, height), "WxH", or the side of a square
+    steps: int | None
+    guidance: float | None
+    guidance_rescale: float
+    guidance_interval: str | Sequence[float] | None  # (from, to), shares of the steps
+    scheduler: str | None
+    grid: str | None
+    batch_size: int
+    image: Source | None  # a file, or a picture of Pillow
+    strength: float | None
+    mask: Source | None  # white is made anew
+    outpaint: str | Sequence[int] | None  # (left, top, right, bottom) pixels
+    controls: Sequence[str]  # TYPE=IMAGE[:SCALE]
+    control_models: Sequence[str]  # [TYPE=]PATH
+    loras: Sequence[str]  # PATH[:SCALE]
+    embeddings: Sequence[str]  # WORD=FILE
+    upscale: float | None
+    upscale_mode: str  # lanczos or latent
+    upscale_strength: float
+    refiner: str | None  # a model of the family sdxl-refiner
+    variation_seed: int | None
+    variation_strength: float | None
+    tile: bool
+    vae_tiling: bool
+    safety: bool
+    wildcards: Sequence[str] | None  # folders
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of a plan: its prompts with their choices made, its number for its prompt, its seed."""
+
+    prompt: str
+    negative: str
+    index: int
+    seed: int
+    template: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(sampling.Plan):
-    """A checked order for pictures of a Stable Diffusion."""
+    """A checked order for pictures of a diffusion pipeline. `prompts` may hold choices, which each seed makes."""
 
     checked: Checked
     negative: str
-    unknown: dict[str, tuple[str, ...]]  # the words of each prompt that the model never saw
+    given: frozenset[str]  # the options that were said; the others are the model's defaults
+    known: frozenset[str] | None = None  # the words that the model was trained on
+    seeds: tuple[int, ...] = ()  # of the pictures of each prompt, where they are a list
+    syntax: str = "a1111"
+    styles: tuple[str, ...] = ()
+    clip_skip: int = 1
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    image: Input | None = None
+    strength: float = 1.0
+    mask: Input | None = None
+    outpaint: tuple[int, int, int, int] | None = None
+    controls: tuple[Control, ...] = ()
+    loras: tuple[Lora, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    upscale: Upscale | None = None
+    variation: Variation | None = None
+    refiner: Model | None = None
+    tile: bool = False
+    vae_tiling: bool = False
+    safety: bool = True
+    wildcards: Wildcards = field(default_factory=lambda: Wildcards([]), compare=False, repr=False)
+
+    @property
+    def way(self) -> str:
+        """How the pictures are made: one of `classes.NAMES`."""
+        if self.mask is not None and self.checked.variant == "inpaint":
+            return "mask"
+        return ("control+" if self.controls else "") * (self.image is not None) + (
+            "image" if self.image is not None else "control" if self.controls else "text"
+        )
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the pictures, after the second pass if there is one."""
+        if self.upscale is None:
+            return self.width, self.height
+        factor = sizes.multiple(self.checked)
+        width, height = (
+            max(1, round(side * self.upscale.factor / factor)) * factor for side in (self.width, self.height)
+        )
+        return width, height
+
+    @property
+    def details(self) -> list[str]:
+        """What else to say of the plan in a line."""
+        found = [f"strength {self.strength:g}"] if self.image else []
+        if "safety_checker" in self.checked.companions:
+            found.append(f"safety checker {'on' if self.safety else 'off'}")
+        return found
+
+    def seed_of(self, index: int) -> int:
+        return self.seeds[index] if self.seeds else self.seed + index
+
+    def shots(self) -> Iterator[Shot]:
+        """Every picture: prompts first, then seeds."""
+        for template in self.prompts:
+            for index in range(self.count):
+                seed = self.seed_of(index)
+                if self.syntax == "plain":
+                    yield Shot(template, self.negative, index, seed, template)
+                else:
+                    yield Shot(*self.wildcards.expand(template, seed, self.negative), index, seed, template)
+
+    def groups(self, size: int | None = None) -> Iterator[list[Shot]]:
+        """The pictures to make at once: neighbours of the same prompts, at most `size` (the plan's batch size)."""
+        for _, same in itertools.groupby(self.shots(), lambda shot: (shot.template, shot.prompt, shot.negative)):
+            shots = list(same)
+            step = size or self.batch_size
+            yield from (shots[i : i + step] for i in range(0, len(shots), step))
+
+    def unknown(self, prompt: str) -> tuple[str, ...]:
+        """The words of a prompt that the model never saw, as far as that is known."""
+        if self.known is None:
+            return ()
+        return tuple(prompt_rules.unknown_words(self.known, prompt, self.syntax))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
-        words = self.unknown.get(prompt)
-        if not words:
-            return list(self.notes)
-        named = ", ".join(map(repr, words))
-        return [*self.notes, f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it"]
+        found = [*self.notes, *prompt_syntax.notes(prompt, self.syntax)]
+        if words := self.unknown(prompt):
+            named = ", ".join(map(repr, words))
+            found.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it")
+        return found
 
 
-def make_plan(
-    model: Model,
-    prompts: str | Sequence[str],
-    *,
-    negative: str = "",
-    count: int = 1,
-    seed: int | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    scheduler: str | None = None,
-    grid: str | None = None,
-    size: str | int | tuple[int, int] | None = None,
-    batch_size: int = 1,
-) -> Plan:
-    """Check everything that can be checked without torch, the model's files included.
+def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Options]) -> Plan:
+    """Check everything that can be checked without torch, the model's and the inputs' files included.
 
-    `seed` is random unless given; `size` is (width, height), "WxH", or the side of a square. What is None comes from
-    the model's card, else from DEFAULTS. Raises UsageError for a wrong number or name, InputError for a wrong model.
+    What is not said comes from the model's card, else from its family's defaults.
+    Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input.
     """
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not texts:
-        raise UsageError("there is no prompt", 'say what to show: diffgen generate "a red apple"')
-    for text in texts:
-        prompt_rules.check(text)
-    if negative and negative.strip():
-        prompt_rules.check(negative)
-    whole("--count", count, 1, MAX_PICTURES)
-    whole("--batch-size", batch_size, 1, 4096)
-    if seed is not None:
-        whole("--seed", seed, 0, MAX_SEED)
-        whole("the last seed, --seed plus --count less 1,", seed + count - 1, 0, MAX_SEED)
-
+    said = _Said(options)
     # What was asked for is checked first, so that a wrong option is never blamed on the model.
-    asked = {"steps": steps, "guidance": guidance, "scheduler": scheduler, "grid": grid}
-    sampling.sampling(DEFAULTS | {key: value for key, value in asked.items() if value is not None})
-    given_size = parse_size(size) if size is not None else None
-    checked = check_folder(model.folder)
-    said = info(model)
-    card = said["defaults"] if isinstance(said["defaults"], dict) else {}
-    if scheduler is not None:
-        card = {key: value for key, value in card.items() if key != "grid"}  # the card's grid is for its own scheduler
-    values = DEFAULTS | {key: card.get(key, default) for key, default in DEFAULTS.items()}
-    values |= {key: value for key, value in asked.items() if value is not None}
-    try:
-        chosen = sampling.sampling(values)
-        wanted = given_size or parse_size(_own_size(card, said, checked))
-    except UsageError as error:
-        raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
-    (width, height), notes = _round_size(wanted, checked)
-    if chosen["guidance"] == 0:
+    sampling.sampling(DEFAULTS | said.sampling)
+    size = parse_size(options["size"]) if options.get("size") is not None else None
+    checked = check(model)
+    texts, negative = said.texts(prompts, checked.family)
+    about = info(model)
+    chosen = _sampling(model, checked, about, said.sampling)
+    given = Inputs(options, model.folder)
+    size, notes = sizes.round_size(size or given.size or sizes.own_size(model, about, checked), checked)
+    pictures = given.fitted(size, notes)
+    embedded = FAMILIES[checked.family].guidance_embedded
+    if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
-
-    unknown = {}
-    if said["concepts"]:  # the card lists all that the model was trained on
-        known = prompt_rules.caption_words(said["concepts"], said["styles"] or ())
-        unknown = {text: tuple(prompt_rules.unknown_words(known, text)) for text in texts}
-    return Plan(
+    if negative.strip() and (embedded or chosen["guidance"] == 1):
+        notes.append("the negative prompt is not read: guidance is off, or an input of this model")
+    known = prompt_rules.known_words(about)
+    plan = Plan(
         model=model,
         checked=checked,
-        prompts=tuple(texts),
+        prompts=texts,
         negative=negative,
-        seed=secrets.randbelow(MAX_SEED - count + 2) if seed is None else seed,
-        count=count,
-        width=width,
-        height=height,
-        batch_size=batch_size,
+        width=size[0],
+        height=size[1],
         notes=tuple(notes),
-        unknown=unknown,
+        known=known,
         **chosen,
+        **said.values,
+        **pictures,
     )
+    _check_together(plan)
+    return plan
+
+
+def _check_together(plan: Plan) -> None:
+    """Does all that was asked for go together, and with this model? Raises UsageError."""
+    family, mask = plan.checked.family, plan.mask is not None
+    transformer = "transformer" in plan.checked.components
+    if family == "unconditional":
+        for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling"):
+            if getattr(plan, what):
+                raise UsageError(f"{plan.model.name} makes pictures from nothing but noise: {what} is not for it")
+        return
+    name = class_of(family, plan.way)
+    for asked, reason in (
+        (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
+        (plan.way == "mask" and plan.controls, "an inpainting model takes no --control"),
+        (plan.upscale and mask, "--upscale and a mask exclude each other: upscale the picture in a second run"),
+        (plan.tile and transformer, f"--tile is not there for {family}: its network has no convolutions"),
+        (plan.tile and plan.vae_tiling, "--tile and --vae-tiling exclude each other: seams would show"),
+        (plan.embeddings and transformer, f"--embedding is not there for {family}"),
+        (
+            plan.rescale and name not in RESCALING,
+            f"--guidance-rescale is not there for {NAMES[plan.way]} with {family}",
+        ),
+        (plan.refiner and family != "sdxl", f"--refiner is for Stable Diffusion XL, not for {family}"),
+        (plan.refiner and (plan.way != "text" or plan.upscale), "--refiner is for text to image alone"),
+    ):
+        if asked:
+            raise UsageError(reason)
+    if plan.upscale:
+        class_of(family, "control+image" if plan.controls else "image")
+
+
+class _Said:
+    """The options about prompts, seeds and sampling, checked. Raises UsageError."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        keys = ("steps", "guidance", "scheduler", "grid")
+        self.sampling: dict[str, Any] = {key: options[key] for key in keys if options.get(key) is not None}  # type: ignore[literal-required]
+        self.syntax = prompt_syntax.check_syntax(options.get("prompt_syntax", "a1111"))
+        style = options.get("style")
+        self.styles = (style,) if isinstance(style, str) else tuple(style or ())
+        folders = options.get("wildcards")
+        self.wildcards = Wildcards(None if folders is None else list(folders))
+        window = options.get("guidance_interval")
+        upscale = options.get("upscale")
+        self.values: dict[str, Any] = {
+            "given": frozenset(key for key, value in options.items() if value is not None),
+            **which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds")),
+            "batch_size": whole("--batch-size", options.get("batch_size", 1), 1, 4096),
+            "syntax": self.syntax,
+            "styles": self.styles,
+            "wildcards": self.wildcards,
+            "clip_skip": whole("--clip-skip", options.get("clip_skip", 1), 1, MAX_CLIP_SKIP),
+            "rescale": inputs.number("--guidance-rescale", options.get("guidance_rescale", 0.0), 0, 1),
+            "interval": (0.0, 1.0) if window is None else inputs.interval(window),
+            "upscale": None
+            if upscale is None
+            else inputs.check_upscale(
+                upscale, options.get("upscale_mode", "lanczos"), options.get("upscale_strength", UPSCALE_STRENGTH)
+            ),
+            "variation": inputs.check_variation(options.get("variation_seed"), options.get("variation_strength")),
+            "refiner": _refiner(options.get("refiner")),
+            "tile": options.get("tile", False),
+            "vae_tiling": options.get("vae_tiling", False),
+            "safety": options.get("safety", True),
+        }
+
+    def texts(self, prompts: str | Sequence[str], family: str) -> tuple[tuple[str, ...], str]:
+        """The prompts and the negative prompt, in their styles, all that any seed could choose checked."""
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        negative = self.options.get("negative", "")
+        if family == "unconditional":
+            if given or negative.strip():
+                raise UsageError("this model reads no prompts", "leave the prompt out")
+            return ("",), ""
+        if not given:
+            raise UsageError("there is no prompt", 'say what to show: diffgen generate "a red apple"')
+        for text in (*given, *([negative] if negative.strip() else [])):
+            prompt_rules.check(text)
+        if self.styles:
+            styled = [apply_styles(self.styles, text, negative) for text in given]
+            given, negative = [text for text, _ in styled], styled[0][1]
+        for text in (*given, negative):
+            if self.syntax != "plain":
+                self.wildcards.check(text)
+                prompt_syntax.parse(text, self.syntax)
+        return tuple(given), negative
 
 
 def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, str]:
-    """The noise schedule and the prediction that a folder's scheduler_config.json says the model was trained with."""
+    """The noise schedule and the prediction that a model's scheduler_config.json says it was trained with."""
     component = checked.components["scheduler"]
     try:
         return schedulers.from_diffusers_config(component.config)
@@ -116,28 +305,22 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
 
 
-def _factor(checked: Checked) -> int:
-    """How many pixels a latent has on a side: 2 for each level of the VAE but the last."""
-    levels = checked.components["vae"].config.get("block_out_channels")
-    if not isinstance(levels, list) or not 0 < len(levels) < 10:
-        raise InputError(f"{checked.components['vae'].folder / 'config.json'}: block_out_channels is {levels!r}")
-    return 2 ** (len(levels) - 1)
+def _sampling(model: Model, checked: Checked, about: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """steps, guidance, scheduler and grid: as asked, else by the model's card, else by its family."""
+    card = about["defaults"] if isinstance(about["defaults"], dict) else {}
+    own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
+    if "scheduler" in asked:
+        own["grid"] = None  # the model's grid is for its own scheduler
+    try:
+        return sampling.sampling(own | dict(asked))
+    except UsageError as error:
+        raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
 
 
-def _own_size(card: dict[str, Any], said: dict[str, Any], checked: Checked) -> Any:
-    """The size that the model makes unless asked: its card's, else the one its configuration means."""
-    if size := card.get("size") or said["resolution"]:
-        return size
-    sample = checked.components["unet"].config.get("sample_size")
-    return [side * _factor(checked) for side in reversed(sample)] if isinstance(sample, list) else sample
-
-
-def _round_size(wanted: tuple[int, int], checked: Checked) -> tuple[tuple[int, int], list[str]]:
-    """(size, notes): each side rounded to the nearest multiple of the VAE's factor, but never to nothing."""
-    factor = _factor(checked)
-    width, height = (max(factor, (side + factor // 2) // factor * factor) for side in wanted)
-    if (width, height) == wanted:
-        return wanted, []
-    return (width, height), [
-        f"size {wanted[0]}x{wanted[1]} rounded to {width}x{height}: this model makes multiples of {factor}"
-    ]
+def _refiner(name: str | None) -> Model | None:
+    if name is None:
+        return None
+    model = find(name)
+    if model.family != "sdxl-refiner":
+        raise InputError(f"--refiner {name}: no refiner of Stable Diffusion XL, but of the family {model.family}")
+    return model

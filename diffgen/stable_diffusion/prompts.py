@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import sys
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from diffgen.errors import InputError, UsageError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, read_json
 
+from .prompt_syntax import plain_text
+
 MAX_BYTES = 64 * 1024  # of one prompt, UTF-8
+
+# What a line of a prompt file may say besides its prompt, as what. Whether a number is in its range is checked with the
+# command's own options.
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "negative": (str,),
+    "style": (str, list),
+    "prompt_syntax": (str,),
+    "clip_skip": (int,),
+    "count": (int,),
+    "seed": (int,),
+    "size": (str, int, list),
+    "steps": (int,),
+    "guidance": (int, float),
+    "scheduler": (str,),
+    "grid": (str,),
+    "image": (str,),
+    "strength": (int, float),
+    "mask": (str,),
+    "variation_seed": (int,),
+    "variation_strength": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a prompt file: the prompt, what is said of it (by the names in OPTIONS), and where it stands."""
+
+    prompt: str
+    options: dict[str, Any] = field(default_factory=dict)
+    where: str = ""  # "prompts.jsonl, line 3"
 
 
 def check(prompt: str) -> str:
@@ -28,50 +63,88 @@ def check(prompt: str) -> str:
     return prompt
 
 
-def read(source: str) -> list[str]:
+def read_lines(source: str) -> list[Line]:
     """The prompts in a file, or in stdin for "-", one a line, UTF-8; blank lines and # comments are skipped.
 
-    Raises InputError (cannot be read, not UTF-8, a line over 64 KiB: with its number), UsageError (no prompt in it).
+    A line that begins with {" is a JSON object with `prompt` and any of OPTIONS; in a file called .jsonl every line is.
+    Raises InputError, with the line's number (not UTF-8, over 64 KiB, broken JSON, an unknown key or a value of the
+    wrong kind), or if the file cannot be read; UsageError for a file without a prompt.
     """
     name = "stdin" if source == "-" else source
     try:
         if source == "-":
             if sys.stdin is None:
                 raise ValueError("it is closed")
-            prompts = _lines(sys.stdin.buffer, name)
+            lines = _lines(sys.stdin.buffer, name)
         else:
             with Path(source).open("rb") as file:
-                prompts = _lines(file, name)
+                lines = _lines(file, name)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot read prompts from {name}: {reason}") from error
-    if not prompts:
+    if not lines:
         raise UsageError(
             f"there is no prompt in {name}", "write one prompt a line; lines that begin with # are skipped"
         )
-    return prompts
+    return lines
 
 
-def _lines(file: BinaryIO, name: str) -> list[str]:
-    prompts = []
+def _lines(file: BinaryIO, name: str) -> list[Line]:
+    lines = []
     number = 0
+    all_json = name.lower().endswith((".jsonl", ".ndjson"))
     while line := file.readline(MAX_BYTES + 2):
         number += 1
+        where = f"{name}, line {number}"
         if len(line.rstrip(b"\r\n")) > MAX_BYTES:
-            raise InputError(f"{name}, line {number}: longer than {MAX_BYTES} bytes", "is it a text file?")
+            raise InputError(f"{where}: longer than {MAX_BYTES} bytes", "is it a text file?")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{name}, line {number}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8"
-            ) from error
-        if re.match(r'\{\s*"', text):
-            raise InputError(
-                f"{name}, line {number}: looks like JSON, and this version reads plain prompts, one a line"
-            )
-        if text and not text.startswith("#"):
-            prompts.append(text)
-    return prompts
+            raise InputError(f"{where}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8") from error
+        if not text or text.startswith("#"):
+            continue
+        lines.append(_json_line(text, where) if all_json or re.match(r'\{\s*"', text) else Line(text, {}, where))
+    return lines
+
+
+def _json_line(text: str, where: str) -> Line:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{where}: {twice[0]!r} is there twice")
+        return dict(pairs)
+
+    def no_number(word: str) -> None:
+        raise InputError(f"{where}: {word} is no number")
+
+    try:
+        said = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: broken JSON ({error})", 'one object a line, for example {"prompt": "a red apple", "seed": 7}'
+        ) from error
+    if not isinstance(said, dict) or not isinstance(said.get("prompt"), str) or not said["prompt"].strip():
+        raise InputError(f"{where}: no text called prompt in it", 'for example {"prompt": "a red apple", "seed": 7}')
+    options = {}
+    for key, value in said.items():
+        if key == "prompt":
+            continue
+        known = key.replace("-", "_")
+        if known not in OPTIONS:
+            near = difflib.get_close_matches(known, ["prompt", *OPTIONS], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: prompt, {', '.join(OPTIONS)}"
+            raise InputError(f"{where}: unknown key {key!r}", hint)
+        if known in options:
+            raise InputError(f"{where}: {known!r} is there twice")
+        if type(value) not in OPTIONS[known]:
+            kinds = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+            wanted = " or ".join(kinds[kind] for kind in OPTIONS[known])
+            raise InputError(f"{where}: {key!r} must be {wanted} (got {value!r})")
+        options[known] = value
+    if not all(isinstance(name, str) for name in options.get("style", ())):
+        raise InputError(f"{where}: 'style' must be a text or a list of texts")
+    return Line(said["prompt"].strip(), options, where)
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -112,6 +185,41 @@ def caption_words(concepts: Iterable[str], styles: Iterable[str]) -> set[str]:
     return {word for text in ("a", "an", "style", *concepts, *styles) for word in words(text)}
 
 
-def unknown_words(known: Container[str], text: str) -> list[str]:
-    """The words of a text that are not among the known ones, each once, in their order."""
-    return [word for word in dict.fromkeys(words(text)) if word not in known]
+def known_words(said: Mapping[str, Any]) -> frozenset[str] | None:
+    """The words that a model was trained on, by what its card says (`models.info.info`); None if it does not say.
+
+    `words` lists them all; a card without it has `concepts` and `styles`, which stand in captions. Of scripts that
+    write without spaces a word's characters are known too: the tokenizer reads them one by one.
+    """
+    if listed := said.get("words"):
+        found = frozenset(word for text in listed for word in words(text))
+        return found | {character for word in found for character in _pieces(word) if _is_wide(character)}
+    if said.get("concepts"):
+        return frozenset(caption_words(said["concepts"], said.get("styles") or ()))
+    return None
+
+
+def unknown_words(known: Container[str], text: str, syntax: str = "a1111") -> list[str]:
+    """The words of a prompt that are not among the known ones, each once, in their order; its syntax is no word."""
+    unknown: dict[str, None] = {}
+    for word in words(plain_text(text, syntax)):
+        if word in known:
+            continue
+        run = ""  # unknown characters that stand side by side
+        for piece in [*_pieces(word), ""]:
+            if _is_wide(piece) and piece not in known:
+                run += piece
+                continue
+            found = [run, "" if piece in known else piece]
+            unknown |= dict.fromkeys(part for part in found if part)
+            run = ""
+    return list(unknown)
+
+
+def _pieces(word: str) -> list[str]:
+    """The word, cut at the characters of scripts that write without spaces; each of those is a piece."""
+    return re.findall("[\u2e80-\U0010ffff]|[^\u2e80-\U0010ffff]+", word)
+
+
+def _is_wide(piece: str) -> bool:
+    return len(piece) == 1 and piece >= "\u2e80"

@@ -1,0 +1,232 @@
+"""diffgen compare: schedulers side by side, at equal cost."""
+
+from __future__ import annotations
+
+import json as json_
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffgen import environment
+from diffgen.devices import device_name, dtype_name
+from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
+
+from .output import Debug, Json, Output, Quiet, UnfinishedError, table
+
+EXAMPLES = """
+Examples:
+
+  diffgen compare -m mixture --schedulers euler,heun,dpmpp_2m,unipc --nfe 5,10,20 --seeds 0-7 -o mixture/
+
+  diffgen compare "a red apple" --schedulers dpmpp_2m,deis,euler_ancestral --nfe 6,12 --seeds 0-3 -o apples/
+
+  diffgen compare -m runs/digits --schedulers all --nfe 10 --grids karras,trailing -o digits/
+
+  diffgen compare --report apples/
+"""
+
+AXES, OUTPUT, MODEL = "Axes", "Output", "Model"
+ALL = (
+    "euler,heun,dpm2,dpmpp_2m,dpmpp_2s,dpmpp_3m,deis,unipc,lms,ipndm,res_multistep,pndm,"
+    "euler_ancestral,dpmpp_2m_sde,dpmpp_sde,ddpm"
+)
+FAST = "euler,dpmpp_2m,deis,unipc"
+
+
+def compare(
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to show, for a model that takes prompts.")] = None,
+    schedulers: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,…|all", help="Any name that `schedulers list` knows.", show_default=False, rich_help_panel=AXES
+        ),
+    ] = FAST,
+    nfe: Annotated[
+        str, typer.Option("--nfe", metavar="N,…", help="Budgets of function evaluations.", rich_help_panel=AXES)
+    ] = "5,10,20",
+    seeds: Annotated[str, typer.Option(metavar="A-B|A,B,…", help="Starting noises.", rich_help_panel=AXES)] = "0-3",
+    grids: Annotated[
+        str, typer.Option(metavar="NAME|FILE.json,…", help="Each scheduler on each.", rich_help_panel=AXES)
+    ] = "",
+    guidance: Annotated[
+        str, typer.Option(metavar="X,…", help="Guidance scales; 1 is off. \\[the model's]", rich_help_panel=AXES)
+    ] = "",
+    reference: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|none|SCHEDULER:NFE", help="The solution that errors are distances to.", rich_help_panel=AXES
+        ),
+    ] = "auto",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FOLDER|RUN",
+            help="Any model, or mixture: its exact answer is known. \\[emoji]",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", rich_help_panel=MODEL)] = "auto",
+    dtype: Annotated[str, typer.Option(metavar="auto|float32|float16|bfloat16", rich_help_panel=MODEL)] = "auto",
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MODEL)] = False,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", "--output", metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on in a folder; what is done stays.", rich_help_panel=OUTPUT)
+    ] = False,
+    report: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Make the page again, nothing else.", rich_help_panel=OUTPUT),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count and time, make nothing.", rich_help_panel=OUTPUT)
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare schedulers: same noise, same number of network evaluations, distance to the solution."""
+    say = Output("compare", json, quiet)
+    if report is not None:
+        _report(say, Path(report))
+        return
+    device, dtype = device_name(device), dtype_name(dtype)
+    from diffgen.compare import plan
+
+    labels = [label.strip() for label in (ALL if schedulers == "all" else schedulers).split(",") if label.strip()]
+    entries = plan.parse_entries(labels, [grid.strip() for grid in grids.split(",") if grid.strip()])
+    budgets, seed_list = plan.parse_budgets(nfe), plan.parse_seeds(seeds)
+    scales = plan.parse_guidance(guidance) if guidance else ()
+    folder = _folder(out, resume, dry_run)
+
+    environment.prepare(offline)
+    from diffgen.compare.results import as_csv, as_table, results
+    from diffgen.compare.run import Comparison, Reference
+    from diffgen.compare.sheet import sheet
+    from diffgen.compare.subjects import subject_of
+
+    subject, prompts, scales = subject_of(model, prompt or [], scales, device, dtype)
+    aim = Reference.parse(reference, exact=subject.family == "mixture")
+    axes = plan.Axes(entries, budgets, seed_list, prompts, scales)
+    comparison = Comparison(subject, axes, aim, folder)
+    waiting = comparison.waiting()
+    evaluations = sum(job.nfe for job in waiting)
+    each = comparison.warm_up() if waiting else 0.0
+    counted = {
+        "cells": len(comparison.cells),
+        "to_do": len(waiting),
+        "evaluations": evaluations,
+        "seconds_estimated": round(each * evaluations, 3),
+    }
+    say.note(
+        f"{subject.name}: {len(entries)} schedulers, {len(budgets)} budgets, {len(seed_list)} seeds: "
+        f"{len(comparison.cells)} cells, {len(waiting)} to do with their references, {evaluations} evaluations, "
+        f"about {_time(each * evaluations)} ({each * 1000:.3g} ms each)"
+    )
+    if dry_run:
+        say.result(counted | {"dry_run": True}, [f"{name}\t{value}" for name, value in counted.items()])
+        return
+    began = time.perf_counter()
+    with say.progress(subject.name) as on_step:
+        for _ in comparison.make(on_step):
+            pass
+    found = results(comparison, _command(), round(time.perf_counter() - began, 3))
+    _write(folder, "results.json", json_.dumps(found, indent=1).encode())
+    _write(folder, "results.csv", as_csv(found).encode())
+    from io import BytesIO
+
+    image = BytesIO()
+    sheet(found, folder).save(image, "PNG")
+    _write(folder, "grid.png", image.getvalue())
+    from diffgen.compare.report import page
+
+    _write(folder, "report.html", page(found, folder).encode())
+    result = {
+        "folder": str(folder),
+        "report": str(folder / "report.html"),
+        "cells": found["cells"],
+        "rows": found["rows"],
+        "reference": {k: v for k, v in found["reference"].items() if k != "starts"},
+        "verdict": found["verdict"],
+        "seconds": found["seconds"],
+    }
+    failed = [cell for cell in found["cells"] if cell["status"] != "done"]
+    if not json:
+        for line in [*table(list(as_table(found))), "", *found["verdict"], str(folder / "report.html")]:
+            say.line(line)
+    if failed:
+        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
+        raise UnfinishedError(
+            DiffgenError(f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"), result
+        )
+    if json:
+        say.result(result)
+
+
+def _folder(out: str | None, resume: bool, dry_run: bool) -> Path:
+    """The folder to write to. Raises UsageError, CannotWrite."""
+    if out is None:
+        if not dry_run:
+            raise UsageError("a comparison needs a folder to write to", "add -o FOLDER")
+        return Path("comparison")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise CannotWrite(f"cannot write to {out}: it is a file", "choose another -o")
+    if not resume and not dry_run and folder.is_dir() and any(folder.iterdir()):
+        raise CannotWrite(f"cannot write to {out}: it is not empty", "go on there with --resume, or choose another -o")
+    if not dry_run:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            from diffgen.images.publish import cannot_write
+
+            raise cannot_write(folder, error) from error
+    return folder
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    from diffgen.images.publish import publish
+
+    publish(folder / name, data, overwrite=True)
+
+
+def _report(say: Output, folder: Path) -> None:
+    """The page again, from what is stored."""
+    from diffgen.compare.report import page
+    from diffgen.models.gate import read_json
+
+    if not (folder / "results.json").is_file():
+        raise InputError(
+            f"{folder} holds no comparison: no results.json is there", "make one: diffgen compare -o FOLDER"
+        )
+    found: dict[str, Any] = read_json(folder / "results.json", MAX_RESULTS)
+    if found.get("schema") != "diffgen.compare/1":
+        raise InputError(f"{folder / 'results.json'}: no comparison of this version (schema {found.get('schema')!r})")
+    try:
+        html = page(found, folder)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
+    _write(folder, "report.html", html.encode())
+    path = str(folder / "report.html")
+    say.result({"folder": str(folder), "report": path}, [path])
+
+
+MAX_RESULTS = 256 << 20
+
+
+def _command() -> str:
+    """What was typed."""
+    return shlex.join(["diffgen", *sys.argv[1:]])
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,97 @@
+"""diffgen prompt: what a model reads of a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from diffgen.errors import UsageError
+from diffgen.models.find import check, find
+from diffgen.models.info import info
+from diffgen.sampling import MAX_SEED, whole
+from diffgen.stable_diffusion import prompts
+from diffgen.stable_diffusion.prompt_syntax import check_syntax
+from diffgen.stable_diffusion.styles import apply_styles
+from diffgen.stable_diffusion.wildcards import Wildcards
+
+from .output import Debug, Json, Output, Quiet, table
+
+EXAMPLES = """
+Examples:
+
+  diffgen prompt explain "a (red:1.3) apple, flat style"
+
+  diffgen prompt explain "a {red|green} apple" --seed 7
+
+  diffgen prompt explain "a very long prompt" --prompt-syntax plain
+"""
+
+
+def explain(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", metavar="NAME|FOLDER|FILE", help="Whose tokens. \\[emoji]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the picture: it makes the choices of wildcards.")] = 0,
+    prompt_syntax: Annotated[
+        str, typer.Option("--prompt-syntax", metavar="a1111|plain", help="Whether brackets and braces mean anything.")
+    ] = "a1111",
+    wildcards: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Files of wildcards. \\[wildcards, and the user's]")
+    ] = None,
+    style: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A style of styles.toml; may be repeated.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Tokens, weights, what would be cut, what wildcards become."""
+    from diffgen.stable_diffusion.explain import explain as explained
+    from diffgen.stable_diffusion.tokens import ClipTokenizer
+
+    say = Output("prompt explain", json, quiet)
+    check_syntax(prompt_syntax)
+    whole("--seed", seed, 0, MAX_SEED)
+    prompts.check(text)
+    styled, _ = apply_styles(style or [], text)
+    found = find(model)
+    checked = check(found)
+    tokenizer = next(
+        (checked.components[name] for name in ("tokenizer", "tokenizer_2") if name in checked.components), None
+    )
+    if tokenizer is None:
+        raise UsageError(f"{found.name} takes no prompt", "diffgen models list shows what there is")
+    encoder = checked.components[tokenizer.name.replace("tokenizer", "text_encoder")]
+    length = whole("max_position_embeddings", encoder.config.get("max_position_embeddings", 77), 3, 10**6)
+    said = explained(
+        styled,
+        ClipTokenizer(tokenizer.folder, length, tokenizer.config),
+        seed=seed,
+        syntax=prompt_syntax,
+        wildcards=None if wildcards is None else Wildcards([wildcards]),
+        known=prompts.known_words(info(found)),
+        weights="transformer" not in checked.components,
+    )
+    if said["unknown"]:
+        say.warn(f"{found.name} never saw {', '.join(map(repr, said['unknown']))}")
+    for note in said["notes"]:
+        say.warn(note)
+    say.result({"model": found.name, "family": checked.family, "styles": style or [], **said}, _lines(said))
+
+
+def _lines(said: dict[str, Any]) -> list[str]:
+    lines = [f"prompt   {said['prompt']}"]
+    for choice in said["choices"]:
+        lines.append(f"choice   {choice['wildcard']} became {choice['value']!r} (seed {said['seed']})")
+    count = len(said["chunks"])
+    lines.append(f"tokens   {said['tokens']} in {count} chunk{'s' * (count != 1)} of at most {said['length'] - 2}")
+    if said["cut"] and said["read"] == "chunks":
+        lines.append(f"beyond   {said['cut']!r} is read in further chunks (--prompt-syntax plain would cut it off)")
+    elif said["cut"]:
+        lines.append(f"cut off  {said['cut']!r}")
+    for number, chunk in enumerate(said["chunks"], 1):
+        rows = [[str(token["id"]), f"{token['weight']:.4g}", token["token"]] for token in chunk]
+        lines += [f"chunk {number}", *(f"  {row}" for row in table([["id", "weight", "token"], *rows]))]
+    return lines

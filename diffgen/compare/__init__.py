@@ -1,0 +1,1 @@
+"""The scheduler laboratory: plan, run, metrics, report, tune."""

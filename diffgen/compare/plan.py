@@ -1,0 +1,200 @@
+"""What is compared: every combination of the axes as a cell, with the steps that its budget pays for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import schedulers
+from diffgen.errors import InputError, UsageError
+from diffgen.sampling import MAX_SEED, whole
+
+MAX_CELLS = 20_000
+MAX_BUDGET = 10_000
+
+
+class Asked(Protocol):
+    """What a scheduler must know of the model that it asks."""
+
+    noise: schedulers.NoiseSchedule
+    prediction: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the comparison: a scheduler on a grid, as it was asked for."""
+
+    label: str
+    scheduler: str  # canonical
+    grid: str  # a name, or the path of a grid file
+
+    @property
+    def grid_name(self) -> str:
+        """A grid from a file is called by its base name."""
+        return re.split(r"[/\\]", self.grid)[-1]
+
+    @property
+    def stochastic(self) -> bool:
+        """Does it draw noise on the way, so that no single solution is what it aims at?"""
+        return is_stochastic(self.label)
+
+    def build(self, model: Asked) -> schedulers.Scheduler:
+        """The scheduler, for a model. Raises ValueError where they do not go together."""
+        return schedulers.get(
+            self.label, noise=model.noise, prediction=model.prediction, grid=self.grid, **model.options
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the comparison. `steps` and `nfe` are None where the budget pays for none: `failure` says why."""
+
+    entry: Entry
+    budget: int
+    steps: int | None
+    nfe: int | None
+    seed: int
+    prompt: str
+    guidance: float
+    failure: str | None = None
+
+    def where(self) -> str:
+        """What the cell is, for a person."""
+        prompt = f", {self.prompt!r}" if self.prompt else ""
+        return f"{self.entry.label} on {self.entry.grid_name}, budget {self.budget}, seed {self.seed}{prompt}"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What was asked for. A budget is a number of function evaluations (NFE)."""
+
+    entries: tuple[Entry, ...]
+    budgets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    guidance: tuple[float, ...]
+
+    def cells(self, model: Asked) -> list[Cell]:
+        """All of them, interleaved: the schedulers take turns, so that a slow minute of the machine hits them alike.
+
+        Each solver gets the most steps that the budget pays for. Raises UsageError if there are too many.
+        """
+        count = len(self.entries) * len(self.budgets) * len(self.seeds) * len(self.prompts) * len(self.guidance)
+        if count > MAX_CELLS:
+            raise UsageError(f"{count} cells are too many; at most {MAX_CELLS} are compared", "leave some values out")
+        paid = {(e, b): _paid(e, b, model) for e in self.entries for b in self.budgets}
+        return [
+            Cell(entry, budget, *paid[entry, budget][:2], seed, prompt, guidance, paid[entry, budget][2])
+            for prompt in self.prompts
+            for guidance in self.guidance
+            for seed in self.seeds
+            for budget in self.budgets
+            for entry in self.entries
+        ]
+
+    def starts(self) -> Iterator[tuple[int, str, float]]:
+        """(seed, prompt, guidance): what has one solution, which the cells approach."""
+        for prompt in self.prompts:
+            for guidance in self.guidance:
+                for seed in self.seeds:
+                    yield seed, prompt, guidance
+
+    def asdict(self) -> dict[str, Any]:
+        said = asdict(self)
+        for entry, shown in zip(self.entries, said["entries"], strict=True):
+            info = schedulers.info(entry.scheduler)
+            shown |= {
+                "grid": entry.grid_name,
+                "stochastic": entry.stochastic,
+                "order": info.order,
+                "evaluations_per_step": info.evaluations_per_step,
+            }
+        return json.loads(json.dumps(said))
+
+
+def is_stochastic(label: str) -> bool:
+    """Does this scheduler draw noise? Of those with an amount of it as an option, none at 0."""
+    name, _, options = schedulers.parse(label)
+    solver = schedulers.info(name)
+    eta = (solver.options | options).get("eta", 1)
+    return solver.stochastic and bool(eta)
+
+
+def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tuple[Entry, ...]:
+    """Every scheduler on every grid; without grids each on its own (the one in its name, else its default).
+
+    Raises UsageError for an unknown name, and InputError for a grid file that is none.
+    """
+    found: dict[tuple[str, str], Entry] = {}
+    for label in labels:
+        try:
+            name, own, options = schedulers.parse(label)
+        except schedulers.UnknownName as error:
+            raise UsageError(str(error), "list: diffgen schedulers list") from error
+        solver = schedulers.info(name)
+        if solver.native_only:
+            raise UsageError(f"{name} chooses its own number of evaluations: it cannot be held to a budget")
+        if solver.upwards:
+            raise UsageError(f"{name} goes from a picture to noise: it cannot be compared")
+        for grid in grid_names or [own or solver.grid]:
+            try:
+                grid = schedulers.check_grid(grid)
+            except schedulers.UnknownName as error:
+                raise UsageError(str(error), f"there are {', '.join(schedulers.grid_names())}") from error
+            except (ValueError, OSError) as error:
+                raise InputError(f"--grids {grid}: {error}") from error
+            found.setdefault(
+                (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)
+            )
+    if not found:
+        raise UsageError("there is no scheduler to compare", "for example --schedulers euler,dpmpp_2m,unipc")
+    return tuple(found.values())
+
+
+def parse_numbers(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
+    """Whole numbers from "5,10,20" or "0-7", each once, in their order. Raises UsageError."""
+    numbers: dict[int, None] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
+        if not match:
+            raise UsageError(f"{option} must be whole numbers, like 5,10,20 or 0-7 (got {text!r})")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= MAX_CELLS:
+            raise UsageError(f"{option}: {part.strip()!r} is no range of at most {MAX_CELLS} rising numbers")
+        for number in (first, last):
+            whole(option, number, low, high)
+        numbers |= dict.fromkeys(range(first, last + 1))
+    return tuple(numbers)
+
+
+def parse_budgets(text: str) -> tuple[int, ...]:
+    return tuple(sorted(parse_numbers("--nfe", text, 1, MAX_BUDGET)))
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    return parse_numbers("--seeds", text, 0, MAX_SEED)
+
+
+def parse_guidance(text: str) -> tuple[float, ...]:
+    """Guidance scales from "3,5". Raises UsageError."""
+    try:
+        values = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise UsageError(f"--guidance must be numbers, like 3,5 (got {text!r})") from error
+    if not all(0 <= value <= 100 for value in values):
+        raise UsageError(f"--guidance must be from 0 to 100 (got {text!r})", "1 is off")
+    return values
+
+
+def _paid(entry: Entry, budget: int, model: Asked) -> tuple[int | None, int | None, str | None]:
+    """(steps, evaluations, None) that a budget pays for, or (None, None, why it does not)."""
+    try:
+        scheduler = entry.build(model)
+        steps = scheduler.steps_for(budget)
+        return steps, scheduler.nfe(steps), None
+    except ValueError as error:
+        return None, None, str(error)

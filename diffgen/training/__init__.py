@@ -1,0 +1,1 @@
+"""Training a diffusion model from scratch, and pictures from what was trained."""

@@ -1,0 +1,97 @@
+"""Checkpoints: safetensors and JSON in a folder that is complete or not there.
+
+The files are written into a folder with a temporary name, synced, and the folder is renamed; only then are older ones
+removed. So a kill at any moment leaves the newest complete one, and a full disk leaves the one before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from diffgen.errors import CannotWrite, InputError, InvalidOutput
+from diffgen.images.publish import cannot_write, publish, sync_folder
+from diffgen.models.gate import read_header
+
+from .run import STATE_SCHEMA, Run
+
+TEMPORARY = ".diffgen-"
+
+
+def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Publish checkpoints/<step> with these files ({"model": {name: tensor}}) and state.json; its folder.
+
+    Raises InvalidOutput if a tensor is not finite, and CannotWrite; then nothing new is there.
+    """
+    final = run / "checkpoints" / str(step)
+    temporary = run / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        temporary.mkdir()
+        sums = {}
+        for name, tensors in files.items():
+            bad = [key for key, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+            if bad:
+                raise InvalidOutput(f"training diverged: {bad[0]} in {name} is not finite after step {step}")
+            data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+            publish(temporary / f"{name}.safetensors", data)
+            sums[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        about = {"schema": STATE_SCHEMA, "step": step, "files": sums, **state}
+        publish(temporary / "state.json", (json.dumps(about, indent=1) + "\n").encode())
+        final.parent.mkdir(exist_ok=True)
+        if final.exists():  # a damaged one, in whose place this run has come again
+            shutil.rmtree(final)
+        os.rename(temporary, final)
+    except CannotWrite as error:  # of a file in the temporary folder, whose name says nothing
+        raise cannot_write(final, error.__cause__) if isinstance(error.__cause__, OSError) else error from error
+    except OSError as error:
+        raise cannot_write(final, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(final.parent)
+    sync_folder(run)
+    return final
+
+
+def prune(run: Run, keep: int, every: int) -> None:
+    """Remove older checkpoints, all but the newest `keep` of those at multiples of `every`, and the newest.
+
+    So an interrupted run ends with the same ones as one that was not.
+    """
+    older = run.checkpoints()[1:]
+    regular = [folder for folder in older if int(folder.name) % every == 0]
+    for folder in older:
+        if folder not in regular[: keep - 1]:
+            away = run.folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+            with contextlib.suppress(OSError):  # what cannot be removed is no failure of the training
+                os.rename(folder, away)  # in one go, so that no half of a checkpoint is ever seen
+                shutil.rmtree(away)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a kill left half-written. Only with the run's lock held."""
+    for leftover in run.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weights file, on the CPU: names and shapes must be those expected. Raises InputError."""
+    shapes = {key: tensor.shape for key, tensor in read_header(path).items()}
+    for key in sorted(shapes.keys() ^ expected.keys()):
+        kind = "holds an unknown" if key in shapes else "lacks the"
+        raise InputError(f"{path}: {kind} tensor {key!r}", "these are weights of another network")
+    for key, tensor in expected.items():
+        if shapes[key] != tuple(tensor.shape):
+            raise InputError(f"{path}: {key} has the shape {list(shapes[key])}, not {list(tensor.shape)}")
+    return load_file(path)

@@ -1,0 +1,243 @@
+"""The configuration of a run: TOML, typed, every key known, every number in its range. No torch at import.
+
+    job = "pixels"                       # what is trained
+
+    [data]                               # how the pictures are read
+    size = 32
+
+    [network]                            # "unet" or "dit", and what `diffgen.networks` calls its sizes
+    name = "unet"
+    width = 64                           # unless given: 32 for pictures of up to 16 x 16 pixels, else 64
+
+    [diffusion]
+    noise = "cosine"
+
+    [train]
+    steps = 5000
+
+    [sample]                             # the grids on the way
+    steps = 20
+
+Keys that are left out have the defaults below. `samples/` has a commented file for each job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffgen.errors import InputError
+
+MAX_FILE = 2**20  # bytes of a configuration file
+
+
+def _key(
+    default: Any, low: float | None = None, high: float | None = None, *, of: tuple[Any, ...] = (), length: int = 0
+) -> Any:
+    """A key with its default and its range (both ends allowed), or the values that there are; of a list, its length,
+    without one its members differ."""
+    limits = {"low": low, "high": high, "of": of, "length": length, "distinct": not length}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True)
+class Data:
+    """How the pictures are read."""
+
+    size: int | None = _key(None, 1, 1024)  # side to which pictures are scaled and cropped; unless given, their own
+    channels: int | None = _key(None, of=(1, 3, 4))  # grey, RGB, RGBA; unless given, the least that holds all
+    classes: bool = True  # train class-conditionally, where the data has classes
+    flip: bool = False  # mirror half of the pictures
+    held_out: float = _key(0.1, 0, 0.9)  # the part of each class that is kept out of the training
+    memory: str = _key("auto", of=("auto", "ram", "map"))
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The process and its objective: `diffgen.diffusion.GaussianDiffusion`."""
+
+    noise: str = _key("linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
+    T: int = _key(1000, 1, 100_000)
+    prediction: str = _key("epsilon", of=("epsilon", "sample", "v_prediction", "flow_prediction"))
+    variance: str = _key("fixed_small", of=("fixed_small", "fixed_large", "learned_range"))
+    objective: str | None = _key(None, of=("simple", "hybrid", "vlb"))  # unless given: hybrid for a learned variance
+    weight: str | None = _key(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
+    vlb_weight: float = _key(0.001, 0, 1000)
+    times: str = _key("stratified", of=("stratified", "uniform", "importance"))  # how t is drawn
+    offset_noise: float = _key(0.0, 0, 1)
+    label_dropout: float = _key(0.1, 0, 1)  # how often the class is left out, so that guidance works
+
+
+@dataclass(frozen=True)
+class Train:
+    """What every job has: how long, how fast, how exactly, how often saved."""
+
+    steps: int = _key(5000, 1, 10**9)
+    batch_size: int = _key(128, 1, 10**6)  # of all processes together
+    accumulate: int = _key(1, 1, 10**4)  # parts that the batch of a process is computed in, one after the other
+    seed: int = _key(0, 0, 2**32 - 1)
+    learning_rate: float = _key(1e-3, 0, 10)
+    warmup: int = _key(100, 0, 10**9)  # steps until the learning rate is reached
+    schedule: str = _key("constant", of=("constant", "cosine", "linear"))  # after that; the others end at 0
+    betas: tuple[float, ...] = _key((0.9, 0.99), 0, 0.999999, length=2)
+    weight_decay: float = _key(0.0, 0, 10)
+    clip: float = _key(1.0, 0, 10**6)  # the largest norm of the gradient; 0: not clipped
+    ema: tuple[float, ...] = _key((0.1,), 0.005, 0.25)  # lengths of the averages, as parts of the run; see ema.py
+    precision: str = _key("auto", of=("auto", "float32", "bfloat16"))
+    compile: bool = False  # torch.compile: slow to begin, then faster on a GPU
+    parallel: str = _key("ddp", of=("ddp", "fsdp"))  # with torchrun: a copy in each process, or parts of one
+    log_every: int = _key(50, 1, 10**9)
+    held_out_every: int = _key(500, 1, 10**9)
+    checkpoint_every: int = _key(1000, 1, 10**9)
+    keep: int = _key(2, 1, 10**6)  # checkpoints
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The grids of pictures made on the way, and how `generate` samples unless told otherwise."""
+
+    every: int = _key(1000, 1, 10**9)
+    count: int = _key(32, 1, 1024)  # pictures of the raw weights, and as many of the average
+    scheduler: str = "dpmpp_2m"
+    steps: int = _key(20, 1, 1000)
+    guidance: float = _key(1.0, 0, 100)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The configuration of the job "pixels"."""
+
+    job: str = _key("pixels", of=("pixels",))
+    data: Data = Data()
+    network: dict[str, Any] = field(default_factory=lambda: {"name": "unet"})
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    sample: Sample = Sample()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file, not yet checked. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE + 1)
+        if len(data) > MAX_FILE:
+            raise InputError(f"{path}: more than {MAX_FILE} bytes")
+        return tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
+        raise InputError(f"{path}: broken TOML ({error})") from error
+
+
+def parse(tables: Mapping[str, Any], where: str | Path, kind: Any = Config) -> Any:
+    """A configuration of that kind (a dataclass of tables) from tables. Raises InputError, naming file and key."""
+    return _table(tables, kind, str(where), "")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The tables again, every key with its value; JSON knows them. `parse` takes them."""
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {k: _plain(v) for k, v in pairs if v is not None})
+
+
+def with_values(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with some keys replaced, {"train.steps": 20}."""
+    changed = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
+    for key, value in values.items():
+        table, name = key.split(".")
+        if not isinstance(inner := changed.setdefault(table, {}), dict):
+            continue  # it is refused when it is parsed
+        inner[name] = value
+    return changed
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """`train.steps: 20, now 30` for each key that differs."""
+    a, b = _flat(before), _flat(after)
+    missing = "not there"
+    return [
+        f"{key}: {a.get(key, missing)}, now {b.get(key, missing)}"
+        for key in sorted({*a, *b})
+        if a.get(key, missing) != b.get(key, missing)
+    ]
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: _plain(value)}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _table(values: Any, kind: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where}: {prefix.rstrip('.')} is {values!r}, not a table")
+    types_of, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
+    read_values = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise InputError(f"{where}: unknown key {prefix + name}", nearest(name, prefix, kind))
+        expected, said = types_of[name], f"{where}: {prefix}{name}"
+        if dataclasses.is_dataclass(expected):
+            read_values[name] = _table(value, expected, where, f"{prefix}{name}.")
+        else:
+            read_values[name] = _value(value, expected, fields[name].metadata, said)
+    return kind(**read_values)
+
+
+def nearest(name: str, prefix: str, kind: Any = Config) -> str:
+    """Which key was meant, and which there are."""
+    here = [f.name for f in dataclasses.fields(kind)]
+    if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
+        return f"did you mean {prefix}{near[0]}?"
+    tables = {f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)}
+    elsewhere = [f"{t}.{name}" for t, table in tables.items() if name in {f.name for f in dataclasses.fields(table)}]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"there are {', '.join(prefix + key for key in here)}"
+
+
+def _value(value: Any, expected: Any, limits: Mapping[str, Any], said: str) -> Any:
+    """The value, of the type and in the range that its key has."""
+    options = [t for t in typing.get_args(expected) if t is not type(None)] if _is_union(expected) else [expected]
+    (expected,) = options
+    if typing.get_origin(expected) is tuple:
+        length = limits.get("length")
+        if not isinstance(value, list | tuple) or not value or (length and len(value) != length):
+            raise InputError(f"{said} is {value!r}, not a list of {f'{length} ' if length else ''}numbers")
+        numbers = tuple(_value(item, float, limits, said) for item in value)
+        if limits.get("distinct") and len({f"{number:g}" for number in numbers}) < len(numbers):
+            raise InputError(f"{said} is {value!r}: two of them are the same")
+        return numbers
+    if typing.get_origin(expected) is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{said} is {value!r}, not a table")
+        return dict(value)
+    if expected is float and type(value) is int:
+        value = float(value)
+    if type(value) is not expected:
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+        raise InputError(f"{said} is {value!r}, not {words[expected]}")
+    of, low, high = limits.get("of"), limits.get("low"), limits.get("high")
+    if of and value not in of:
+        near = difflib.get_close_matches(str(value), map(str, of), n=1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(f"{said} is {value!r}", f"{guess}there are {', '.join(map(str, of))}")
+    if low is not None and not (low <= value <= high and math.isfinite(value)):
+        raise InputError(f"{said} is {value!r}: it must lie between {low:g} and {high:g}")
+    return value
+
+
+def _is_union(expected: Any) -> bool:
+    return typing.get_origin(expected) in (types.UnionType, typing.Union)

@@ -1,0 +1,198 @@
+"""Pictures from a run: noise from the picture's own generator → solver ⇄ network, guided by a class → picture."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import diffgen
+import schedulers
+from diffgen.devices import choose_device, choose_dtype, out_of_memory
+from diffgen.diffusion import guided
+from diffgen.errors import InputError, InvalidOutput, UsageError
+from diffgen.images.metadata import LEVELS, SCHEMA, info_of
+from diffgen.images.pixels import pixels_sha256, to_pil
+from diffgen.models import gate
+from diffgen.models.find import Model
+from diffgen.sampling import Picture
+from schedulers.scheduler import NonFinite, Scheduler
+
+from .plan import RunPlan, Shot, make_plan
+from .run import diffusion_of, load_network, read_run
+
+
+class RunGenerator:
+    """A loaded run: the average of its weights in its newest sound checkpoint. `diffgen.load` makes one.
+
+    dtype  "auto" is float32; float16 and bfloat16 are what the network computes in, its weights stay float32
+    Raises InputError for a run that is wrong inside, UsageError for a device that is not there, OutOfMemory.
+    """
+
+    fits: tuple[str, ...] = ()  # a pipeline says here how its adapters fit
+
+    def __init__(self, model: Model, device: str = "auto", dtype: str = "auto") -> None:
+        self.model = model
+        self.run = read_run(model.folder)
+        self.device = choose_device(device)
+        self.dtype = torch.float32 if dtype == "auto" else choose_dtype(dtype, self.device)
+        self.damaged: list[str] = []  # newer checkpoints that were left out
+        checkpoint = self.run.latest(self.damaged.append)
+        with out_of_memory():
+            self.network, self.step = load_network(self.run, device=self.device, checkpoint=checkpoint)
+        assert checkpoint is not None
+        self.model_hash = gate.read_json(checkpoint / "state.json")["files"]["ema.safetensors"]["sha256"]
+        process = diffusion_of(self.run)
+        self.noise, self.prediction = process.noise, process.prediction
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] = (),
+        *,
+        metadata: str = "full",
+        on_step: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Pictures of classes by their names, or of nothing: of a class drawn from the seed, if there are any.
+
+        They are L, RGB or RGBA as the data, with their metadata in `.info`. Picture i of a class has the seed
+        `seed + i` and does not depend on the others; `seed` is random unless given. `options` are those of
+        `plan.make_plan`. `on_step(done, total)` hears of each evaluation of the network. `metadata` is full, params
+        or none.
+        Raises UsageError (a number or name), OutOfMemory, InvalidOutput (not finite).
+        """
+        if metadata not in LEVELS:
+            raise UsageError(f"metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
+        images = []
+        for picture in self.pictures(make_plan(self.model, prompt, **options), on_step):
+            if picture.image is None:
+                raise picture.error or InvalidOutput("no picture")
+            picture.image.info.update(info_of(picture.record, metadata))
+            images.append(picture.image)
+        return images
+
+    def scheduler(self, plan: RunPlan) -> Scheduler:
+        """The plan's scheduler for this run's noise and prediction, x̂0 kept in the range of pixels.
+
+        `ddpm` uses the variance that the run has learned, if it has. Raises InputError if they do not go together.
+        """
+        label = schedulers.parse(plan.label)
+        learned = label.name == "ddpm" and "variance" not in label.options and self.run.variance == "learned_range"
+        options: dict[str, Any] = {"variance": "learned"} if learned else {}
+        try:
+            return schedulers.get(
+                plan.label, noise=self.noise, prediction=self.prediction, grid=plan.grid, clip_sample=True, **options
+            )
+        except ValueError as error:
+            raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
+
+    @torch.inference_mode()
+    def pictures(self, plan: RunPlan, on_step: Callable[[int, int], None] | None = None) -> Iterator[Picture]:
+        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on."""
+        scheduler = self.scheduler(plan)
+        try:
+            nfe = 1 if scheduler.solver.native_only else scheduler.nfe(plan.steps)
+        except ValueError as error:
+            raise UsageError(f"--steps {plan.steps}: {error}") from error
+        groups = list(plan.groups())
+        total, done = nfe * len(groups), 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            if on_step is not None:
+                on_step(done, max(done, total))
+
+        while groups:
+            shots = groups.pop(0)
+            before = done
+            try:
+                pixels = self._sample(plan, scheduler, shots, tick)
+            except NonFinite:
+                if len(shots) > 1:  # one at a time: the others come out
+                    groups = [[shot] for shot in shots] + groups
+                    total += nfe * len(shots)
+                    continue
+                pixels = torch.full((1, 1, 1, 1), torch.nan)
+            for shot, x in zip(shots, pixels, strict=True):
+                yield self._finish(x, shot, self._record(plan, scheduler, shot, done - before))
+
+    def _sample(self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], tick: Callable[[], None]) -> Tensor:
+        """Pictures [B, C, H, W] in [-1, 1], each from noise of its own."""
+        shape = (1, self.run.data["channels"], plan.height, plan.width)
+        labels = [shot.label for shot in shots if shot.label is not None] or None
+        generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
+        with out_of_memory():
+            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
+            return scheduler.sample(
+                self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=lambda *_: tick()
+            )
+
+    def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network as a function of (x, t), for a batch of these classes, guided."""
+        classes, network = self.run.data["classes"], self.network
+        if classes is None or labels is None:
+            conditional: Callable[[Tensor, Tensor], Tensor] = network
+        else:
+            label = torch.tensor(labels, device=self.device)
+            conditional = guided(network, label, torch.full_like(label, len(classes)), guidance)
+        half = self.dtype is not torch.float32
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
+                return conditional(x, t).float()
+
+        return denoiser
+
+    def _finish(self, x: Tensor, shot: Shot, record: dict[str, Any]) -> Picture:
+        if not bool(x.isfinite().all()):
+            of = f"of {shot.prompt!r} " if shot.prompt else ""
+            error = InvalidOutput(
+                f"the picture {of}with seed {shot.seed} is not finite: nothing saved for it",
+                "try --dtype float32, less --guidance or another --scheduler",
+            )
+            return Picture(shot.prompt, shot.seed, None, record, error)
+        image = to_pil(x[None].cpu().numpy(), self.run.data["levels"])[0]
+        record["pixels_sha256"] = pixels_sha256(image)
+        return Picture(shot.prompt, shot.seed, image, record)
+
+    def _record(self, plan: RunPlan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
+        """All that is needed to make the picture again, but for its pixels' hash."""
+        return {
+            "schema": SCHEMA,
+            "prompt": shot.prompt,
+            "negative": "",
+            "seed": shot.seed,
+            "index": shot.index,
+            "steps": plan.steps,
+            "nfe": nfe,
+            "guidance": plan.guidance,
+            "scheduler": scheduler.name,
+            "scheduler_options": scheduler.options,
+            "grid": scheduler.grid_name,
+            "width": plan.width,
+            "height": plan.height,
+            "model": self.model.name,
+            "model_hash": self.model_hash,
+            "model_files": {"ema.safetensors": self.model_hash},
+            "family": "run",
+            "training_step": self.step,
+            "training_data": self.run.data["name"],
+            "prediction": self.prediction,
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "batch_size": plan.batch_size,
+            "rng": "CPU",
+            "versions": {
+                "diffgen": diffgen.__version__,
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+            },
+            "warnings": [*plan.warnings(shot.prompt), *self.damaged],
+        }

@@ -1,0 +1,144 @@
+"""What a run writes down as it goes: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and what it tells a listener.
+
+metrics.jsonl has no clock in it and is cut back to the checkpoint when a run is resumed, so that it ends in the same
+bytes. Times are in timing.jsonl, to which every start appends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from diffgen.images.metadata import encode_png
+from diffgen.images.publish import cannot_write, publish
+from diffgen.images.sheet import sheet
+
+COLUMNS = 8
+
+
+class Listener(Protocol):
+    """Who hears how it goes: the command line."""
+
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def moved(self, step: int) -> None: ...
+    def said(self, line: dict[str, Any]) -> None: ...
+
+
+class Log:
+    """The writing side of a run folder, on rank 0; on others, where `folder` is None, it writes nothing.
+
+    Raises CannotWrite.
+    """
+
+    def __init__(
+        self, folder: Path | None, listener: Listener, batch_size: int, start: int, metrics_bytes: int
+    ) -> None:
+        self.folder, self.listener, self.batch_size = folder, listener, batch_size
+        self.began = self.last_time = time.perf_counter()
+        self.last_step = start
+        self.latest: dict[str, Any] = {}  # what was said last, by key
+        if folder is None:
+            return
+        try:
+            self.metrics = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+            if os.fstat(self.metrics.fileno()).st_size < metrics_bytes:
+                listener.warn(f"{folder / 'metrics.jsonl'} is shorter than it was when the checkpoint was written")
+            else:
+                self.metrics.truncate(metrics_bytes)
+            self.timing = open(folder / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
+            (folder / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        self._remember(folder / "metrics.jsonl")
+        self.board = _board(folder / "tensorboard", start)
+
+    def _remember(self, path: Path) -> None:
+        for line in path.read_bytes().splitlines():
+            self.latest |= json.loads(line)
+
+    def moved(self, step: int) -> None:
+        self.listener.moved(step)
+
+    def losses(self, step: int, recent: dict[str, list[float]], learning_rate: float) -> None:
+        """The means since the last time, and how fast it went."""
+        line = {key: fmean(values) for key, values in recent.items()}
+        self._write({"step": step, **line, "learning_rate": learning_rate})
+        now = time.perf_counter()
+        rate = (step - self.last_step) / max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = step, now
+        times = {"step": step, "seconds": round(now - self.began, 3), "images_per_second": rate * self.batch_size}
+        self._append("timing", times | {"time": round(time.time(), 3)})
+        self.listener.said({"step": step, **line, "images_per_second": rate * self.batch_size})
+
+    def held_out(self, step: int, quartiles: dict[str, list[float]]) -> None:
+        """Held-out losses: their means, and by quartile of t, small t first; of the weights and of their average."""
+        if quartiles["raw"]:
+            means = {f"held_out_{name}": fmean(values) for name, values in quartiles.items()}
+            self._write({"step": step, **means, **{f"held_out_{name}_quartiles": v for name, v in quartiles.items()}})
+            self.listener.said({"step": step, **means})
+
+    def samples(self, step: int, made: list[list[Image.Image]]) -> None:
+        """One sheet: above, pictures of the weights as they are; below, of their average."""
+        if self.folder is None or not made[0]:
+            return
+        rows = [pictures[i : i + COLUMNS] for pictures in made for i in range(0, len(pictures), COLUMNS)]
+        picture = sheet(rows)
+        publish(self.folder / "samples" / f"{step}.png", encode_png(picture, {}, "params"), overwrite=True)
+        self._show("image", "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def sync(self) -> int:
+        """Bring metrics.jsonl to the disk; its length in bytes."""
+        if self.folder is None:
+            return 0
+        try:
+            os.fsync(self.metrics.fileno())
+        except OSError as error:
+            raise cannot_write(self.folder / "metrics.jsonl", error) from error
+        return os.fstat(self.metrics.fileno()).st_size
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.latest |= line
+        self._append("metrics", line)
+        if self.folder is not None:
+            for key, value in line.items():
+                if key != "step" and not isinstance(value, list):
+                    self._show("scalar", key, value, line["step"])
+
+    def _show(self, kind: str, *what: Any, **how: Any) -> None:
+        try:
+            getattr(self.board, f"add_{kind}")(*what, **how)
+        except OSError as error:  # of the thread that writes
+            raise cannot_write(Path(self.board.log_dir), error) from error
+
+    def _append(self, name: str, line: dict[str, Any]) -> None:
+        if self.folder is None:
+            return
+        try:
+            getattr(self, name).write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise cannot_write(self.folder / f"{name}.jsonl", error) from error
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self.metrics.close()
+            self.timing.close()
+            with contextlib.suppress(OSError):  # a full disk: it is told of already
+                self.board.close()
+
+
+def _board(folder: Path, start: int) -> Any:
+    """TensorBoard's writer; of an earlier start, what came after step `start` is not shown."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(str(folder), purge_step=start + 1)

@@ -1,0 +1,71 @@
+"""The training loop: steps, and every so often losses, held-out losses, a grid, a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+
+from . import checkpoint
+from .log import Log
+from .run import Run
+from .trainer import Trainer
+
+
+def train(trainer: Trainer, run: Run, log: Log, start: int, sample_every: int, stopping: Callable[[], bool]) -> int:
+    """All steps from `start` on, with what is written on the way; the step at which it ended.
+
+    Once `stopping()` says so on any rank, the step under way is finished and saved, and that is the end.
+    Raises InvalidOutput if training diverges, and CannotWrite.
+    """
+    config, ranks = trainer.config, trainer.ranks
+
+    def due(step: int, every: int) -> bool:
+        return step % every == 0 or step == config.steps
+
+    step = start
+    while step < config.steps:
+        trainer.step(step)
+        step += 1
+        stop = bool(ranks.agree(int(stopping())))
+        log.moved(step)
+        if due(step, config.log_every):
+            log.losses(step, trainer.recent(step), trainer.learning_rate(step - 1))
+            trainer.losses, trainer.gradients = [], []
+        if due(step, config.held_out_every):
+            trainer.recent(step)
+            log.held_out(step, held_out(trainer))
+        if due(step, sample_every):
+            trainer.recent(step)
+            log.samples(step, samples(trainer))
+        if due(step, config.checkpoint_every) or stop:
+            save(trainer, run, log, step)
+        if stop:
+            break
+    return step
+
+
+def held_out(trainer: Trainer) -> dict[str, list[float]]:
+    """Held-out losses by quartile of t: of the weights as they are, and of their first average."""
+    with trainer.evaluating() as networks:
+        raw = trainer.job.held_out(networks)
+    with trainer.evaluating(trainer.averages[0]) as networks:
+        return {"raw": raw, "ema": trainer.job.held_out(networks)}
+
+
+def samples(trainer: Trainer) -> list[list[Image.Image]]:
+    """Pictures from fixed noise: of the weights as they are, and of their first average."""
+    made = []
+    for average in (None, trainer.averages[0]):
+        with trainer.evaluating(average) as networks:
+            made.append(trainer.job.samples(networks))
+    return made
+
+
+def save(trainer: Trainer, run: Run, log: Log, step: int) -> None:
+    """A checkpoint, after all that was said up to this step is on the disk."""
+    pending, files = trainer.recent(step), trainer.files()
+    if trainer.ranks.main:
+        state = {"images": step * trainer.config.batch_size, "pending": pending, "metrics_bytes": log.sync()}
+        checkpoint.write(run.folder, step, files, state)
+        checkpoint.prune(run, trainer.config.keep, trainer.config.checkpoint_every)

@@ -1,0 +1,238 @@
+"""The job "pixels": a diffusion model of pictures as they are, unconditional or by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import schedulers
+from diffgen import networks
+from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, guided, offset_noise
+from diffgen.errors import InputError
+from diffgen.images.pixels import to_pil
+
+from .config import Config
+from .data import DataSet
+from .job import Autocast, Networks
+from .seeds import HELD_OUT, ORDER, SAMPLES, STEP, WEIGHTS, generator, mix
+
+HELD_OUT_PICTURES = 256  # at most; each is asked at four times
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What step k draws for the whole global batch of B."""
+
+    t: Tensor  # LongTensor [B]
+    weight: Tensor  # float32 [B], of importance-sampled times; else 1
+    noise: Tensor  # float32 [B, C, H, W]
+    flip: Tensor  # bool [B]: mirrored
+    drop: Tensor  # bool [B]: without its class
+
+
+class PixelJob:
+    """Data, network and loss of DDPM. Raises UsageError and InputError for a configuration that fits no data."""
+
+    def __init__(self, config: Config, data: DataSet, where: str = "the configuration") -> None:
+        """`where` the configuration comes from: the file that errors name."""
+        self.config, self.data = config, data
+        self.area = data.size[0] * data.size[1]
+        self.seed, self.batch = config.train.seed, config.train.batch_size
+        self.train, test = data.split(config.data.held_out)
+        picked = torch.linspace(0, max(len(test) - 1, 0), min(len(test), HELD_OUT_PICTURES)).long()
+        self.test = test[picked] if len(test) else test
+        self.classes = data.classes if config.data.classes and data.labels is not None else None
+        try:
+            self.diffusion = diffusion_of(config, data.levels)
+            self.scheduler = scheduler_of(config, self.diffusion)
+            self.network = self._network()
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{where}: {error}") from error
+        self.networks: dict[str, nn.Module] = {"network": self.network}
+        self.importance = ImportanceSampler(self.diffusion.T) if config.diffusion.times == "importance" else None
+        self._draws = lru_cache(maxsize=1)(self._draw)
+        self._order = lru_cache(maxsize=2)(self._permutation)
+
+    def _network(self) -> nn.Module:
+        learned = self.config.diffusion.variance == "learned_range"
+        channels, classes = self.data.channels, None if self.classes is None else len(self.classes)
+        wanted = {"name": "unet", **self.config.network}
+        if wanted["name"] == "unet":
+            wanted.setdefault("width", 32 if self.area <= 16 * 16 else 64)
+        if taken := sorted({"channels", "out_channels", "classes", "text_width"} & wanted.keys()):
+            raise ValueError(f"network.{taken[0]} follows from the data: leave it out")
+        torch.manual_seed(mix(self.seed, WEIGHTS))
+        follows = {"channels": channels, "out_channels": 2 * channels if learned else None, "classes": classes}
+        try:
+            return networks.build(wanted | follows)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"[network]: {error}") from error
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "job": "pixels",
+            "data": self.data.about() | {"classes": self.classes},
+            "network": {"name": self.config.network.get("name", "unet"), **self.network.config},  # type: ignore[dict-item]
+            "noise": {"name": self.config.diffusion.noise, "T": self.config.diffusion.T},
+            "prediction": self.config.diffusion.prediction,
+            "variance": self.config.diffusion.variance,
+        }
+
+    def prepare(self, device: torch.device, autocast: Autocast) -> None:
+        self.device, self.autocast = device, autocast
+        self.images, self.labels = self.data.images, self.data.labels
+        if fits(self.images, device):
+            self.images = self.images.to(device)
+        if self.classes is None:
+            self.labels = None
+
+    # A step
+
+    def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
+        """DDPM algorithm 1, lines 2 to 5, for these positions of the batch of step k."""
+        draws, indices = self._draws(k), self.indices(k)[positions]
+        x0 = self.pictures(indices)
+        x0 = torch.where(draws.flip[positions, None, None, None], x0.flip(3), x0)
+        label = self._label(indices, draws.drop[positions])
+        t = draws.t[positions]
+        losses = self.diffusion.loss(self._model(networks, label), x0, t, draws.noise[positions])
+        if self.importance is not None:
+            self.importance.update(t, losses.detach())
+        return losses * draws.weight[positions]
+
+    def indices(self, k: int) -> Tensor:
+        """The pictures of step k: each epoch goes through all of them once, in an order of its own."""
+        n = len(self.train)
+        positions = range(k * self.batch, (k + 1) * self.batch)
+        parts, first = [], positions.start
+        while first < positions.stop:
+            epoch, begin = divmod(first, n)
+            end = min(n, begin + positions.stop - first)
+            parts.append(self._order(epoch)[begin:end])
+            first += end - begin
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return self.train[torch.randperm(len(self.train), generator=generator(self.seed, ORDER, epoch))]
+
+    def _draw(self, k: int) -> Draws:
+        c, T, B = self.config.diffusion, self.diffusion.T, self.batch
+        on = self.device if self.device.type == "cuda" else torch.device("cpu")
+        g = generator(self.seed, STEP, k, device=on)
+        u, flip, drop = torch.rand(3, B, generator=g, device=on)
+        weight = torch.ones_like(u)
+        if self.importance is not None:
+            t, weight = self.importance.sample(B, generator(self.seed, STEP, k))
+        elif c.times == "stratified":  # one time from each of B equal parts of 0 … T: less variance at no cost
+            t = ((torch.arange(B, device=on) + u) * (T / B)).long().clamp_(max=T - 1)
+        else:
+            t = (u * T).long().clamp_(max=T - 1)
+        noise = torch.randn(B, self.data.channels, *self.data.size, generator=g, device=on)
+        if c.offset_noise:
+            noise = offset_noise(noise, c.offset_noise, g)
+        flips = flip < 0.5 if self.config.data.flip else torch.zeros(B, dtype=torch.bool)
+        moved = (v.to(self.device) for v in (t, weight, noise, flips, drop < c.label_dropout))
+        return Draws(*moved)
+
+    def pictures(self, indices: Tensor) -> Tensor:
+        """float32 [b, C, H, W] in [-1, 1], on the device."""
+        return self.data.to_float(self.images[indices.to(self.images.device)].to(self.device))
+
+    def _label(self, indices: Tensor, drop: Tensor) -> Tensor | None:
+        if self.labels is None or self.classes is None:
+            return None
+        label = self.labels[indices].to(self.device)
+        return torch.where(drop, len(self.classes), label)
+
+    def _model(self, networks: Networks, label: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        def model(x: Tensor, t: Tensor) -> Tensor:
+            with self.autocast():
+                return networks["network"](x, t, label).float()
+
+        return model
+
+    # Seen from outside
+
+    def held_out(self, networks: Networks) -> list[float]:
+        if not len(self.test):
+            return []
+        T, quartiles = self.diffusion.T, []
+        shape = (len(self.test), self.data.channels, *self.data.size)
+        for quarter in range(4):
+            g = generator(HELD_OUT, quarter)  # of no seed: runs with other seeds are measured with the same ruler
+            u = (torch.arange(shape[0]) + torch.rand(shape[0], generator=g)) / shape[0]
+            t = ((quarter + u) * (T / 4)).long().clamp_(max=T - 1)
+            noise = torch.randn(shape, generator=g)
+            total = 0.0
+            for some in torch.arange(shape[0]).split(64):
+                indices = self.test[some]
+                model = self._model(
+                    networks, self._label(indices, torch.zeros(len(some), dtype=torch.bool).to(self.device))
+                )
+                x0, at, eps = self.pictures(indices), t[some].to(self.device), noise[some].to(self.device)
+                total += self.diffusion.loss(model, x0, at, eps).sum().item()
+            quartiles.append(total / shape[0])
+        return quartiles
+
+    def samples(self, networks: Networks) -> list[Image.Image]:
+        s, g = self.config.sample, generator(self.seed, SAMPLES)
+        x = torch.randn(s.count, self.data.channels, *self.data.size, generator=g).to(self.device)
+        model = networks["network"]
+        if self.classes is not None:
+            label = torch.arange(s.count, device=self.device) % len(self.classes)
+            model = guided(model, label, torch.full_like(label, len(self.classes)), s.guidance)  # type: ignore[assignment]
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            with self.autocast():
+                return model(x, t).float()[:, : self.data.channels]
+
+        x0 = self.scheduler.sample(denoiser, x, steps=s.steps, generators=g)
+        return to_pil(x0.float().cpu().numpy(), self.data.levels)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.importance is None else self.importance.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.importance is not None:
+            self.importance.load_state_dict(state)
+
+
+def diffusion_of(config: Config, levels: int) -> GaussianDiffusion:
+    """The process that a configuration asks for. Raises ValueError where its parts do not go together."""
+    c = config.diffusion
+    objective = c.objective or ("hybrid" if c.variance == "learned_range" else "simple")
+    try:
+        return GaussianDiffusion(
+            schedulers.NoiseSchedule.named(c.noise, T=c.T),
+            c.prediction,
+            c.variance,
+            objective=objective,
+            weight=c.weight,
+            vlb_weight=c.vlb_weight,
+            levels=levels,
+        )
+    except ValueError as error:
+        raise ValueError(f"[diffusion]: {error}") from error
+
+
+def scheduler_of(config: Config, diffusion: GaussianDiffusion) -> schedulers.Scheduler:
+    """What the grids are sampled with; x̂0 is kept in the pictures' range. Raises ValueError for an unknown name."""
+    try:
+        return schedulers.get(
+            config.sample.scheduler, noise=diffusion.noise, prediction=diffusion.prediction, clip_sample=True
+        )
+    except ValueError as error:
+        raise ValueError(f"[sample]: scheduler: {error}") from error
+
+
+def fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the pictures are to lie on the device whole: half of the memory that is free there is enough."""
+    if device.type != "cuda":
+        return device.type != "cpu"
+    return images.numel() <= torch.cuda.mem_get_info(device)[0] // 2

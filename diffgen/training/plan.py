@@ -1,0 +1,171 @@
+"""What a run will make: every number and name checked, defaults filled in, before torch is imported."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from diffgen import sampling
+from diffgen.errors import InputError, UsageError
+from diffgen.models.find import Model
+from diffgen.sampling import parse_size, which_seeds, whole
+
+from . import config as configuration
+from .run import Run, read_run
+
+MAX_SIDE = 1024
+# Options that a run has not, by what stands for "not asked for"; everything that is empty does too.
+OTHERS = {
+    "negative": "",
+    "style": None,
+    "clip_skip": 1,
+    "guidance_rescale": 0.0,
+    "guidance_interval": None,
+    "variation_seed": None,
+    "variation_strength": None,
+    "tile": False,
+    "image": None,
+    "strength": None,
+    "mask": None,
+    "outpaint": None,
+    "controls": None,
+    "control_models": None,
+    "upscale": None,
+    "refiner": None,
+    "loras": None,
+    "embeddings": None,
+}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture of a plan."""
+
+    prompt: str  # the name of its class, "" without classes
+    label: int | None
+    index: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan(sampling.Plan):
+    """A checked order for pictures of a run. The prompts are names of classes; "" is a class drawn from the seed."""
+
+    run: Run
+    given: frozenset[str]  # the options that were said; the others are the run's defaults
+    seeds: tuple[int, ...] = ()  # of the pictures of each class, where they are a list
+
+    details = ()
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height)"""
+        return self.width, self.height
+
+    def shots(self) -> Iterator[Shot]:
+        """Every picture: prompts first, then seeds."""
+        classes = self.run.data["classes"]
+        for prompt in self.prompts:
+            for index in range(self.count):
+                seed = self.seeds[index] if self.seeds else self.seed + index
+                if classes is None:
+                    yield Shot("", None, index, seed)
+                else:
+                    label = classes.index(prompt) if prompt else drawn_class(seed, len(classes))
+                    yield Shot(classes[label], label, index, seed)
+
+    def groups(self) -> Iterator[list[Shot]]:
+        """The pictures to make at once."""
+        shots = list(self.shots())
+        return (shots[i : i + self.batch_size] for i in range(0, len(shots), self.batch_size))
+
+
+def drawn_class(seed: int, classes: int) -> int:
+    """The class of a picture of which only the seed was said, even over all classes."""
+    return int.from_bytes(hashlib.sha256(f"class of {seed}".encode()).digest()[:8], "big") % classes
+
+
+def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -> RunPlan:
+    """Check everything that can be checked without torch.
+
+    options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size; what is not said, or None, is what
+             the run was trained with. Those that only pipelines have are refused if they ask for anything.
+    Raises UsageError for a wrong number or name, InputError for a wrong run.
+    """
+    for name, neutral in OTHERS.items():
+        if (value := options.get(name)) and value != neutral:
+            flag = name.removesuffix("s" if name in ("controls", "control_models", "loras", "embeddings") else "")
+            raise UsageError(f"--{flag.replace('_', '-')} is not there for a run of `diffgen train`", "leave it out")
+    asked = {key: options[key] for key in ("steps", "guidance", "scheduler", "grid") if options.get(key) is not None}
+    sampling.sampling(sampling.DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
+    size = None if options.get("size") is None else parse_size(options["size"])
+    which = which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))
+    batch_size = whole("--batch-size", options.get("batch_size", 1), 1, 4096)
+
+    run = read_run(model.folder)
+    config = _config(run)
+    guides = run.data["classes"] is not None and config.diffusion.label_dropout > 0
+    own = {
+        "steps": config.sample.steps,
+        "guidance": config.sample.guidance if guides else 1.0,
+        "scheduler": config.sample.scheduler,
+        "grid": None,
+    }
+    try:
+        sampling.sampling(own, native=True)
+    except UsageError as error:
+        raise InputError(f"{run.folder / 'run.json'}: {error.message}") from error
+    chosen = sampling.sampling(own | asked, native=True)
+    if chosen["guidance"] != 1 and not guides:
+        why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
+        raise UsageError(f"--guidance {chosen['guidance']:g}: {run.name} was trained {why}", "leave it out")
+    height, width = run.data["size"]
+    notes = []
+    if size is not None and size != (width, height):
+        whole("--size: the longer side", max(size), 1, MAX_SIDE)
+        notes.append(f"{run.name} was trained at {width}x{height}: other sizes may not look like its data")
+    return RunPlan(
+        model=model,
+        run=run,
+        prompts=_classes(run, [prompts] if isinstance(prompts, str) else list(prompts)),
+        width=size[0] if size else width,
+        height=size[1] if size else height,
+        batch_size=batch_size,
+        notes=tuple(notes),
+        given=frozenset(key for key, value in options.items() if value is not None),
+        **which,
+        **chosen,
+    )
+
+
+def _config(run: Run) -> configuration.Config:
+    if run.job != "pixels":
+        hint = 'pictures are made by runs of the job "pixels"'
+        raise InputError(f"{run.folder} is a run of the job {run.job!r}", hint)
+    if not run.checkpoints():
+        hint = f"train it first: diffgen train {run.data['name']} -o {run.folder} --resume"
+        raise InputError(f"{run.folder} has no checkpoint yet", hint)
+    return configuration.parse(run.config, run.folder / "run.json")
+
+
+def _classes(run: Run, prompts: list[str]) -> tuple[str, ...]:
+    """The names of classes that the prompts are; ("",) if there are none. Raises UsageError."""
+    classes = run.data["classes"]
+    if not prompts:
+        return ("",)
+    if classes is None:
+        raise UsageError(f"{run.name} reads no prompts: it was trained without classes", "leave the prompt out")
+    folded = {name.casefold(): name for name in reversed(classes)}
+    found = []
+    for prompt in prompts:
+        name = prompt if prompt in classes else folded.get(prompt.strip().casefold())
+        if not name:
+            near = difflib.get_close_matches(prompt.strip().casefold(), folded, n=1, cutoff=0.5)
+            guess = f"did you mean {folded[near[0]]!r}? " if near else ""
+            listed = ", ".join(classes[:30]) + (f" and {len(classes) - 30} more" if len(classes) > 30 else "")
+            raise UsageError(f"{run.name} has no class {prompt!r}", f"{guess}there are {listed}")
+        found.append(name)
+    return tuple(found)

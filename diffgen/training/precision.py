@@ -1,0 +1,31 @@
+"""In what precision a device is fast, and which attention it is fast with."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# Pixels of an example from which a CPU is faster in bfloat16: twice at 32 × 32, not at all with the digits' 8 × 8.
+WORTH_IT = 16 * 16
+
+
+def fast_dtype(name: str, device: torch.device, area: int) -> torch.dtype:
+    """The dtype of that name; `auto` is bfloat16 where the hardware multiplies it quickly, else float32.
+
+    `area` is the number of pixels of an example. The choice does not depend on how many processes there are.
+    """
+    if name == "auto":
+        cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported() and area >= WORTH_IT
+        name = "bfloat16" if cuda or amx else "float32"
+    return DTYPES[name]
+
+
+def fast_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """In bfloat16 on a CPU the plain products are faster than the fused attention; elsewhere torch chooses."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

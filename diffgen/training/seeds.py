@@ -1,0 +1,29 @@
+"""Where the randomness of a step comes from: a generator for each (seed, step, purpose), and nothing that is kept.
+
+So step k is the same whether the run came to it in one go or was interrupted before, and there is no state to save.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# What random numbers are for; each has its own stream.
+ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS = range(6)
+
+MASK = 2**64 - 1
+
+
+def mix(*words: int) -> int:
+    """64 well-mixed bits from whole numbers: SplitMix64 (Steele, Lea & Flood 2014), word after word."""
+    state = 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(*words: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A new generator, seeded with these words."""
+    return torch.Generator(device).manual_seed(mix(*words))

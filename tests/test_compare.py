@@ -1,0 +1,283 @@
+"""compare: counted budgets, equal starts, errors against the exact solution, and nothing done twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import schedulers
+from diffgen.compare import metrics, plan
+from diffgen.compare.results import as_csv, results
+from diffgen.compare.run import Comparison, Reference
+from diffgen.compare.subjects import MixtureSubject
+from diffgen.errors import InputError, UsageError
+
+
+def compared(folder: Path, labels: str = "euler,heun,deis,euler_ancestral", nfe: str = "5,10", seeds: str = "0-2"):
+    axes = plan.Axes(
+        plan.parse_entries(labels.split(",")), plan.parse_budgets(nfe), plan.parse_seeds(seeds), ("",), (1.0,)
+    )
+    folder.mkdir(exist_ok=True)
+    comparison = Comparison(MixtureSubject(), axes, Reference.parse("auto", exact=True), folder)
+    made = [job.key for job in comparison.make()]
+    return comparison, results(comparison, "diffgen compare"), made
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("compare") / "small"
+    return *compared(folder)[:2], folder
+
+
+# The axes
+
+
+def test_budgets_pay_for_the_most_steps_and_are_counted(small) -> None:
+    _, found, _ = small
+    for cell in found["cells"]:
+        assert cell["status"] == "done"
+        scheduler = schedulers.get(cell["scheduler"], grid=cell["grid"])
+        assert cell["nfe"] <= cell["budget"] < scheduler.nfe(cell["steps"] + 1)
+    heun = {cell["budget"]: cell["nfe"] for cell in found["cells"] if cell["scheduler"] == "heun"}
+    assert heun == {5: 5, 10: 9}  # two evaluations a step, one in the last
+
+
+def test_cells_of_one_seed_begin_alike(small) -> None:
+    _, found, _ = small
+    by_seed: dict[int, set[str]] = {}
+    for cell in found["cells"]:
+        by_seed.setdefault(cell["seed"], set()).add(cell["noise_sha256"])
+    assert all(len(hashes) == 1 for hashes in by_seed.values())
+    assert len(set.union(*by_seed.values())) == len(by_seed) == 3
+
+
+def test_schedulers_take_turns() -> None:
+    entries = plan.parse_entries(["euler", "deis"])
+    cells = plan.Axes(entries, (5, 10), (0, 1), ("",), (1.0,)).cells(MixtureSubject())
+    assert [cell.entry.scheduler for cell in cells] == ["euler", "deis"] * 4
+
+
+@given(st.lists(st.integers(0, 500), min_size=1, max_size=6))
+def test_numbers_are_read_as_they_are_written(numbers: list[int]) -> None:
+    expected = tuple(dict.fromkeys(numbers))
+    assert plan.parse_numbers("--seeds", ",".join(map(str, numbers)), 0, 500) == expected
+    low = min(numbers)
+    assert plan.parse_numbers("--seeds", f"{low}-{low + 5}", 0, 505) == tuple(range(low, low + 6))
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "1;2", "-1", "1-", "0-99999999999", "1e3"])
+def test_no_numbers(text: str) -> None:
+    with pytest.raises(UsageError):
+        plan.parse_seeds(text)
+
+
+def test_entries() -> None:
+    entries = plan.parse_entries(["DPM++ 2M Karras", "dpmpp_2m", "euler"])
+    assert [(e.scheduler, e.grid) for e in entries] == [("dpmpp_2m", "karras"), ("euler", "trailing")]
+    assert len(plan.parse_entries(["euler", "heun"], ["karras", "trailing"])) == 4
+    assert [e.stochastic for e in plan.parse_entries(["euler", "euler_ancestral", "lcm"])] == [False, True, True]
+    for wrong in ("eular", "dpm_adaptive", "ddim_inverse"):
+        with pytest.raises(UsageError):
+            plan.parse_entries([wrong])
+    with pytest.raises(UsageError):
+        plan.parse_entries(["euler"], ["karass"])
+    with pytest.raises(InputError):
+        plan.parse_entries(["euler"], ["nowhere.json"])
+
+
+def test_too_many_cells_are_refused() -> None:
+    entries = plan.parse_entries(["euler"])
+    with pytest.raises(UsageError, match="too many"):
+        plan.Axes(entries, (5,), tuple(range(plan.MAX_CELLS + 1)), ("",), (1.0,)).cells(MixtureSubject())
+
+
+# The figures
+
+
+def test_errors_are_distances_to_the_solution(small) -> None:
+    """Against an independent solution: SciPy's integrator on the probability-flow ODE of the mixture."""
+    from scipy.integrate import solve_ivp
+
+    comparison, found, _ = small
+    subject = comparison.subject
+    noise, _ = subject.start(1)
+    few = noise[:8].double()
+    first, last = subject.noise.noisiest, subject.noise.at(t=subject.noise.t_min)
+
+    def slope(theta: float, y: np.ndarray) -> np.ndarray:
+        state = torch.from_numpy(y).reshape(-1, 2)
+        x0, eps = subject.mixture.denoise(state, math.cos(theta), math.sin(theta))
+        return (math.cos(theta) * eps - math.sin(theta) * x0).flatten().numpy()
+
+    span = math.atan2(first.sigma, first.alpha), math.atan2(last.sigma, last.alpha)
+    end = solve_ivp(slope, span, few.flatten().numpy(), rtol=1e-9, atol=1e-11).y[:, -1]
+    aim, _ = subject.mixture.denoise(torch.from_numpy(end).reshape(-1, 2), last.alpha, last.sigma)
+    assert torch.allclose(subject.exact(noise)[:8].double(), aim, atol=2e-6)
+
+    cell = next(c for c in found["cells"] if c["scheduler"] == "deis" and c["budget"] == 10 and c["seed"] == 1)
+    network = subject.network()
+    x = noise * math.hypot(first.alpha, first.sigma)
+    again = schedulers.get("deis", noise=subject.noise).sample(network, x, cell["steps"])
+    assert cell["error"] == pytest.approx(float((again - subject.exact(noise)).square().mean().sqrt()), rel=1e-5)
+
+
+def test_stochastic_solvers_have_no_error_and_no_rank(small) -> None:
+    _, found, _ = small
+    for row in found["rows"]:
+        if row["scheduler"] == "euler_ancestral":
+            assert row["stochastic"]
+            assert row["error"] is None
+            assert row["rank"] is None
+            assert row["sliced_wasserstein"]["mean"] > 0
+            assert row["covariance_error"]["mean"] > 0
+    floor = np.mean([start["sliced_wasserstein"] for start in found["reference"]["starts"]])
+    coarse = next(r for r in found["rows"] if r["scheduler"] == "euler_ancestral" and r["budget"] == 5)
+    assert coarse["sliced_wasserstein"]["mean"] > floor
+
+
+def test_ranks_follow_the_intervals(small) -> None:
+    _, found, _ = small
+    for budget in (5, 10):
+        rows = [r for r in found["rows"] if r["budget"] == budget and r["error"] is not None]
+        rows.sort(key=lambda r: r["error"]["mean"])
+        assert rows[0]["rank"] == 1
+        for row in rows[1:]:
+            apart = row["error"]["low"] > rows[0]["error"]["high"]
+            assert (row["rank"] > 1) == apart
+    words = " ".join(found["verdict"])
+    assert "At 5 evaluations" in words
+    assert "euler_ancestral draws noise" in words
+
+
+def test_one_seed_ranks_nothing(tmp_path: Path) -> None:
+    _, found, _ = compared(tmp_path / "one", "euler,deis", "6", "3")
+    assert all(row["rank"] is None and row["error"]["low"] is None for row in found["rows"])
+    assert "one seed ranks nothing" in found["verdict"][0]
+
+
+def test_a_numerical_reference_knows_its_own_error(tmp_path: Path) -> None:
+    axes = plan.Axes(plan.parse_entries(["euler"]), (5,), (0, 1), ("",), (1.0,))
+    comparison = Comparison(MixtureSubject(), axes, Reference.parse("dpmpp_2m:64", exact=True), tmp_path)
+    list(comparison.make())
+    found = results(comparison, "")
+    assert found["reference"]["kind"] == "numerical"
+    for start in found["reference"]["starts"]:
+        true = metrics.rms(
+            comparison.folder.result(start["key"]).numpy(),
+            comparison.subject.exact(comparison.subject.start(start["seed"])[0]).numpy(),
+        )
+        assert true / 5 < start["error"] < true * 5  # an estimate from half the evaluations
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=40))
+def test_intervals_are_students(values: list[float]) -> None:
+    found = metrics.interval(values)
+    se = scipy.stats.sem(values)
+    assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * se if len(values) <= 31 else 1.96 * se
+    assert found.high - found.mean == pytest.approx(half, rel=1e-3, abs=1e-9)
+
+
+def test_ssim_and_psnr() -> None:
+    """Against the definition, window by window."""
+    draw = np.random.default_rng(0)
+    a = draw.integers(0, 256, (16, 14, 3), dtype=np.uint8)
+    b = np.clip(a + draw.normal(0, 20, a.shape), 0, 255).astype(np.uint8)
+    place = np.arange(11) - 5.0
+    window = np.exp(-(place[:, None] ** 2 + place**2) / 4.5)
+    window /= window.sum()
+    values = []
+    for c in range(3):
+        for i in range(16 - 10):
+            for j in range(14 - 10):
+                x, y = (p[i : i + 11, j : j + 11, c].astype(float) for p in (a, b))
+                mx, my = (window * x).sum(), (window * y).sum()
+                vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                cov = (window * (x - mx) * (y - my)).sum()
+                c1, c2 = 2.55**2, 7.65**2
+                values.append((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    one, other = Image.fromarray(a), Image.fromarray(b)
+    assert metrics.ssim(one, other) == pytest.approx(np.mean(values), rel=1e-6)
+    assert metrics.ssim(one, one) == pytest.approx(1)
+    assert metrics.psnr(one, one) is None
+    mse = np.square(a.astype(float) - b).mean()
+    assert metrics.psnr(one, other) == pytest.approx(10 * math.log10(255**2 / mse))
+
+
+def test_order_of_a_known_curve() -> None:
+    nfe = [5, 10, 20, 40]
+    assert metrics.order(nfe, [3.0 * n**-2.5 for n in nfe]) == pytest.approx(2.5)
+    assert metrics.order([5, 10], [1, 2]) is None
+
+
+# Doing it
+
+
+def test_nothing_is_done_twice_and_a_comparison_grows(tmp_path: Path) -> None:
+    _, before, made = compared(tmp_path / "c", "euler,deis", "5", "0-1")
+    assert len(made) == 2 * 2 + 2  # and the exact solution of each seed
+    assert compared(tmp_path / "c", "euler,deis", "5", "0-1")[2] == []
+    _, after, made = compared(tmp_path / "c", "euler,deis", "5,7", "0-1")
+    assert len(made) == 4
+    old = [cell for cell in after["cells"] if cell["budget"] == 5]
+    assert [cell["error"] for cell in old] == [cell["error"] for cell in before["cells"]]
+    assert [cell["seconds"] for cell in old] == [cell["seconds"] for cell in before["cells"]]
+
+
+def test_a_cell_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+    comparison, _, _ = compared(tmp_path / "c", "euler", "5", "0")
+    key = comparison.key(comparison.cells[0])
+    record = tmp_path / "c" / "cells" / f"{key}.json"
+    record.write_text(record.read_text()[:40])
+    assert compared(tmp_path / "c", "euler", "5", "0")[2] == [key]
+
+
+def test_a_cell_that_cannot_be_is_shown_and_the_rest_goes_on(tmp_path: Path) -> None:
+    grid = {"schema": "diffgen.grid/1", "solver": "dpmpp_2m", "nfe": 3, "sigmas": [14.6, 2.0, 0.3]}
+    (tmp_path / "tuned.json").write_text(json.dumps(grid))
+    axes = plan.Axes(
+        plan.parse_entries(["euler", "dpmpp_2m"], [str(tmp_path / "tuned.json")]), (3,), (0, 1), ("",), (1.0,)
+    )
+    comparison = Comparison(MixtureSubject(), axes, Reference.parse("auto", exact=True), tmp_path)
+    list(comparison.make())
+    found = results(comparison, "")
+    by = {(cell["scheduler"], cell["seed"]): cell for cell in found["cells"]}
+    assert {cell["grid"] for cell in found["cells"]} == {"tuned.json"}
+    assert by["dpmpp_2m", 1]["status"] == "done"
+    assert by["dpmpp_2m", 1]["nfe"] == 3
+    assert by["euler", 0]["status"] == "failed"
+    assert "tuned for dpmpp_2m" in by["euler", 0]["reason"]
+    assert any("2 of 4 cells failed" in sentence for sentence in found["verdict"])
+
+
+def test_equal_pictures_are_pointed_out(tmp_path: Path) -> None:
+    """At one evaluation every solver's step is x' = x0."""
+    _, found, _ = compared(tmp_path / "c", "dpmpp_2m,deis,unipc", "1", "0-1")
+    assert len(found["duplicates"]) == 3
+    assert all(d["expected"] for d in found["duplicates"])
+
+
+def test_the_csv_is_safe_in_a_spreadsheet(small) -> None:
+    _, found, _ = small
+    cells = [found["cells"][0] | {"prompt": "=HYPERLINK(1)", "label": "+x"}]
+    row = next(csv.DictReader(io.StringIO(as_csv({"cells": cells}))))
+    assert row["prompt"] == "'=HYPERLINK(1)"
+    assert row["label"] == "'+x"
+    assert float(row["error"]) == found["cells"][0]["error"]
+
+
+def test_results_are_json(small) -> None:
+    _, found, _ = small
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["schema"] == "diffgen.compare/1"

@@ -1,0 +1,199 @@
+"""Prompt files, styles, and the words that a model knows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffgen.errors import InputError, UsageError
+from diffgen.models.find import find
+from diffgen.models.info import info
+from diffgen.stable_diffusion.prompts import OPTIONS, Line, known_words, read_lines, unknown_words
+from diffgen.stable_diffusion.styles import Style, apply_styles, read_styles
+
+
+def lines_of(folder: Path, content: str | bytes, name: str = "prompts.txt") -> list[Line]:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_lines(str(file))
+
+
+def test_lines_and_objects_may_be_mixed(tmp_path: Path) -> None:
+    content = (
+        '\ufeffa cat\n# no\n\n{"prompt": " a dog ", "seed": 7, "size": [64, 64]}\n{red|green} __x__\n{ "prompt": "b"}'
+    )
+    where = str(tmp_path / "prompts.txt")
+    assert lines_of(tmp_path, content) == [
+        Line("a cat", {}, f"{where}, line 1"),
+        Line("a dog", {"seed": 7, "size": [64, 64]}, f"{where}, line 4"),
+        Line("{red|green} __x__", {}, f"{where}, line 5"),
+        Line("b", {}, f"{where}, line 6"),
+    ]
+
+
+def test_every_option_is_read(tmp_path: Path) -> None:
+    value = {str: "x", list: ["x"], int: 3, float: 0.5}
+    for kind in (0, -1):
+        said = {key: value[kinds[kind]] for key, kinds in OPTIONS.items()}
+        line = json.dumps({"prompt": "a", **{key.replace("_", "-"): said[key] for key in said}})
+        assert lines_of(tmp_path, line, "a.jsonl") == [Line("a", said, f"{tmp_path / 'a.jsonl'}, line 1")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "hint"),
+    [
+        ('{"prompt": "a", "sed": 5}', "unknown key 'sed'", "'seed'"),
+        ('{"prompt": "a", "negative_prompt": "b"}', "unknown key 'negative_prompt'", "negative"),
+        ('{"prompt": "a", "zzz": 5}', "unknown key 'zzz'", "known are: prompt, negative"),
+        ('{"promt": "a"}', "no text called prompt", ""),
+        ('{"prompt": " "}', "no text called prompt", ""),
+        ('{"prompt": ["a"]}', "no text called prompt", ""),
+        ('{"prompt": "a", "seed": "5"}', r"'seed' must be a whole number \(got '5'\)", ""),
+        ('{"prompt": "a", "seed": true}', "'seed' must be a whole number", ""),
+        ('{"prompt": "a", "seed": 1.5}', "'seed' must be a whole number", ""),
+        ('{"prompt": "a", "guidance": null}', "'guidance' must be a whole number or a number", ""),
+        ('{"prompt": "a", "guidance": NaN}', "NaN is no number", ""),
+        ('{"prompt": "a", "style": ["x", 1]}', "'style' must be a text or a list of texts", ""),
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "'seed' is there twice", ""),
+        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 2}', "'clip_skip' is there twice", ""),
+        ('{"prompt": "a"', "broken JSON", "one object a line"),
+        ('{"a": ' + "[" * 20_000, "broken JSON", ""),
+        ("x" * 65537, "longer than 65536 bytes", ""),
+        (b"\xff", "not valid UTF-8", "UTF-8"),
+    ],
+)
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, content: str | bytes, said: str, hint: str) -> None:
+    content = content.encode() if isinstance(content, str) else content
+    with pytest.raises(InputError, match=f"prompts.txt, line 3: {said}") as caught:
+        lines_of(tmp_path, b"a\n\n" + content)
+    assert hint in caught.value.hint
+
+
+def test_in_a_jsonl_file_every_line_is_an_object(tmp_path: Path) -> None:
+    assert lines_of(tmp_path, '{"prompt": "a"}\n\n{"prompt": "b"}\n', "a.JSONL")[1].prompt == "b"
+    for content in ("a cat", "[1]", "3"):
+        with pytest.raises(InputError, match=r"a\.jsonl, line 1"):
+            lines_of(tmp_path, content, "a.jsonl")
+    with pytest.raises(UsageError, match="there is no prompt"):
+        lines_of(tmp_path, "# nothing\n")
+    with pytest.raises(InputError, match="cannot read prompts"):
+        read_lines(str(tmp_path / "nowhere.txt"))
+
+
+# Styles
+
+STYLES = """
+[ink]
+prompt = "ink drawing of {prompt}, black and white"
+negative = "colour"
+
+[soft]
+prompt = "soft light"
+
+["two words"]
+negative = "no {prompt} please"
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "prompt", "negative", "expected"),
+    [
+        ([], "a cat", "x", ("a cat", "x")),
+        (["ink"], "a cat", "", ("ink drawing of a cat, black and white", "colour")),
+        (["ink"], "a cat", "x", ("ink drawing of a cat, black and white", "x, colour")),
+        (["soft"], "a cat", "x", ("a cat, soft light", "x")),
+        (["soft", "ink"], "a cat", "", ("ink drawing of a cat, soft light, black and white", "colour")),
+        (["two words"], "a cat", "dog", ("a cat", "no dog please")),
+        (["ink"], "{red|green} {prompt}", "", ("ink drawing of {red|green} {prompt}, black and white", "colour")),
+    ],
+)
+def test_styles(tmp_path: Path, names: list[str], prompt: str, negative: str, expected: tuple[str, str]) -> None:
+    (tmp_path / "styles.toml").write_text(STYLES)
+    assert apply_styles(names, prompt, negative, read_styles([tmp_path / "styles.toml"])) == expected
+
+
+def test_styles_of_this_folder_go_before_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform != "linux":
+        pytest.skip("the user's folder is set by XDG_CONFIG_HOME")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    assert read_styles() == {}
+    (tmp_path / "config" / "diffgen").mkdir(parents=True)
+    (tmp_path / "config" / "diffgen" / "styles.toml").write_text('[a]\nprompt = "mine"\n[b]\nprompt = "mine"\n')
+    (tmp_path / "styles.toml").write_text('[a]\nprompt = "here"\n')
+    assert read_styles() == {"a": Style("a", "here"), "b": Style("b", "mine")}
+    assert apply_styles(["b"], "x") == ("x, mine", "")
+
+
+def test_an_unknown_style_is_refused_with_the_near_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "styles.toml").write_text(STYLES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="no style 'inc'") as caught:
+        apply_styles(["inc"], "a")
+    assert caught.value.hint == "did you mean 'ink'?"
+    with pytest.raises(UsageError) as caught:
+        apply_styles(["qqqq"], "a")
+    assert "ink, soft, two words" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[a", "broken TOML"),
+        (b"\xff", "broken TOML"),
+        (b"a = 3", "'a' is not a style"),
+        (b"[a]\nprompts = 'x'", "'prompts' of the style 'a'"),
+        (b"[a]\nprompt = 3", "'prompt' of the style 'a'"),
+        (b"[a]", "'a' is empty"),
+        (b"#" * (2**20 + 1), "larger than"),
+        (b"a = " + b"[" * 30_000, "broken TOML"),
+    ],
+)
+def test_a_file_of_styles_that_is_not_sound(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "s.toml").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        read_styles([tmp_path / "s.toml"])
+    with pytest.raises(InputError, match=r"nowhere.toml: No such file"):
+        read_styles([tmp_path / "nowhere.toml"])
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("text", "syntax", "unknown"),
+    [
+        ("a (red:1.3) [apple] BREAK flat \\(style\\)", "a1111", []),
+        ("a (red:1.3) zebra", "a1111", ["zebra"]),
+        ("a (red:1.3) BREAK", "plain", ["1", "3", "break"]),
+        ("苹果 flat风格", "a1111", []),
+        ("红苹果, 斑马斑", "a1111", ["斑马斑"]),
+        ("苹斑果马", "a1111", ["斑", "马"]),
+        ("flatx风", "a1111", ["flatx"]),
+        ("ЁЖ", "a1111", ["ёж"]),
+    ],
+)
+def test_words_of_a_card_that_lists_them(text: str, syntax: str, unknown: list[str]) -> None:
+    known = known_words({"words": ["a", "Red", "apple", "flat", "style", "苹果", "红", "风格"], "concepts": ["zebra"]})
+    assert known is not None
+    assert unknown_words(known, text, syntax) == unknown
+
+
+def test_words_of_cards_without_a_list() -> None:
+    assert known_words({"words": None, "concepts": None}) is None
+    assert known_words({"concepts": ["t-rex"], "styles": None}) == {"a", "an", "style", "t", "rex"}
+    known = known_words(info(find("emoji")))
+    assert known is not None
+    assert unknown_words(known, "a (red:1.2) [apple], flat style") == []
+
+
+@given(st.lists(st.text(st.sampled_from("ab苹果é"), min_size=1), min_size=1))
+def test_what_a_card_lists_is_known(listed: list[str]) -> None:
+    known = known_words({"words": listed})
+    assert known is not None
+    assert unknown_words(known, " ".join(listed)) == []

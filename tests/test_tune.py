@@ -1,0 +1,115 @@
+"""tune: what it learns beats every built-in grid on noises that it never saw, and is only written if it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import schedulers
+from diffgen.compare import tune as tuning
+from diffgen.compare.plan import Entry
+from diffgen.compare.subjects import MixtureSubject
+from diffgen.compare.tune import Learned, NotBetter, Settings, Starts, tune
+
+QUICK = Settings(iterations=60, noises=6, held_out=6, batch=3, learning_rate=0.05, every=20)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
+    made = tune(MixtureSubject(), "dpmpp_2m", 5, lambda seed: "", settings=QUICK)
+    path = tmp_path_factory.mktemp("tune") / "grid.json"
+    path.write_text(tuning.as_json(made))
+    return made, path
+
+
+@pytest.fixture(scope="module")
+def unseen() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Noises that no search draws, and where they lead."""
+    subject = MixtureSubject()
+    noises = [subject.start(seed)[0] for seed in range(900, 904)]
+    return [(noise, subject.exact(noise)) for noise in noises]
+
+
+def error(label: str, grid: str, unseen: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Of a scheduler at 5 evaluations, by the native loop."""
+    subject = MixtureSubject()
+    scheduler = Entry(label, label, grid).build(subject)
+    distances = []
+    for noise, aim in unseen:
+        x0 = scheduler.sample(subject.network(), noise * scheduler.init_noise_sigma, scheduler.steps_for(5))
+        distances.append(float((x0 - aim).square().mean().sqrt()))
+    return sum(distances) / len(distances)
+
+
+def test_the_learned_grid_is_better_on_noises_never_seen(found: tuple[dict, Path], unseen: list) -> None:
+    built_in = min(error("dpmpp_2m", name, unseen) for name in schedulers.grid_names())
+    assert error("dpmpp_2m", str(found[1]), unseen) < 0.8 * built_in
+
+
+def test_the_file_says_what_it_is_for(found: tuple[dict, Path]) -> None:
+    made, path = found
+    said = json.loads(path.read_text())
+    assert said["schema"] == "diffgen.grid/1"
+    assert said["solver"] == "dpmpp_2m"
+    assert said["nfe"] == 5
+    assert said["model_hash"] == MixtureSubject().model_hash
+    assert said["guidance"] == 1.0
+    assert said["ratio"] == pytest.approx(said["error"] / said["built_in"]["error"])
+    assert min(point["error"] for point in said["validation"]) == pytest.approx(said["error"])
+    scheduler = schedulers.get("dpmpp_2m", grid=str(path))
+    assert scheduler.nfe(5) == 5
+    assert len(made["corrections"]) == 5
+
+
+def test_it_begins_at_the_best_built_in_grid(found: tuple[dict, Path]) -> None:
+    made, _ = found
+    first = made["validation"][0]["error"]
+    assert first == pytest.approx(min(made["built_in"]["all"].values()), rel=0.25)
+
+
+@pytest.mark.parametrize("noise", [schedulers.NoiseSchedule.scaled_linear(), schedulers.NoiseSchedule.flow(3.0)])
+def test_the_parameters_mean_the_grid_that_they_began_with(noise: schedulers.NoiseSchedule) -> None:
+    prediction = "flow_prediction" if noise.name == "flow" else "epsilon"
+    points = schedulers.get("dpmpp_2m", noise=noise, prediction=prediction, grid="karras").grid(6).points[:-1]
+    with torch.no_grad():
+        again = Learned(noise, points, corrections=True).points()
+    for p, q in zip(points, again, strict=True):
+        assert float(q.sigma) == pytest.approx(p.sigma, rel=0.02, abs=1e-4)
+        assert float(q.t) == pytest.approx(p.t, rel=0.02, abs=2.0)
+    learned = Learned(noise, points, corrections=True)
+    with torch.no_grad():
+        learned.gaps += torch.randn(len(points), generator=torch.Generator().manual_seed(1)) * 3
+        learned.told += 500
+        moved = learned.points()
+    sigmas = [float(p.sigma / p.alpha) if float(p.alpha) else float("inf") for p in moved]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert all(0 <= float(p.t) <= noise.t_max for p in moved)
+
+
+def test_errors_are_counted_for_each_seed() -> None:
+    starts = Starts(torch.zeros(6, 2), [4, 5], ["a"] * 3 + ["b"] * 3, torch.zeros(6, 2))
+    result = torch.tensor([[1.0, 1.0]] * 3 + [[2.0, 0.0]] * 3)
+    assert starts.errors(result).tolist() == pytest.approx([1.0, 2**0.5])
+    part = starts.part([1])
+    assert part.seeds == [5]
+    assert part.prompts == ["b"] * 3
+    assert len(part.x) == 3
+
+
+def test_nothing_better_is_no_file() -> None:
+    with pytest.raises(NotBetter, match="nothing better") as caught:
+        tune(
+            MixtureSubject(), "dpmpp_2m", 5, lambda seed: "",
+            settings=Settings(iterations=1, noises=1, held_out=2, batch=1, learning_rate=0.0),
+        )  # fmt: skip
+    assert caught.value.code == 1
+
+
+def test_what_cannot_be_tuned() -> None:
+    with pytest.raises(ValueError, match="draws noise"):
+        tune(MixtureSubject(), "euler_ancestral", 5, lambda seed: "")
+    with pytest.raises(ValueError, match="exactly 4"):
+        tune(MixtureSubject(), "heun", 4, lambda seed: "")

@@ -1,0 +1,209 @@
+"""Every family in every way that it has, against diffusers' own pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import build
+
+import diffgen
+from diffgen.errors import InputError, UsageError
+from diffgen.stable_diffusion.generate import ImageGenerator
+
+FAMILIES = ("sd2", "sdxl", "sd3", "flux")
+PROMPT, SEED, STEPS = "a red apple", 5, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny model of a family, written once."""
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def of(family: str) -> Path:
+        if family not in made:
+            made[family] = build(root / family, family=family)
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def load(folder: Callable[[str], Path]) -> Callable[[str], ImageGenerator]:
+    made: dict[str, ImageGenerator] = {}
+
+    def of(family: str) -> ImageGenerator:
+        if family not in made:
+            made[family] = diffgen.load(str(folder(family)), device="cpu")
+        return made[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    y, x = np.mgrid[:32, :32] / 31
+    return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * y], -1).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def theirs(generator: ImageGenerator, name: str, **more: Any) -> Any:
+    import diffusers
+
+    import schedulers
+
+    parts = {key: part for key, part in generator.pipeline.components.items() if key != "scheduler"}
+    known = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "add_watermarker")
+    said = {key: generator.pipeline.config[key] for key in known if key in generator.pipeline.config}
+    if name.startswith("StableDiffusion") and "XL" not in name and "3" not in name:
+        said["requires_safety_checker"] = False
+    scheduler = schedulers.get("euler", noise=generator.noise, prediction=generator.prediction)
+    pipeline = getattr(diffusers, name)(**parts, **said, scheduler=scheduler, **more)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+NAMES = {
+    "sd2": "StableDiffusion{}Pipeline",
+    "sdxl": "StableDiffusionXL{}Pipeline",
+    "sd3": "StableDiffusion3{}Pipeline",
+    "flux": "Flux{}Pipeline",
+}
+GUIDANCE = {"sd2": 3.0, "sdxl": 3.0, "sd3": 3.0, "flux": 3.5}
+
+
+def call(pipeline: Any, family: str, **more: Any) -> np.ndarray:
+    generator = torch.Generator().manual_seed(SEED)
+    arguments = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE[family], "height": 32, "width": 32}
+    if "image" in more and "mask_image" not in more and family in ("sd2", "sdxl"):
+        arguments = {key: arguments[key] for key in ("num_inference_steps", "guidance_scale")}
+    return pixels(pipeline(PROMPT, generator=generator, **arguments, **more).images[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_to_image(load: Callable[[str], ImageGenerator], family: str) -> None:
+    generator = load(family)
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE[family], "scheduler": "euler"}
+    (ours,) = generator.generate(PROMPT, size=32, **options)
+    assert abs(pixels(ours) - call(theirs(generator, NAMES[family].format("")), family)).max() <= 1
+    assert json.loads(ours.info["diffgen"])["family"] == family
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_image_to_image(
+    load: Callable[[str], ImageGenerator], photo: Image.Image, family: str, strength: float
+) -> None:
+    generator = load(family)
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE[family], "scheduler": "euler"}
+    (ours,) = generator.generate(PROMPT, image=photo, strength=strength, **options)
+    pipeline = theirs(generator, NAMES[family].format("Img2Img"))
+    assert abs(pixels(ours) - call(pipeline, family, image=photo, strength=strength)).max() <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inpainting(load: Callable[[str], ImageGenerator], photo: Image.Image, family: str) -> None:
+    generator = load(family)
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "guidance": GUIDANCE[family], "scheduler": "euler"}
+    (ours,) = generator.generate(PROMPT, image=photo, mask=mask, strength=0.75, **options)
+    assert (pixels(ours)[:, :16] == pixels(photo)[:, :16]).all()
+    if family == "sd3":  # diffusers' pipeline takes models of 16 channels only
+        return
+    pipeline = theirs(generator, NAMES[family].format("Inpaint"))
+    expected = call(pipeline, family, image=photo, mask_image=mask, strength=0.75)
+    assert abs(pixels(ours) - expected)[:, 16:].max() <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_second_passes_and_batches(load: Callable[[str], ImageGenerator], family: str) -> None:
+    generator = load(family)
+    options: dict[str, Any] = {"steps": 2, "scheduler": "euler", "upscale": 2, "upscale_mode": "latent", "size": 32}
+    together = generator.generate(PROMPT, seeds="3,8", batch_size=2, **options)
+    assert [image.size for image in together] == [(64, 64)] * 2
+    (alone,) = generator.generate(PROMPT, seed=8, **options)
+    assert abs(pixels(together[1]) - pixels(alone)).max() <= 1
+
+
+def test_the_refiner_goes_on_where_the_model_stops(
+    load: Callable[[str], ImageGenerator], folder: Callable[[str], Path]
+) -> None:
+    """As Stable Diffusion XL's makers have it: the last fifth of the way by the refiner."""
+    generator, refiner = load("sdxl"), str(folder("sdxl-refiner"))
+    options: dict[str, Any] = {"seed": SEED, "steps": 10, "guidance": 3.0, "scheduler": "euler", "size": 32}
+    (ours,) = generator.generate(PROMPT, refiner=refiner, **options)
+    generator_ = torch.Generator().manual_seed(SEED)
+    shared: dict[str, Any] = {"num_inference_steps": 10, "guidance_scale": 3.0, "generator": generator_}
+    latents = theirs(generator, "StableDiffusionXLPipeline")(
+        PROMPT, denoising_end=0.8, output_type="latent", height=32, width=32, **shared
+    ).images
+    second = theirs(load("sdxl-refiner"), "StableDiffusionXLImg2ImgPipeline")
+    latents = second(PROMPT, image=latents, denoising_start=0.8, output_type="latent", **shared).images
+    (expected,) = generator.decode(latents)
+    assert abs(pixels(ours) - pixels(expected)).max() <= 1
+    assert (pixels(ours) != pixels(generator.generate(PROMPT, **options)[0])).any()
+
+
+def test_pixels_without_a_prompt(load: Callable[[str], ImageGenerator]) -> None:
+    from diffusers import DDPMPipeline
+
+    generator = load("unconditional")
+    options: dict[str, Any] = {"steps": 6, "scheduler": "ddpm", "grid": "leading"}
+    ours = generator.generate((), count=2, seed=SEED, **options)
+    pipeline = DDPMPipeline(unet=generator.pipeline.unet, scheduler=generator.scheduler(plan := _plan(generator)))
+    pipeline.set_progress_bar_config(disable=True)
+    for i, image in enumerate(ours):
+        expected = pipeline(generator=torch.Generator().manual_seed(SEED + i), num_inference_steps=plan.steps).images[0]
+        assert abs(pixels(image) - pixels(expected)).max() <= 1
+        assert json.loads(image.info["diffgen"])["prompt"] == ""
+
+
+def _plan(generator: ImageGenerator) -> Any:
+    from diffgen.stable_diffusion.plan import make_plan
+
+    return make_plan(generator.model, (), steps=6, scheduler="ddpm", grid="leading")
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "text"),
+    [
+        ("sd3", {"tile": True}, "no convolutions"),
+        ("flux", {"embeddings": ["x=EMBEDDING"]}, "--embedding is not there for flux"),
+        ("sd2", {"refiner": "REFINER"}, "Stable Diffusion XL"),
+        ("sd3", {"guidance_rescale": 0.5}, "--guidance-rescale is not there"),
+        ("sdxl-refiner", {}, "text to image is not there"),
+        ("unconditional", {"tile": True}, "nothing but noise"),
+    ],
+)
+def test_what_a_family_lacks_is_said(
+    folder: Callable[[str], Path], tmp_path: Path, family: str, options: dict[str, Any], text: str
+) -> None:
+    from safetensors.torch import save_file
+
+    from diffgen.models.find import find
+    from diffgen.stable_diffusion.plan import make_plan
+
+    save_file({"emb_params": torch.zeros(1, 16)}, tmp_path / "x.safetensors")
+    options = {key: [v.replace("EMBEDDING", str(tmp_path / "x.safetensors")) for v in value] if key == "embeddings"
+               else str(folder("sdxl-refiner")) if value == "REFINER" else value
+               for key, value in options.items()}  # fmt: skip
+    prompts: Any = () if family == "unconditional" else PROMPT
+    with pytest.raises(UsageError, match=text):
+        make_plan(find(str(folder(family))), prompts, **options)
+
+
+def test_prompts_where_there_are_none(folder: Callable[[str], Path]) -> None:
+    with pytest.raises(UsageError, match="reads no prompts"):
+        diffgen.load(str(folder("unconditional")), device="cpu").generate("a")
+    with pytest.raises(InputError, match="no refiner"):
+        diffgen.load(str(folder("sdxl")), device="cpu").generate("a", refiner=str(folder("sd2")))
