@@ -6,10 +6,10 @@
 The peers are denoising-diffusion-pytorch's UNet with the step of its `Trainer`, and diffusers' UNet2DModel with the
 step of its example train_unconditional.py. Against each stands a UNet of ours whose parameters and multiply-adds are
 within 10 % of the peer's. All get the same pictures in the same order, 32×32, 32 at a time, from memory (the peers' own
-loaders, which decode files in worker processes, are left out); they train on epsilon with the linear schedule, at the
-same learning rate, after the same warm-up: with the peers' own, 1e-4, which is made for runs of days, a short run learns
-little. Optimizer, clipping, averages and the reading of each loss are the peers' own, and so is float32, unless
---peer-autocast. Ours computes in what `diffgen train` chooses: bfloat16 on a device that is fast with it.
+loaders, which decode files in worker processes, are left out). They train on epsilon with the linear schedule, at the
+same learning rate, after the same warm-up: the peers' own, 1e-4, is made for runs of days. Optimizer, clipping,
+averages and the reading of each loss are their own, and so is float32, unless --peer-autocast. Ours computes in what
+`diffgen train` chooses: bfloat16 on a device that is fast with it.
 
 They take turns, --steps steps at a time; the first round warms up and is not counted. The ratio is the median of the
 rounds' ratios. The held-out loss is the mean squared error of epsilon on pictures that none has trained on, at times

@@ -12,6 +12,7 @@ import pytest
 import tiny as models
 import torch
 
+import diffgen
 from diffgen import networks
 from diffgen.errors import CannotWrite, InputError
 from diffgen.models import gate, single_file
@@ -56,6 +57,16 @@ def test_a_saved_model_is_the_model(family: str, tmp_path: Path) -> None:
     assert {key: other.config[key] for key in pipe.config if type(pipe.config[key]) is bool} == {
         key: value for key, value in pipe.config.items() if type(value) is bool
     }
+
+
+def test_a_single_file_saved_makes_the_same_pictures(tmp_path: Path) -> None:
+    folder = models.build(tmp_path / "x")
+    file = original_layout.write(folder, tmp_path / "x.safetensors", "sd1")  # what it lacks is in x/, beside it
+    model = diffgen.load(str(file), device="cpu")
+    model.save(tmp_path / "saved")
+    options: dict[str, Any] = {"seed": 3, "steps": 3}
+    (one,), (other,) = (m.generate("a red apple", **options) for m in (model, diffgen.load(str(tmp_path / "saved"))))
+    assert one.tobytes() == other.tobytes()
 
 
 def test_what_is_written_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The configurations in samples/configs fit the data that they are for, and train."""
 
+import json
 import re
 from pathlib import Path
 
@@ -47,3 +48,13 @@ def test_emoji32():
     assert data.labels is not None
     assert data.labels.bincount().tolist() == [390, 351, 309]
     assert sum(path.stat().st_size for path in (SAMPLES / "emoji32").rglob("*") if path.is_file()) < 1_500_000
+
+
+def test_the_guide_lists_every_key_with_its_default():
+    guide = (SAMPLES.parent / "docs" / "training.md").read_text("utf-8")
+    listed = dict(re.findall(r"^\| `(\w+\.\w+)` \| (\S.*?) \|", guide, re.MULTILINE))
+    keys = {}
+    for table in ("data", "diffusion", "train", "sample"):
+        for name, value in vars(getattr(configuration.Config(), table)).items():
+            keys[f"{table}.{name}"] = "–" if value is None else json.dumps(value)
+    assert listed == keys

@@ -28,7 +28,7 @@ Examples:
 
   diffgen train digits -o runs/digits --resume
 
-  diffgen train pictures/ -o runs/mine --config samples/digits.toml --steps 20000
+  diffgen train pictures/ -o runs/mine --config samples/configs/digits.toml --steps 20000
 
   torchrun --nproc-per-node 2 -m diffgen train pictures/ -o runs/mine
 """

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import schedulers
 from diffgen.errors import InputError, UsageError
-from diffgen.sampling import MAX_SEED, whole
+from diffgen.sampling import MAX_SEED, check_grid_model, whole
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
@@ -19,6 +19,8 @@ MAX_BUDGET = 10_000
 class Asked(Protocol):
     """What a scheduler must know of the model that it asks."""
 
+    name: str
+    model_hash: str
     noise: schedulers.NoiseSchedule
     prediction: str
     options: dict[str, Any]
@@ -44,6 +46,10 @@ class Entry:
 
     def build(self, model: Asked) -> schedulers.Scheduler:
         """The scheduler, for a model. Raises ValueError where they do not go together."""
+        try:
+            check_grid_model(self.grid, model.name, model.model_hash)
+        except InputError as error:
+            raise ValueError(error.message) from error
         return schedulers.get(
             self.label, noise=model.noise, prediction=model.prediction, grid=self.grid, **model.options
         )

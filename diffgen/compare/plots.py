@@ -66,7 +66,7 @@ def curves(
     xs = sorted({p.x for _, points in shown for p in points})
     means = [p.mean for _, points in shown for p in points] + ([floor] if floor else [])
     highs = [p.high for _, points in shown for p in points if p.high is not None]
-    y_low, y_high = min(means) / 1.5, min(max([*means, *highs]) * 1.2, max(means) * 4)
+    y_low, y_high = min(means) / 1.7, min(max([*means, *highs]) * 1.2, max(means) * 4)
     names = _spread([points[-1].mean for _, points in shown], _log(y_low, y_high, HEIGHT - BOTTOM, TOP))
     tall = max(HEIGHT, round(max(names) + BOTTOM))
     bottom = tall - BOTTOM
@@ -75,7 +75,7 @@ def curves(
     if floor and y_low < floor:
         at = y(floor)
         parts.append(f'<path class="floor" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="small" x="{LEFT + 6}" y="{at - 5:.1f}">{escape(floor_label)}</text>')
+        parts.append(f'<text class="small" x="{LEFT + 6}" y="{at + 14:.1f}">{escape(floor_label)}</text>')
     gap = min(3.0, 14 / len(shown))
     ends = _spread([points[-1].mean for _, points in shown], y)
     for i, ((one, points), end) in enumerate(zip(shown, ends, strict=True)):
@@ -194,12 +194,14 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _few(values: Sequence[float], x: Callable[[float], float]) -> list[float]:
-    """The values themselves as ticks, where they stand apart; else round ones."""
-    apart = all(x(b) - x(a) >= 26 for a, b in zip(values, values[1:], strict=False))
-    whole = all(v == int(v) for v in values)
-    if whole and (apart or len(values) < 4):
-        return [v for i, v in enumerate(values) if i == 0 or x(v) - x(values[i - 1]) >= 14]
-    return _decades(values[0] / 1.15, values[-1] * 1.15)
+    """Whole numbers themselves as ticks, as far as they stand apart, the largest first; else round values."""
+    if not all(v == int(v) for v in values):
+        return _decades(values[0] / 1.15, values[-1] * 1.15)
+    found = [values[-1]]
+    for value in reversed(values):
+        if x(found[-1]) - x(value) >= 26:
+            found.append(value)
+    return found
 
 
 def _spread(values: Sequence[float], y: Callable[[float], float]) -> list[float]:

@@ -391,7 +391,7 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
         line: list[tuple[str, Any]] = [(row["label"], row["label"]), (row["grid"], row["grid"])]
         for key, _, number in heads[2:]:
             value = row[key]
-            if key == "rank" and row["stochastic"]:
+            if key == "error" and row["stochastic"]:
                 line.append(("stochastic", None))
             elif key == "done":
                 line.append((f"{row['done']}, {row['failed']} failed" if row["failed"] else str(row["done"]), row["done"]))

@@ -47,7 +47,7 @@ class Settings:
     noises: int = 64  # to learn from; seeds 0, 1, …
     held_out: int = 32  # to choose by; seeds just below SEEDS_BELOW
     batch: int = 16  # noises in one iteration
-    learning_rate: float = 0.03
+    learning_rate: float = 0.05
     every: int = 10  # iterations between two looks at the held-out noises
     patience: int = 8  # looks without a better value before it stops
     margin: float = 0.05  # by which it must be better than the best built-in grid

@@ -64,6 +64,7 @@ def picture(subject: Subject, found: dict[str, Any], prompt_of: Callable[[int], 
     for name, points in grids.items():
         levels = [float(p.sigma if subject.noise.name == "flow" or p.alpha == 0 else p.rho) for p in points]
         left.plot(range(1, len(levels) + 1), levels, marker="o", label=name)
+    left.set_xticks(range(1, found["nfe"] + 1))
     left.set(yscale="log", xlabel="evaluation", ylabel="σ" if subject.noise.name == "flow" else "σ/α")
     left.legend()
     right.plot(*zip(*((v["iteration"], v["error"]) for v in found["validation"]), strict=True), label="tuned")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -16,10 +17,10 @@ from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.images.metadata import LEVELS, info_of
 from diffgen.images.pixels import to_pil
 from diffgen.models import find, gate
-from diffgen.sampling import Picture
+from diffgen.sampling import Picture, check_grid_model
 from schedulers.scheduler import Scheduler
 
-from . import adapters, memory
+from . import adapters, export, memory
 from .load import load_pipeline, load_refiner, load_safety_checker
 from .making import Run, Watch
 from .plan import Options, Plan, make_plan, noise_and_prediction
@@ -72,6 +73,7 @@ class ImageGenerator:
 
     def scheduler(self, plan: Plan) -> Scheduler:
         """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together."""
+        check_grid_model(plan.grid, self.model.name, self.model_hash)
         try:
             return schedulers.get(plan.label, noise=self.noise, prediction=self.prediction, grid=plan.grid)
         except ValueError as error:
@@ -94,6 +96,13 @@ class ImageGenerator:
         """The pictures of clean latents [B, C, h, w], one at a time. Raises InvalidOutput, OutOfMemory."""
         coder = self.autoencoder()
         return [to_pil(coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model, as the last pictures were made with it, as a diffusers folder that is not there yet.
+
+        LoRAs are merged into it. Raises CannotWrite.
+        """
+        export.save_pipeline(self.pipeline, self.checked, Path(folder))
 
     def autoencoder(self, plan: Plan | None = None) -> memory.Autoencoder:
         dtype = memory.vae_dtype(self.pipeline.vae, self.checked.family, self.dtype, self.offload)

@@ -188,6 +188,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     embedded = FAMILIES[checked.family].guidance_embedded
     if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
+    notes += sampling.grid_notes(chosen)
     if negative.strip() and (embedded or chosen["guidance"] == 1):
         notes.append("the negative prompt is not read: guidance is off, or an input of this model")
     known = prompt_rules.known_words(about)
@@ -311,6 +312,7 @@ def _sampling(model: Model, checked: Checked, about: Mapping[str, Any], asked: M
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
     if "scheduler" in asked:
         own["grid"] = None  # the model's grid is for its own scheduler
+    own |= sampling.of_grid(asked)
     try:
         return sampling.sampling(own | dict(asked))
     except UsageError as error:

@@ -20,7 +20,7 @@ from diffgen.images.metadata import LEVELS, SCHEMA, info_of
 from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.models import gate
 from diffgen.models.find import Model
-from diffgen.sampling import Picture
+from diffgen.sampling import Picture, check_grid_model
 from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
@@ -81,6 +81,7 @@ class RunGenerator:
 
         `ddpm` uses the variance that the run has learned, if it has. Raises InputError if they do not go together.
         """
+        check_grid_model(plan.grid, self.model.name, self.model_hash)
         label = schedulers.parse(plan.label)
         learned = label.name == "ddpm" and "variance" not in label.options and self.run.variance == "learned_range"
         options: dict[str, Any] = {"variance": "learned"} if learned else {}

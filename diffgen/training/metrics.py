@@ -1,7 +1,7 @@
 """How alike two sets of pictures are: distances between distributions that need no pretrained network.
 
-Every function takes float tensors [N, D], a row an example, and computes in float64 where it matters. None of them is
-called FID: that is the Fréchet distance in one particular network's features, on fifty thousand pictures.
+Every function takes tensors [N, D], a row an example, of any type, and computes in float64. None of them is called FID:
+that is the Fréchet distance in one particular network's features, on fifty thousand pictures.
 """
 
 from __future__ import annotations
@@ -9,27 +9,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+AT_ONCE = 2**24  # numbers in a block that is computed at once
+
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 512, seed: int = 0) -> float:
     """√ E_θ W₂²(θ·a, θ·b) over random directions θ of unit length (Rabin et al. 2011; Bonneel et al. 2015).
 
-    In one dimension W₂ is the distance of the sorted values, for sets of different sizes of their quantiles. Divided by
-    √D it would be per element; it is not. 0 for equal sets. `a` and `b` are [N, D] and [M, D].
+    In one dimension W₂² is the integral of the squared difference of the two quantile functions, which are steps: exact
+    for sets of different sizes too. 0 for equal sets. `a` and `b` are [N, D] and [M, D].
     """
     a, b = _checked(a, b)
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
     directions /= directions.norm(dim=0)
-    one, other = ((x @ directions).sort(dim=0).values for x in (a, b))
-    if len(one) != len(other):
-        count = max(len(one), len(other))
-        at = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        one, other = (torch.quantile(x, at, dim=0, interpolation="nearest") for x in (one, other))
-    return float((one - other).square().mean().sqrt())
+    n, m = len(a), len(b)
+    # between two neighbours of these ends, in units of 1/(n·m), both quantile functions are constant
+    ends = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
+    width, at_a, at_b = ends.diff() / (n * m), ends[:-1] // m, ends[:-1] // n
+    total = 0.0
+    for some in directions.split(max(1, AT_ONCE // (n + m)), dim=1):
+        one, other = ((x @ some).sort(dim=0).values for x in (a, b))
+        total += float((width[:, None] * (one[at_a] - other[at_b]).square()).sum())
+    return (total / projections) ** 0.5
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½): squared W₂ of two Gaussians (Dowson and Landau 1982)."""
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½): squared W₂ of two Gaussians (Dowson and Landau 1982).
+
+    Small sets are farther apart than the distributions that they are from: compare only for equal N and M.
+    Raises ValueError for fewer than two examples.
+    """
     a, b = _checked(a, b)
     if min(len(a), len(b)) < 2:
         raise ValueError("the Fréchet distance needs at least two examples of each")
@@ -40,44 +49,79 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return float((gap + sa.trace() + sb.trace() - 2 * cross).clamp_min(0))
 
 
-def nearest_neighbour_accuracy(a: Tensor, b: Tensor) -> float:
+def nearest_neighbour_accuracy(a: Tensor, b: Tensor, *, draws: int = 10, seed: int = 0) -> float:
     """How often an example's nearest neighbour among all others is of its own set (Lopez-Paz and Oquab 2017).
 
-    0.5: the sets cannot be told apart; 1: they can, always; below 0.5: one copies the other. The larger set is cut to
-    the length of the smaller, so that chance is one half.
+    0.5: the sets cannot be told apart; 1: they can, always; below 0.5: one copies the other. Of the larger set as many
+    as the smaller has are drawn, so that chance is one half, and the mean of `draws` such draws is returned. Where
+    several are equally near, the part of them that is of its own set counts.
+    Raises ValueError for fewer than two examples.
     """
     a, b = _checked(a, b)
     n = min(len(a), len(b))
     if n < 2:
         raise ValueError("nearest neighbours need at least two examples of each")
-    both = torch.cat([a[:n], b[:n]])
-    distance = torch.cdist(both, both).fill_diagonal_(torch.inf)
-    mine = torch.arange(2 * n) < n
-    return float((mine[distance.argmin(1)] == mine).double().mean())
+    generator, total = torch.Generator().manual_seed(seed), 0.0
+    draws = draws if len(a) != len(b) else 1
+    own = torch.arange(2 * n) < n
+    for _ in range(draws):
+        both = torch.cat([x if len(x) == n else x[torch.randperm(len(x), generator=generator)[:n]] for x in (a, b)])
+        for some in torch.arange(2 * n).split(max(1, AT_ONCE // (2 * n))):
+            distance = torch.cdist(both[some], both)
+            distance[torch.arange(len(some)), some] = torch.inf
+            near = distance <= distance.min(1, keepdim=True).values
+            total += float(((near & (own[some, None] == own)).sum(1) / near.sum(1)).sum())
+    return total / (2 * n * draws)
 
 
 def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
     """Naeem et al. 2020, eq. 4 and 5: (density, coverage) by balls that reach to each real example's k-th neighbour.
 
-    Density: how many balls a fake lies in, over k; 1 is what real ones reach. Coverage: the part of the balls that hold
-    a fake.
+    Density: how many balls a fake lies in, over k; other real ones reach 1. Coverage: the part of the balls that hold a
+    fake; with N real examples and M others of the same distribution 1 − (N−1)…(N−k) / ((N+M−1)…(N+M−k)).
+    Raises ValueError unless there are more than k real examples.
     """
     real, fake = _checked(real, fake)
     if len(real) <= k:
         raise ValueError(f"density and coverage need more than {k} real examples, there are {len(real)}")
-    radius = torch.cdist(real, real).kthvalue(k + 1, dim=1).values  # the nearest of all is the example itself
-    inside = torch.cdist(real, fake) < radius[:, None]
-    return float(inside.double().sum(0).mean() / k), float(inside.any(1).double().mean())
+    balls, covered = 0, 0
+    for some in torch.arange(len(real)).split(max(1, AT_ONCE // (len(real) + len(fake)))):
+        among = torch.cdist(real[some], real)
+        among[torch.arange(len(some)), some] = torch.inf
+        inside = torch.cdist(real[some], fake) < among.kthvalue(k, dim=1).values[:, None]
+        balls, covered = balls + int(inside.sum()), covered + int(inside.any(1).sum())
+    return balls / (k * len(fake)), covered / len(real)
+
+
+def nearest(x: Tensor, others: Tensor, *, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(distance float64 [N], number LongTensor [N]) of the nearest of `others` [M, D] to each row of `x` [N, D].
+
+    `leave_out` LongTensor [N] is the number of the one that does not count for it: itself, where x is of the others.
+    """
+    if x.ndim != 2 or others.ndim != 2 or x.shape[1] != others.shape[1] or not len(x) or not len(others):
+        raise ValueError(f"expected [N, D] and [M, D], got {list(x.shape)} and {list(others.shape)}")
+    x = x.double()
+    best, number = torch.full((len(x),), torch.inf, dtype=torch.float64), torch.zeros(len(x), dtype=torch.int64)
+    for first in range(0, len(others), size := max(1, AT_ONCE // max(x.shape))):
+        distance = torch.cdist(x, others[first : first + size].double())
+        if leave_out is not None:
+            here = (leave_out >= first) & (leave_out < first + distance.shape[1])
+            distance[here, leave_out[here] - first] = torch.inf
+        found, at = distance.min(1)
+        number = torch.where(found < best, at + first, number)
+        best = torch.minimum(found, best)
+    return best, number
 
 
 def memorisation_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
     """Median distance from a sample to its nearest training example, over the same from held-out data.
 
     About 1: samples are as far from the training data as new data are; towards 0: they copy it.
+    Raises ValueError where half of the held-out data are in the training data.
     """
-    samples, train = _checked(samples, train)
-    test, train = _checked(test, train)
-    near, far = (torch.cdist(x, train).min(1).values.median() for x in (samples, test))
+    near, far = (nearest(x, train)[0].quantile(0.5) for x in (samples, test))
+    if far == 0:
+        raise ValueError("most held-out examples are copies of training examples: what is new cannot be told")
     return float(near / far)
 
 

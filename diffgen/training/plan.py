@@ -123,7 +123,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
         raise UsageError(f"--guidance {chosen['guidance']:g}: {run.name} was trained {why}", "leave it out")
     height, width = run.data["size"]
-    notes = []
+    notes = sampling.grid_notes(chosen)
     if size is not None and size != (width, height):
         whole("--size: the longer side", max(size), 1, MAX_SIDE)
         notes.append(f"{run.name} was trained at {width}x{height}: other sizes may not look like its data")

@@ -121,14 +121,14 @@ class Trainer:
             return {"loss": [], "gradient_norm": []}
         losses = self.ranks.total(torch.stack(self.losses))
         said = {"loss": losses.tolist(), "gradient_norm": torch.stack([*map(_full, self.gradients)]).tolist()}
+        first = step - len(losses) + 1
         # what was added up once is not added up again
         self.losses = list(losses if self.ranks.main else torch.zeros_like(losses))
-        for what, values in said.items():
-            for i, value in enumerate(values):
+        for i, values in enumerate(zip(*said.values(), strict=True)):
+            for name, value in zip(said, values, strict=True):
                 if not math.isfinite(value):
-                    name, at = what.replace("_", " "), step - len(values) + i + 1
                     raise InvalidOutput(
-                        f"training diverged: the {name} is {value} at step {at}",
+                        f"training diverged: the {name.replace('_', ' ')} is {value} at step {first + i}",
                         "lower train.learning_rate, or raise train.warmup; what was saved before that step is sound",
                     )
         return said
