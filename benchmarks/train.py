@@ -196,7 +196,7 @@ def diffusers_example(job: PixelJob, args: argparse.Namespace) -> Contestant:
 def import_lucidrains() -> types.ModuleType:
     """The package; with an empty torchvision for the time of the import, if none can be imported."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError):  # RuntimeError: made for another build of torch
         stand_ins = {
             name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.utils")

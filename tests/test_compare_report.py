@@ -12,7 +12,7 @@ import shutil
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,9 @@ def made_up(
         "cells": cells,
         "rows": rows,
         "orders": [],
-        "grids": [{"label": e["label"], "grid": e["grid"], "budget": 5, "times": [], "sigmas": [9, 1]} for e in entries],
+        "grids": [
+            {"label": e["label"], "grid": e["grid"], "budget": 5, "times": [], "sigmas": [9, 1]} for e in entries
+        ],
         "duplicates": [{"cells": [[0, 2]], "expected": False, "why": "different arithmetic"}],
         "versions": {"torch": "2"},
         "verdict": [f"At 5 evaluations euler is nearest ({prompts[0]!r})."],
@@ -224,9 +226,7 @@ def test_every_picture_is_there_once(hostile: tuple[dict[str, Any], Path]) -> No
     assert sorted(b64decode(i) for i in inside) == sorted((folder / name).read_bytes() for name in names)
 
 
-def test_too_large_pictures_are_reduced(
-    hostile: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_pictures_are_reduced(hostile: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found, folder = hostile
     monkeypatch.setattr(report, "MAX_EMBEDDED", 1000)
     text = page(found, folder)
@@ -237,7 +237,9 @@ def test_too_large_pictures_are_reduced(
     assert "reduced copies" in text
 
 
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "images/../../a.png", "https://a.b/c.png", "images/a.svg"])
+@pytest.mark.parametrize(
+    "name", ["../secret.png", "/etc/passwd", "images/../../a.png", "https://a.b/c.png", "images/a.svg"]
+)
 def test_only_pictures_of_the_folder(mixture: tuple[dict[str, Any], Path], name: str) -> None:
     found, folder = mixture
     cells = [found["cells"][0] | {"image": name}, *found["cells"][1:]]
@@ -322,15 +324,20 @@ def test_curves_are_where_they_belong() -> None:
     points = tuple(plots.Point(x, 8 / x, 7 / x, 9 / x) for x in (4, 8, 16, 32))
     svg = plots.curves([plots.Series(0, "a", points)], "about", "x", "y", floor=0.2, floor_label="floor")
     assert svg is not None
-    marks = [(float(x), float(y)) for x, y in re.findall(r'class="mark" d="[^"]+" transform="translate\(([\d.]+) ([\d.]+)', svg)]
-    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
+    marks = [
+        (float(x), float(y))
+        for x, y in re.findall(r'class="mark" d="[^"]+" transform="translate\(([\d.]+) ([\d.]+)', svg)
+    ]
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(marks)]
     for step in steps:
         assert step == pytest.approx(steps[0], abs=0.2)
     assert steps[0][0] > 20
     assert steps[0][1] > 20  # SVG's y goes down
-    floor = float(re.search(r'class="floor" d="M\d+ ([\d.]+)', svg)[1])  # type: ignore[index]
+    floor = float(re.search(r'class="floor" d="M\d+ ([\d.]+)', svg)[1])
     assert floor == pytest.approx(marks[-1][1] + (marks[-1][1] - marks[-2][1]) * 0.3219, abs=0.3)  # log2(0.25 / 0.2)
-    bars = [(float(high), float(low)) for high, low in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", svg.partition("bars")[2])]
+    bars = [
+        (float(high), float(low)) for high, low in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", svg.partition("bars")[2])
+    ]
     assert all(high < y < low for (high, low), (_, y) in zip(bars, marks, strict=True))
 
 
@@ -339,7 +346,7 @@ def test_what_has_no_logarithm_is_left_out() -> None:
     assert plots.curves([zero], "about", "x", "y") is None
     assert plots.curves([], "about", "x", "y") is None
     wide = plots.Series(0, "<wide>", (plots.Point(4, 0.1, -3.0, 3.2), plots.Point(8, 0.05, None, None)))
-    svg = plots.curves([wide, zero], "a \"b\" <c>", "x", "y")
+    svg = plots.curves([wide, zero], 'a "b" <c>', "x", "y")
     assert svg is not None
     assert "zero" not in svg
     assert "&lt;wide&gt;" in svg
@@ -351,11 +358,11 @@ def test_names_beside_curves_do_not_touch() -> None:
     series = [plots.Series(i, f"name{i}", (plots.Point(4, 1 + i / 1000, None, None),)) for i in range(30)]
     svg = plots.curves(series, "about", "x", "y")
     assert svg is not None
-    height = float(re.search(r'viewBox="0 0 \d+ (\d+)', svg)[1])  # type: ignore[index]
+    height = float(re.search(r'viewBox="0 0 \d+ (\d+)', svg)[1])
     at = sorted(float(y) for y in re.findall(r'y="([\d.]+)">name', svg))
     assert len(at) == 30
-    assert all(b - a >= 14.5 for a, b in zip(at, at[1:], strict=False))
-    assert 0 < at[0]
+    assert all(b - a >= 14.5 for a, b in pairwise(at))
+    assert at[0] > 0
     assert at[-1] < height
 
 
@@ -425,7 +432,9 @@ def test_selectors_choose_the_pictures(hostile: tuple[dict[str, Any], Path], ope
     is_shown(seed=7, prompt="a cat", guidance=3.0)
     assert shown.locator(".setting:visible h3").all_inner_texts() == ["“a cat”, guidance 3"]
     assert cell(shown, 2, 1).locator("img").get_attribute("alt").endswith("seed 7: a cat")
-    reference = next(s for s in found["reference"]["starts"] if (s["seed"], s["prompt"], s["guidance"]) == (7, "a cat", 3))
+    reference = next(
+        s for s in found["reference"]["starts"] if (s["seed"], s["prompt"], s["guidance"]) == (7, "a cat", 3)
+    )
     source = cell(shown, -1).locator("img").get_attribute("src")
     assert b64decode(source.partition(",")[2]) == (folder / reference["image"]).read_bytes()
     before = cell(shown, 2, 1).locator("img").bounding_box()["width"]
@@ -504,7 +513,7 @@ def test_two_side_by_side(hostile: tuple[dict[str, Any], Path], open_page: Open)
 
     def edge() -> float:
         clip = shown.locator("#wipe-a").evaluate("e => getComputedStyle(e).clipPath")
-        return 100 - float(re.search(r"([\d.]+)%", clip)[1])  # type: ignore[index]
+        return 100 - float(re.search(r"([\d.]+)%", clip)[1])
 
     assert edge() == 50
     shown.locator("#wipe-range").fill("20")
@@ -525,10 +534,15 @@ def test_table_sorts_and_data_come_out(mixture: tuple[dict[str, Any], Path], ope
     found, folder = mixture
     shown = open_page(folder)
     shown.locator("#rows th[data-key=error] button").click()
-    column = next(i for i, key in enumerate(shown.locator("#rows thead th").all()) if key.get_attribute("data-key") == "error")
+    column = next(
+        i for i, key in enumerate(shown.locator("#rows thead th").all()) if key.get_attribute("data-key") == "error"
+    )
 
     def values() -> list[str]:
-        return [row.locator("th, td").nth(column).get_attribute("data-value") for row in shown.locator("#rows tbody tr").all()]
+        return [
+            row.locator("th, td").nth(column).get_attribute("data-value")
+            for row in shown.locator("#rows tbody tr").all()
+        ]
 
     errors = sorted(row["error"]["mean"] for row in found["rows"] if row["error"])
     assert [float(v) for v in values() if v] == errors

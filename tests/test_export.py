@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -16,8 +17,10 @@ import diffgen
 from diffgen import networks
 from diffgen.errors import CannotWrite, InputError
 from diffgen.models import gate, single_file
-from diffgen.stable_diffusion.export import as_unet2d, save_pipeline
+from diffgen.stable_diffusion.export import as_unet2d, save_pipeline, save_run
 from diffgen.stable_diffusion.load import load_pipeline
+from diffgen.training import checkpoint
+from diffgen.training.run import Run, read_run
 
 CPU, F32 = torch.device("cpu"), torch.float32
 
@@ -132,3 +135,49 @@ def test_diffusers_equivalent_of_our_unet_computes_the_same(config: dict[str, An
 def test_a_network_without_equivalent_is_refused_with_the_reason(network: Any, size: list[int], text: str) -> None:
     with pytest.raises(InputError, match=text):
         as_unet2d(network, size, "x")
+
+
+def run_of(folder: Path, network: networks.UNet, **changes: Any) -> Run:
+    """A run of one checkpoint with that network."""
+    said = {
+        "schema": "diffgen.run/1", "job": "pixels", "config": {}, "versions": {},
+        "network": {"name": "unet", **network.config},
+        "data": {"name": "x", "channels": 1, "size": [8, 8], "classes": None, "levels": 256, "count": 9,
+                 "fingerprint": "0" * 64},
+        "noise": {"name": "cosine", "T": 100}, "prediction": "v_prediction", "variance": "fixed_large", **changes,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(said))
+    checkpoint.write(folder, 5, {"model": network.state_dict(), "ema": network.state_dict()}, {})
+    return read_run(folder)
+
+
+def test_a_run_saved_is_read_by_diffusers_and_by_us(tmp_path: Path) -> None:
+    import diffusers
+
+    import schedulers
+
+    torch.manual_seed(0)
+    network = networks.UNet(1, width=128, multipliers=(1,), blocks=1, attention=(True,)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_run(run_of(tmp_path / "run", network), tmp_path / "saved")
+
+    checked = gate.check_folder(tmp_path / "saved")
+    noise, prediction = schedulers.from_diffusers_config(checked.components["scheduler"].config)
+    assert (checked.family, prediction) == ("unconditional", "v_prediction")
+    assert noise.betas == schedulers.NoiseSchedule.cosine(T=100).betas
+    other = diffusers.DDPMPipeline.from_pretrained(tmp_path / "saved")
+    assert other.scheduler.config.variance_type == "fixed_large"
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([0, 70])
+    with torch.no_grad():
+        for unet in (other.unet, load_pipeline(checked, CPU, F32).unet):
+            torch.testing.assert_close(unet(x, t).sample, network(x, t), rtol=1e-4, atol=1e-5)
+    (image,) = other(num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
+    assert image.size == (8, 8)
+
+    with pytest.raises(InputError, match="no flow_prediction"):
+        save_run(run_of(tmp_path / "flow", network, prediction="flow_prediction"), tmp_path / "no")
+    with pytest.raises(InputError, match="only runs on pixels"):
+        save_run(run_of(tmp_path / "latent", network, job="latent"), tmp_path / "no")
+    assert not (tmp_path / "no").exists()

@@ -63,6 +63,20 @@ def test_what_is_not_finite_is_no_picture(bad):
         to_pil(x)
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_other_channels_and_levels(levels):
+    """Against rational arithmetic: every value of its levels becomes the nearest of 0 … 255."""
+    steps = np.arange(levels)
+    x = (2 * steps / (levels - 1) - 1).astype(np.float32)
+    expected = [round(Fraction(255 * int(i), levels - 1)) for i in steps]
+    for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
+        (image,) = to_pil(np.tile(x, (1, channels, 1, 1)), levels)
+        assert (image.mode, image.size) == (mode, (levels, 1))
+        assert (np.asarray(image).reshape(levels, channels) == np.array(expected)[:, None]).all()
+    near = to_pil(np.tile(x + np.float32(0.4 / levels), (1, 1, 1, 1)), levels)[0]
+    assert list(near.tobytes()) == expected
+
+
 def test_shape_is_checked():
     for shape in ((3, 4, 4), (1, 5, 4, 3), (1, 2, 4, 4)):
         with pytest.raises(ValueError, match="expected"):

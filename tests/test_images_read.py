@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffgen.errors import InputError
-from diffgen.images.read import MAX_PIXELS, read_image, read_texts
+from diffgen.images.read import MAX_PIXELS, read_image, read_kind, read_texts
 
 
 def noise(height=9, width=14, channels=3):
@@ -80,6 +80,33 @@ def test_transparent_pixels_lie_on_white(file):
     palette.putpalette([10, 20, 30] * 4)
     read = np.asarray(read_image(file(encode(palette, "PNG", transparency=2))))
     assert read.reshape(4, 3).tolist() == [[10, 20, 30], [10, 20, 30], [255, 255, 255], [10, 20, 30]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [("1", "L"), ("L", "L"), ("I;16", "L"), ("LA", "RGBA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA")],
+)
+def test_modes_as_asked(file, mode, kind):
+    stored = Image.fromarray(noise(channels=4 if "A" in mode else 3)).convert(mode)
+    path = file(encode(stored, "PNG"))
+    assert read_kind(path) == (14, 9, kind)
+    for asked in ("L", "RGB", "RGBA"):
+        image = read_image(path, asked)
+        assert (image.mode, image.size) == (asked, (14, 9))
+    if mode not in ("LA", "RGBA"):
+        assert np.asarray(read_image(path, "RGBA"))[..., 3].min() == 255
+    else:
+        assert read_image(path, "RGBA").tobytes() == stored.convert("RGBA").tobytes()
+    assert read_image(path, "L").tobytes() == read_image(path).convert("L").tobytes()
+
+
+def test_the_header_is_read_upright_and_judged(file):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    assert read_kind(file(encode(Image.fromarray(noise()), "JPEG", exif=exif))) == (9, 14, "RGB")
+    for data in (b"", b"GIF89a", png_of_size(9000, 9000)):
+        with pytest.raises(InputError):
+            read_kind(file(data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

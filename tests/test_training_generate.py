@@ -228,6 +228,7 @@ where = ["-m", {str(runs / "by-class")!r}]
 assert run(["generate", "cat", "--dry-run", *where]) == 0
 assert run(["generate", "cow", *where]) == 2
 assert run(["models", "info", {str(runs / "by-class")!r}]) == 0
+assert run(["schedulers", "list", *where]) == 0
 assert "torch" not in sys.modules
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

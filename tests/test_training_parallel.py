@@ -99,7 +99,7 @@ def child_of(parent: int, variable: str) -> int:
 
 
 def test_parts_of_a_network_make_the_same_files(two: Path, tmp_path: Path) -> None:
-    """FSDP2: the losses of the first steps of the run with whole copies, its names and shapes; and it can be resumed."""
+    """FSDP2: the first losses of the run with whole copies, its names and shapes; and it can be resumed."""
     config = write_config(tmp_path, 0.0, 20, 10)
     train = ["train", "digits", "-o", "run", "--config", config, "--parallel", "fsdp"]
     codes, said = pair(tmp_path, *train)

@@ -1,4 +1,4 @@
-"""A run folder, read: what it says is checked, what is damaged is not read, and the network is the one that was saved."""
+"""A run folder, read: what it says is checked, what is damaged is left out, the network is the one that was saved."""
 
 from __future__ import annotations
 

@@ -151,8 +151,12 @@ def test_a_batch_in_parts_is_the_same_batch() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "rates"),
-    [("constant", [1, 2, 4, 4, 4]), ("linear", [1, 2 * 0.99, 4 * 0.97, 4 * 0.5, 4 * 0.01]), ("cosine", [1, None, None, 2, None])],
-)  # fmt: skip
+    [
+        ("constant", [1, 2, 4, 4, 4]),
+        ("linear", [1, 2 * 0.99, 4 * 0.97, 4 * 0.5, 4 * 0.01]),
+        ("cosine", [1, None, None, 2, None]),
+    ],
+)
 def test_the_learning_rate(schedule: str, rates: list[float | None]) -> None:
     trainer = trainer_of(config(train={"schedule": schedule, "learning_rate": 4.0}))
     for k, rate in zip((0, 1, 3, 50, 99), rates, strict=True):

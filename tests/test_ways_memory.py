@@ -39,16 +39,17 @@ def record(image: Image.Image) -> dict[str, Any]:
 # A real end of memory: the address space of a process, limited more and more loosely until pictures come out of it.
 CHILD = """
 import json, resource, sys
-import diffgen
+import diffgen, torch
 from diffgen.errors import OutOfMemory
 from diffgen.stable_diffusion.plan import make_plan
 
+torch.backends.mkldnn.enabled = False  # a kernel that oneDNN once had no memory for, it never makes again
 generator = diffgen.load(sys.argv[1], device="cpu")
-options = {"seed": 1, "steps": 1, "guidance": 3.0, "scheduler": "euler", "size": 256}
-plan = make_plan(generator.model, "a", count=12, batch_size=12, **options)
+options = {"seed": 1, "steps": 1, "guidance": 3.0, "scheduler": "euler", "size": 128}
+plan = make_plan(generator.model, "a", count=64, batch_size=64, **options)
 generator.generate("a", seed=1, steps=1, size=64)
 failed = 0
-room = 16.0
+room = 4.0
 while True:
     size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + int(room * 2**20), -1))
@@ -60,7 +61,7 @@ while True:
         room *= 1.3
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 apart = []
-for picture in made[::5]:
+for picture in made[::21]:
     tiling = picture.record["memory"].get("vae_tiling", False)
     (free,) = generator.generate("a", vae_tiling=tiling, **(options | {"seed": picture.seed}))
     a, b = free.tobytes(), picture.image.tobytes()
@@ -82,7 +83,7 @@ def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["failed"] > 0  # with too little room at all
-    assert all(memory.get("batch_size", 12) < 12 or memory.get("vae_tiling") for memory in said["memory"])
+    assert all(memory.get("batch_size", 64) < 64 or memory.get("vae_tiling") for memory in said["memory"]), said
     assert max(said["apart"]) <= 1, said
 
 

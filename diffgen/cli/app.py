@@ -8,7 +8,7 @@ import typer
 
 import diffgen
 
-from . import compare, doctor, generate, models, prompt, schedulers, train, tune
+from . import compare, doctor, evaluate, generate, models, prompt, schedulers, train, tune
 
 # Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("train", epilog=train.EXAMPLES)(train.train)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("doctor")(doctor.doctor)

@@ -138,7 +138,7 @@ def compare(
         for _ in comparison.make(on_step):
             pass
     found = results(comparison, _command(), round(time.perf_counter() - began, 3))
-    _write(folder, "results.json", json_.dumps(found, indent=1).encode())
+    _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
     _write(folder, "results.csv", as_csv(found).encode())
     from io import BytesIO
 

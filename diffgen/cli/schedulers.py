@@ -16,6 +16,7 @@ import schedulers
 from diffgen.errors import UsageError
 from diffgen.models.find import check, find
 from diffgen.stable_diffusion.plan import noise_and_prediction
+from diffgen.training import plan as runs
 from schedulers import grids, prediction
 from schedulers.guide import advice
 from schedulers.registry import LABELS
@@ -46,7 +47,8 @@ def list_schedulers(
     ]
     if model is not None:
         chosen = find(model)
-        noise, predicts = noise_and_prediction(check(chosen))
+        is_run = chosen.family == "run"
+        noise, predicts = runs.noise_and_prediction(chosen) if is_run else noise_and_prediction(check(chosen))
         rows[0].insert(4, f"with {chosen.name}")
         for solver, entry, row in zip(found, entries, rows[1:], strict=True):
             reason = _why_not(solver, noise, predicts)

@@ -97,7 +97,9 @@ def levels(rows: Sequence[tuple[int, str, Sequence[float]]], about: str, label: 
     parts = []
     for value in _decades(low, high):
         parts.append(f'<path class="rule" d="M{x(value):.1f} {TOP}V{bottom}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 18}">{_say(value)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 18}">{_say(value)}</text>'
+        )
     for i, (style, name, values) in enumerate(shown):
         at = TOP + step * (i + 0.5) + 3
         ticks = "".join(f"M{x(v):.1f} {at - 8:.1f}v16" for v in values)
@@ -119,7 +121,9 @@ def swatch(style: int) -> Markup:
 
 
 def _svg(inside: str, about: str, height: float) -> Markup:
-    return Markup(f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(about)}">{inside}</svg>')
+    return Markup(
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(about)}">{inside}</svg>'
+    )
 
 
 def _curve(
@@ -133,7 +137,8 @@ def _curve(
             bars.append(f"M{at:.1f} {max(y(point.high), TOP):.1f}V{min(below, bottom):.1f}")
     line = "M" + "L".join(f"{at:.1f} {height:.1f}" for at, height, _ in places)
     marks = "".join(
-        f"<g><title>{escape(series.name)}: {point.mean:.3g} at {point.x:.3g}</title>{_marker(series.style, at, height)}</g>"
+        f"<g><title>{escape(series.name)}: {point.mean:.3g} at {point.x:.3g}</title>"
+        f"{_marker(series.style, at, height)}</g>"
         for at, height, point in places
     )
     last_x, last_y, _ = places[-1]
@@ -162,7 +167,9 @@ def _axes(
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 9}" y="{y(value) + 4:.1f}">{_say(value)}</text>')
     for value in x_ticks:
         parts.append(f'<path class="axis" d="M{x(value):.1f} {bottom}v5"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 20}">{_say(value)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 20}">{_say(value)}</text>'
+        )
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
     middle = (LEFT + right) / 2
     parts.append(f'<text class="label" text-anchor="middle" x="{middle}" y="{bottom + 42}">{x_label}</text>')

@@ -67,7 +67,6 @@ def page(found: dict[str, Any], folder: Path) -> str:
     text = ENVIRONMENT.get_template("report.html.j2").render(
         found=found,
         axes=found["axes"],
-        model=found["model"],
         title=_title(found),
         facts=list(_facts(found, pictures)),
         first=first,
@@ -380,7 +379,9 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
     heads += [("guidance", "guidance", True)] if len(axes["guidance"]) > 1 else []
     heads += [("budget", "budget", True), ("nfe", "NFE", True), ("steps", "steps", True), ("rank", "rank", True)]
     heads += [("error", "error", True)]
-    heads += [(k, short, True) for k, _, short in MOMENTS] if mixture else [("psnr", "PSNR", True), ("ssim", "SSIM", True)]
+    heads += (
+        [(k, short, True) for k, _, short in MOMENTS] if mixture else [("psnr", "PSNR", True), ("ssim", "SSIM", True)]
+    )
     quick = all(row["seconds"] is None or row["seconds"]["mean"] < 1 for row in found["rows"])
     unit, factor = ("ms", 1000) if quick else ("s", 1)
     heads += [("seconds", unit, True), ("seconds_per_nfe", f"{unit} / NFE", True)]
@@ -394,7 +395,9 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
             if key == "error" and row["stochastic"]:
                 line.append(("stochastic", None))
             elif key == "done":
-                line.append((f"{row['done']}, {row['failed']} failed" if row["failed"] else str(row["done"]), row["done"]))
+                line.append(
+                    (f"{row['done']}, {row['failed']} failed" if row["failed"] else str(row["done"]), row["done"])
+                )
             elif value is not None and key in ("seconds", "seconds_per_nfe"):
                 line.append((shown({n: v and v * factor for n, v in value.items()}), value["mean"]))
             elif isinstance(value, dict) or value is None:

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from schedulers.record import Program
 from . import metrics
 from .metrics import Interval, interval
 from .plan import Cell, Entry
-from .run import Comparison
+from .run import Comparison, versions
 from .subjects import MixtureSubject
 
 SCHEMA = "diffgen.compare/1"
@@ -60,7 +61,8 @@ def results(comparison: Comparison, command: str, seconds: float | None = None) 
         "orders": _orders(comparison, rows, max(known) if known else 0.0),
         "grids": _grids(comparison),
         "duplicates": _duplicates(comparison, cells),
-        "versions": {"torch": str(torch.__version__)},
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return found | {"verdict": verdict(found)}
 
@@ -316,15 +318,22 @@ def verdict(found: dict[str, Any]) -> list[str]:
         judged = sorted((r for r in rows if r["error"] is not None), key=lambda r: r["error"]["mean"])
         if not judged:
             continue
-        best = judged[0]
-        if best["error"]["n"] < 2:
+        best, n = judged[0], judged[0]["error"]["n"]
+        at = f"At {budget} evaluation{'s' * (budget != 1)}{where}"
+        if n < 2:
             sentences.append(
-                f"At {budget} evaluations{where} {name_of(best)} came nearest to the reference "
-                f"({best['error']['mean']:.3g}), but one seed ranks nothing: use several."
+                f"{at} {name_of(best)} came nearest to the reference ({best['error']['mean']:.3g}), but one seed ranks "
+                "nothing: use several."
             )
             continue
         tied = [r for r in judged[1:] if r["rank"] == 1]
-        text = f"At {budget} evaluations{where} {name_of(best)} is nearest to the reference: {shown(best['error'])}"
+        if tied and len(tied) == len(judged) - 1:
+            sentences.append(
+                f"{at} {n} seeds tell none of the {len(judged)} schedulers apart: the mean of {name_of(best)} is the "
+                f"least, {shown(best['error'])}, and all intervals overlap with its own."
+            )
+            continue
+        text = f"{at} {name_of(best)} is nearest to the reference: {shown(best['error'])}"
         if tied:
             text += f"; within its interval: {', '.join(name_of(r) for r in tied[:4])}"
             text += f" and {len(tied) - 4} more" if len(tied) > 4 else ""

@@ -63,9 +63,11 @@ SCHEDULE_TYPES = {
     "exponential": "Exponential",
     "polyexponential": "Polyexponential",
     "linspace": "Uniform",
+    "simple": "Simple",
     "trailing": "Simple",  # both take every (T/n)-th entry of the noise table, counted from its end
+    "sgm_uniform": "SGM Uniform",
     "leading": "DDIM",
-    "beta": "Beta",
+    "beta_t": "Beta",
     "kl_optimal": "KL Optimal",
     "ays": "Align Your Steps",
 }
@@ -106,8 +108,8 @@ def parameters_text(record: Mapping[str, Any]) -> str:
         "Version": f"diffgen {versions['diffgen']}" if versions.get("diffgen") else None,
     }
     adapters = "".join(f" <lora:{_stem(one['name'])}:{_value(one['scale'])}>" for one in record.get("loras") or ())
-    lines = [(_printable(record.get("prompt") or "") + adapters).strip()]
-    if negative := _printable(record.get("negative") or "").strip():
+    lines = [(printable(record.get("prompt") or "") + adapters).strip()]
+    if negative := printable(record.get("negative") or "").strip():
         lines.append(f"Negative prompt: {negative}")
     lines.append(", ".join(f"{key}: {_value(value)}" for key, value in values.items() if value is not None))
     return "\n".join(lines).strip()
@@ -297,11 +299,11 @@ def _schedule_type(grid: str | None) -> str | None:
 def _value(value: Any) -> str:
     if isinstance(value, float):
         value = int(value) if value.is_integer() else value
-    text = _printable(str(value))
+    text = printable(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without control characters (line breaks become \\n, tabs stay) and halves of surrogate pairs."""
     text = re.sub(r"\r\n?", "\n", text)
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs"))

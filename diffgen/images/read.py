@@ -7,6 +7,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 8192 * 8192  # 64 MP
 MAX_BYTES = 512 * 2**20  # of the file
 
+MAX_TEXT = 4 * 2**20  # characters of one text that a picture carries
+
 ORIENTATION = 0x0112  # EXIF; from 5 on the stored picture lies on its side
+EXIF_FOLDER, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
+DESCRIPTION, MAKE, MODEL, SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
 
 
 def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
@@ -42,6 +47,49 @@ def read_kind(path: str | Path) -> tuple[int, int, str]:
         size = image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
         grey = image.mode in ("1", "L") or image.mode.startswith("I")
         return *size, "RGBA" if image.has_transparency_data else "L" if grey else "RGB"
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What a picture file carries beside its pixels, as far as it is text."""
+
+    texts: dict[str, str] = field(default_factory=dict)  # PNG text chunks by keyword
+    comment: str = ""  # EXIF's UserComment
+    tags: dict[int, str] = field(default_factory=dict)  # EXIF's description, make, model, software, maker note
+    xmp: str = ""
+    width: int = 0
+    height: int = 0
+
+
+def read_carried(path: str | Path) -> Carried:
+    """The texts in PNG chunks, EXIF and XMP. Same checks as `read_image`; a text over MAX_TEXT is refused."""
+    texts = read_texts(path)
+    with _opened(Path(path)) as image:
+        exif = image.getexif()
+        inner = exif.get_ifd(EXIF_FOLDER)
+        width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
+        found = {tag: inner.get(tag, exif.get(tag)) for tag in (USER_COMMENT, MAKER_NOTE)}
+        found |= {tag: exif.get(tag) for tag in (DESCRIPTION, MAKE, MODEL, SOFTWARE)}
+        tags = {tag: exif_text(value) for tag, value in found.items() if isinstance(value, str | bytes)}
+        xmp = image.info.get("xmp", b"")
+        xmp = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else ""
+        longest = max(map(len, (*texts.values(), *tags.values(), xmp)), default=0)
+        if longest > MAX_TEXT:
+            raise InputError(f"the picture {path} carries a text of {longest} characters; at most {MAX_TEXT} are read")
+        return Carried(texts, tags.pop(USER_COMMENT, ""), tags, xmp, width, height)
+
+
+def exif_text(value: str | bytes) -> str:
+    """The text in an EXIF value, which may begin with eight bytes that say how it is encoded (EXIF 2.3, 4.6.5)."""
+    if isinstance(value, str):
+        return value.rstrip("\0")
+    code, body = value[:8], value[8:]
+    if code == b"UNICODE\0":
+        zeros = [body[start:2000:2].count(0) for start in (0, 1)]  # most texts have Latin letters in them
+        return body.decode("utf-16-le" if zeros[1] > zeros[0] else "utf-16-be", "replace").strip("\ufeff\0")
+    if code not in (b"ASCII\0\0\0", bytes(8)):
+        body = value
+    return body.decode("utf-8", "replace").rstrip("\0")
 
 
 def read_texts(path: str | Path) -> dict[str, str]:

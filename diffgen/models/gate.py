@@ -51,7 +51,7 @@ CONVERT = (
 class Tensor:
     """What a weights file's header says of a tensor."""
 
-    dtype: str  # F16, BF16, F32, F64, I32, I64
+    dtype: str  # one of DTYPES
     shape: tuple[int, ...]
 
 

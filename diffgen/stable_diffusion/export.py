@@ -50,6 +50,8 @@ def save_run(run: Run, folder: Path, which: str = "ema") -> None:
     `which` weights: "ema", "model", "ema-<length>". Raises InputError, with the reason, for a run that diffusers'
     classes cannot express, and CannotWrite.
     """
+    if run.job != "pixels":
+        raise InputError(f"{run.folder}: a run of the job {run.job}, and only runs on pixels can be saved so")
     network, _ = load_network(run, which)
     process = diffusion_of(run)
     unet = as_unet2d(network, run.data["size"], f"{run.folder}")

@@ -16,7 +16,7 @@ STEPS, BATCH, RATE = 300, 128, 3e-3
 
 
 class Classifier(nn.Module):
-    """Convolutions down to 4 × 4, then `FEATURES` numbers, then classes. Pictures are floats [B, C, H, W] in [-1, 1]."""
+    """Convolutions down to 4 × 4, then `FEATURES` numbers, then classes; of floats [B, C, H, W] in [-1, 1]."""
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()

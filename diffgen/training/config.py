@@ -201,8 +201,8 @@ def nearest(name: str, prefix: str, kind: Any = Config) -> str:
     here = [f.name for f in dataclasses.fields(kind)]
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
-    tables = {f.name: type(f.default) for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)}
-    elsewhere = [f"{t}.{name}" for t, table in tables.items() if name in {f.name for f in dataclasses.fields(table)}]
+    tables = {f.name: f.default for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)}
+    elsewhere = [f"{key}.{name}" for key, table in tables.items() if hasattr(table, name)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"there are {', '.join(prefix + key for key in here)}"

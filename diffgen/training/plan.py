@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import schedulers
 from diffgen import sampling
 from diffgen.errors import InputError, UsageError
 from diffgen.models.find import Model
@@ -139,6 +140,15 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
         **which,
         **chosen,
     )
+
+
+def noise_and_prediction(model: Model) -> tuple[schedulers.NoiseSchedule, str]:
+    """The noise schedule and the prediction that a run was trained with. Raises InputError."""
+    run = read_run(model.folder)
+    try:
+        return schedulers.NoiseSchedule.named(run.noise["name"], T=run.noise["T"]), run.prediction
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{run.folder / 'run.json'}: {error}") from error
 
 
 def _config(run: Run) -> configuration.Config:

@@ -99,8 +99,13 @@ def run(order: Order, job: Job, ranks: Ranks, listener: Listener, stopping: Call
     with contextlib.ExitStack() as stack:
         stack.enter_context(enough_memory())
         stack.enter_context(ranks.watched())
-        ranks.first(lambda: stack.enter_context(locked(order.folder)))
-        ranks.first(lambda: place(order, job))
+
+        def claim() -> None:
+            about = describe(order, job)
+            stack.enter_context(locked(order.folder))
+            place(order, about)
+
+        ranks.first(claim)
         here = read_run(order.folder)
         trainer = Trainer(job, config, ranks)
         start, metrics_bytes = go_on(order, here, trainer, listener)
@@ -156,9 +161,9 @@ def describe(order: Order, job: Job) -> dict[str, Any]:
     return about | {"versions": versions}
 
 
-def place(order: Order, job: Job) -> None:
+def place(order: Order, about: dict[str, Any]) -> None:
     """Write run.json, or find that the one that is there says the same. Raises UsageError with what differs."""
-    about, before = describe(order, job), check_folder(order.folder, order.resume)
+    before = check_folder(order.folder, order.resume)
     checkpoint.sweep(order.folder)
     path = order.folder / "run.json"
     if before is None:

@@ -1,0 +1,120 @@
+"""The command line of `diffgen train`: what it refuses before torch is imported, and what a person sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from training_runs import write_config
+
+from diffgen.images.sheet import PAPER, sheet
+
+ROOT = Path(__file__).parent.parent
+Result = tuple[int, str, str]
+
+
+def test_what_is_wrong_is_found_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[train]\nstepz = 3\n")
+    (tmp_path / "range.toml").write_text("[train]\nlearning_rate = -1\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from diffgen.cli import run
+assert run(["train", "--help"]) == 0
+for line, code in (
+    ("train digits", 2), ("train -o run", 2), ("train digits -o run --stepz 3", 2),
+    ("train digits -o run --steps 0", 2), ("train digits -o run --steps x", 2),
+    ("train digits -o run --batch-size 0", 2), ("train digits -o run --seed -1", 2),
+    ("train digits -o run --checkpoint-every 0", 2), ("train digits -o run --device toaster", 2),
+    ("train digits -o run --parallel all", 2), ("train digits -o run --config nothing.toml", 3),
+    ("train digits -o run --config bad.toml", 3), ("train digits -o run --config range.toml", 3),
+):
+    assert run(line.split()) == code, line
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "error: bad.toml: unknown key train.stepz; did you mean train.steps?" in done.stderr
+    assert "error: range.toml: train.learning_rate is -1.0: it must lie between 0 and 10" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["bad.toml", "range.toml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["digitz", "-o", "run"], 3, "did you mean 'digits'?"),
+        (["digits", "-o", "run", "--config", "dit.toml"], 3, "dit.toml: [network]: a dit has no 'blocks'"),
+        (["digits", "-o", "run", "--init", "nothing"], 3, "nothing: No such file"),
+        (["digits", "-o", "run", "--device", "cuda:99"], 2, "torch finds no such device"),
+        (["digits", "-o", "run", "--config", "size.toml"], 2, "digits is 8x8"),
+        (["digits", "-o", "none/../file/run"], 6, "a part of the path is a file"),
+    ],
+)
+def test_what_only_torch_can_find(diffgen_: Callable[..., Result], args: list[str], code: int, text: str) -> None:
+    Path("dit.toml").write_text('[network]\nname = "dit"\nblocks = 3\n')
+    Path("size.toml").write_text("[data]\nsize = 32\n")
+    Path("file").write_text("")
+    Path("none").mkdir()
+    done, out, err = diffgen_("train", *args)
+    assert (done, out) == (code, ""), err
+    assert text in err
+    assert not Path("run").exists()
+
+
+def test_a_dry_run_says_what_it_would_take(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+    code, out, _ = diffgen_("train", "digits", "-o", "run", "--config", write_config(tmp_path), "--dry-run")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["data", "parameters", "memory", "time"]
+    assert "digits: 1797 pictures, 8x8, 1 channels, 10 classes" in out
+    assert "for 40 steps" in out
+    assert not Path("run").exists()
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_and_rate(tmp_path: Path) -> None:
+    terminal, their_end = os.openpty()
+    seen = bytearray()
+
+    def read() -> None:
+        try:
+            while data := os.read(terminal, 4096):
+                seen.extend(data)
+        except OSError:  # Linux's way to say that the other end is closed
+            pass
+
+    config = write_config(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--config", config],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=their_end,
+        text=True,
+    )
+    os.close(their_end)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    out, _ = process.communicate(timeout=120)
+    reader.join(10)
+    assert (process.returncode, out) == (0, "run\n")
+    for text in (b"images/s", b"/40", b"loss 0.", b"held-out loss"):
+        assert text in seen
+
+
+def test_a_sheet_has_its_pictures_where_they_belong() -> None:
+    pictures = [Image.new("L", (8, 4), value) for value in (10, 20, 30)]
+    made = sheet([pictures[:2], pictures[2:]], gap=2)
+    assert (made.mode, made.size) == ("L", (2 * 34 + 2, 2 * 18 + 2))  # 8 × 4 enlarged by 4
+    assert [made.getpixel(at) for at in ((2, 2), (33, 17), (36, 2), (2, 20), (0, 0), (36, 20))] == [
+        10, 10, 20, 30, PAPER, PAPER,
+    ]  # fmt: skip
+    clear = sheet([[Image.new("RGBA", (40, 40), (255, 0, 0, 0)), Image.new("RGBA", (40, 40), (255, 0, 0, 255))]])
+    assert (clear.mode, clear.size) == ("RGB", (2 * 42 + 2, 44))
+    assert (clear.getpixel((5, 5)), clear.getpixel((50, 5))) == ((PAPER,) * 3, (255, 0, 0))
+    with pytest.raises(ValueError, match="at least one picture"):
+        sheet([[]])
