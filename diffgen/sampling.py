@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import schedulers
@@ -15,6 +15,7 @@ from diffgen.errors import DiffgenError, InputError, UsageError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from diffgen.images.strip import Step
     from diffgen.models.find import Model
 
 MAX_SEED = 2**32 - 1
@@ -42,6 +43,7 @@ class Plan:
     height: int
     batch_size: int
     notes: tuple[str, ...] = ()  # what concerns every picture
+    keep_steps: bool = False  # pictures come with what each evaluation predicted
 
     def __len__(self) -> int:
         return len(self.prompts) * self.count
@@ -59,13 +61,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a plan with the record of how it was made; or, where it came out wrong, the error."""
+    """One picture of a plan with the record of how it was made; or, where it came out wrong, the error.
+
+    `steps` are what each evaluation of the network predicted, and `attention` the map [h, w] of each word that was
+    asked for and is in the prompt (an array: a place's part of its attention, 0 to 1), where the plan asks for them.
+    """
 
     prompt: str
     seed: int
     image: Image.Image | None
     record: dict[str, Any]
     error: DiffgenError | None = None
+    steps: tuple[Step, ...] = ()
+    attention: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_size(size: Any) -> tuple[int, int]:

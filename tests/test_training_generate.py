@@ -1,4 +1,4 @@
-"""A run is a model: its pictures, against the process itself; its classes, its seeds, its record, and what it refuses."""
+"""A run is a model: its pictures, against the process itself; its classes, seeds and record, and what it refuses."""
 
 import hashlib
 import json

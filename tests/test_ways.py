@@ -403,7 +403,9 @@ def test_guidance_rescaled_is_diffusers_own(generator: ImageGenerator) -> None:
 
 def test_the_predicted_latents_of_each_step(generator: ImageGenerator) -> None:
     seen: list[tuple[tuple[int, ...], int, torch.Tensor]] = []
-    plan = make_plan(find(str(generator.model.folder)), PROMPT, count=2, batch_size=2, **(SAID | {"scheduler": "euler"}))
+    plan = make_plan(
+        find(str(generator.model.folder)), PROMPT, count=2, batch_size=2, **(SAID | {"scheduler": "euler"})
+    )
     steps: list[tuple[int, int]] = []
     made = list(
         generator.pictures(

@@ -35,6 +35,7 @@ ALL = (
     "euler_ancestral,dpmpp_2m_sde,dpmpp_sde,ddpm"
 )
 FAST = "euler,dpmpp_2m,deis,unipc"
+SETS = {"all": ALL, "fast": FAST}
 
 
 def compare(
@@ -42,9 +43,9 @@ def compare(
     schedulers: Annotated[
         str,
         typer.Option(
-            metavar="A,B,…|all", help="Any name that `schedulers list` knows.", show_default=False, rich_help_panel=AXES
+            metavar="A,B,…|fast|all", help="Names that `schedulers list` knows.", rich_help_panel=AXES
         ),
-    ] = FAST,
+    ] = "fast",
     nfe: Annotated[
         str, typer.Option("--nfe", metavar="N,…", help="Budgets of function evaluations.", rich_help_panel=AXES)
     ] = "5,10,20",
@@ -100,7 +101,7 @@ def compare(
     device, dtype = device_name(device), dtype_name(dtype)
     from diffgen.compare import plan
 
-    labels = [label.strip() for label in (ALL if schedulers == "all" else schedulers).split(",") if label.strip()]
+    labels = [label.strip() for label in SETS.get(schedulers, schedulers).split(",") if label.strip()]
     entries = plan.parse_entries(labels, [grid.strip() for grid in grids.split(",") if grid.strip()])
     budgets, seed_list = plan.parse_budgets(nfe), plan.parse_seeds(seeds)
     scales = plan.parse_guidance(guidance) if guidance else ()

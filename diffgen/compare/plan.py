@@ -157,7 +157,7 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
                 (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)
             )
     files = {entry.grid for entry in found.values() if entry.grid.lower().endswith(".json")}
-    if len({re.split(r"[/\\\\]", file)[-1] for file in files}) < len(files):
+    if len({re.split(r"[/\\]", file)[-1] for file in files}) < len(files):
         raise UsageError("two grid files have the same name: give them different ones")
     if not found:
         raise UsageError("there is no scheduler to compare", "for example --schedulers euler,dpmpp_2m,unipc")

@@ -90,6 +90,19 @@ def embed(
     return Embedded(positive, other, pooled, other_pooled, tuple(dict.fromkeys(w for r in readers for w in r.warnings)))
 
 
+def places(pipeline: Any, prompt: str, word: str, syntax: str = "a1111") -> list[int]:
+    """Where the tokens of a word, or of words in a row, stand in the embeddings that `embed` makes of a prompt."""
+    reader = _Reader(pipeline, pipeline.tokenizer, pipeline.text_encoder, clip_skip=1)
+    ids = reader.ids(word)
+    found: list[int] = []
+    for number, chunk in enumerate(reader.chunks(prompt, syntax)):
+        tokens = [token for token, _ in chunk]
+        for first in range(len(tokens) - len(ids) + 1):
+            if tokens[first : first + len(ids)] == ids:
+                found += range(number * reader.length + 1 + first, number * reader.length + 1 + first + len(ids))
+    return sorted(set(found))
+
+
 class _Reader:
     """One CLIP encoder of a pipeline, with its tokenizer."""
 

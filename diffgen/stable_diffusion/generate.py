@@ -23,6 +23,7 @@ from schedulers.scheduler import Scheduler
 from . import adapters, export, memory
 from .load import load_pipeline, load_refiner, load_safety_checker
 from .making import Run, Watch
+from .observe import Sketch
 from .plan import Options, Plan, make_plan, noise_and_prediction
 
 
@@ -45,6 +46,7 @@ class ImageGenerator:
         self._adapted: tuple[Any, ...] = ()
         self._safety: Any = None
         self._refiner: Any = None
+        self._sketch: Sketch | None = None
 
     def generate(
         self,
@@ -78,6 +80,25 @@ class ImageGenerator:
             return schedulers.get(plan.label, noise=self.noise, prediction=self.prediction, grid=plan.grid)
         except ValueError as error:
             raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
+
+    @property
+    def sketched(self) -> str:
+        """What `sketch` shows, in words."""
+        return "the pixels themselves" if self._coarse is None else self._coarse.how
+
+    def sketch(self, latent: Tensor) -> Image.Image:
+        """A quick picture of clean latents [C, h, w], for looking at while a picture is made; not finite is grey."""
+        if self._coarse is None:
+            return to_pil(latent.float().nan_to_num(0).cpu().numpy()[None])[0]
+        return self._coarse(latent)
+
+    @property
+    def _coarse(self) -> Sketch | None:
+        """None for a model of pixels."""
+        vae = self.pipeline.components.get("vae")
+        if vae is not None and (self._sketch is None or self._sketch.coder.vae is not vae):
+            self._sketch = Sketch(memory.Autoencoder(vae, vae.dtype, self.device, vae.use_tiling))
+        return self._sketch
 
     @torch.inference_mode()
     def pictures(

@@ -53,6 +53,11 @@ class Run:
         self.total = groups * self.nfe
         family = generator.checked.family
         self.pixels = "vae" not in generator.pipeline.components
+        self.trail: list[tuple[float, Any]] = []  # (t, latents or pictures [B] that were predicted) of each evaluation
+        self.maps: Maps | None = None
+        if plan.attention:
+            unet = generator.pipeline.unet
+            self.maps = Maps(unet, guided=plan.guidance != 1 and unet.config.time_cond_proj_dim is None)
         self.safety = generator.safety_checker() if plan.safety and not self.pixels else None
         if self.pixels:
             return
@@ -72,8 +77,9 @@ class Run:
             self.second = ways.pipeline_for(generator.pipeline, family, way, **(more if self.controlnets else {}))
 
     def pictures(self) -> Iterator[Picture]:
-        for shots in self.plan.groups():
-            yield from self._group(shots)
+        with self.maps or contextlib.nullcontext():
+            for shots in self.plan.groups():
+                yield from self._group(shots)
 
     def _group(self, shots: list[Shot]) -> Iterator[Picture]:
         """The pictures of some shots at once, or of fewer at once if memory ends."""
@@ -81,14 +87,14 @@ class Run:
             for first in range(0, len(shots), self.limit):
                 yield from self._group(shots[first : first + self.limit])
             return
-        done = self.done
+        done, latents = self.done, None
         try:
             self.count = 0
             latents, warnings = self._sample(shots)
         except OutOfMemory as error:
             if len(shots) == 1:
                 raise OutOfMemory(f"{error.message}, with one picture at a time", memory.HINT) from error
-            error.__traceback__ = None  # whose frames hold tensors
+        if latents is None:  # not inside `except`: the error holds on to every tensor of the attempt
             memory.release()
             self.done, self.limit = done, (len(shots) + 1) // 2
             self.total += self.nfe * (-(-len(shots) // self.limit) - 1)
@@ -100,10 +106,13 @@ class Run:
     def _sample(self, shots: list[Shot]) -> tuple[Tensor, tuple[str, ...]]:
         """Clean latents [B, C, h, w] of the shots, each from its own noise, and what of their prompt was not read."""
         plan = self.plan
+        self.trail = []
+        if self.maps is not None:
+            self.maps.clear()
         generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
         with out_of_memory():
             if self.pixels:
-                return self._sample_pixels(generators), ()
+                return self._sample_pixels(shots, generators), ()
             guided = plan.guidance != 1 and not FAMILIES[self.generator.checked.family].guidance_embedded
             embedded = embed(
                 self.pipeline,
@@ -195,10 +204,10 @@ class Run:
     ) -> Tensor:
         plan = self.plan
         watch = None
-        if (tell := self.on_denoised) is not None:
+        if plan.keep_steps or self.on_denoised is not None:
 
-            def watch(i: int, x0: Tensor) -> None:
-                tell(shots, i, ways.unpacked(pipeline, x0, *size))
+            def watch(i: int, t: float, x0: Tensor) -> None:
+                self._seen(shots, i, t, ways.unpacked(pipeline, x0, *size))
 
         pipeline.scheduler = ways.watched(self.generator.scheduler(plan), watch)
         return ways.call(
@@ -249,7 +258,7 @@ class Run:
         start = ways.Start(clean, noise)
         return self._call(self.second, prompt, shots, generators, start, noise, size=size, strength=upscale.strength)
 
-    def _sample_pixels(self, generators: list[torch.Generator]) -> Tensor:
+    def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
         """Of a model without prompts and latents: pictures [B, C, H, W] in [-1, 1], by the native loop."""
         unet = self.generator.pipeline.unet
         shape = (1, unet.config.in_channels, self.plan.height, self.plan.width)
@@ -257,9 +266,22 @@ class Run:
         scheduler = self.scheduler
         scheduler.set_timesteps(self.plan.steps)
         x = (noise * scheduler.init_noise_sigma).to(device=self.device, dtype=self.dtype)
+
+        def watch(i: int, point: Any, denoised: Any) -> None:
+            self._tick()
+            self._seen(shots, i, float(torch.as_tensor(point.t, dtype=torch.float32).mean()), denoised.x0)
+
         return scheduler.sample(
-            lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, lambda *_: self._tick()
+            lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch
         )
+
+    def _seen(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
+        """Evaluation i, at time t, predicted the clean latents or pixels x0 [B, C, h, w]."""
+        if self.plan.keep_steps:
+            kept = [self.generator.sketch(x) for x in x0] if self.pixels else x0.float().cpu().clone()
+            self.trail.append((t, kept))
+        if self.on_denoised is not None:
+            self.on_denoised(shots, i, x0)
 
     def _tick(self) -> None:
         self.done += 1
@@ -272,7 +294,8 @@ class Run:
         record = record_of(self.generator, self.plan, self.scheduler, shot, self.count)
         record["warnings"] += warnings
         try:
-            image = self._decoded(latent)
+            with out_of_memory():
+                image = self._decoded(latent)
         except InvalidOutput as error:
             seed = f"the picture of {shot.prompt!r} with seed {shot.seed}"
             told = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)

@@ -63,6 +63,8 @@ class Options(TypedDict, total=False):
     vae_tiling: bool
     safety: bool
     wildcards: Sequence[str] | None  # folders
+    keep_steps: bool  # pictures come with what each evaluation predicted
+    attention: str | Sequence[str] | None  # words whose cross-attention is wanted
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Plan(sampling.Plan):
     tile: bool = False
     vae_tiling: bool = False
     safety: bool = True
+    attention: tuple[str, ...] = ()
     wildcards: Wildcards = field(default_factory=lambda: Wildcards([]), compare=False, repr=False)
 
     @property
@@ -214,7 +217,7 @@ def _check_together(plan: Plan) -> None:
     family, mask = plan.checked.family, plan.mask is not None
     transformer = "transformer" in plan.checked.components
     if family == "unconditional":
-        for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling"):
+        for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling", "attention"):
             if getattr(plan, what):
                 raise UsageError(f"{plan.model.name} makes pictures from nothing but noise: {what} is not for it")
         return
@@ -231,12 +234,29 @@ def _check_together(plan: Plan) -> None:
             f"--guidance-rescale is not there for {NAMES[plan.way]} with {family}",
         ),
         (plan.refiner and family != "sdxl", f"--refiner is for Stable Diffusion XL, not for {family}"),
+        (plan.attention and transformer, f"--attention is not there for {family}: it has no cross-attention"),
         (plan.refiner and (plan.way != "text" or plan.upscale), "--refiner is for text to image alone"),
     ):
         if asked:
             raise UsageError(reason)
     if plan.upscale:
         class_of(family, "control+image" if plan.controls else "image")
+    _check_attention(plan)
+
+
+def _check_attention(plan: Plan) -> None:
+    """Is each word whose attention is asked for in a prompt? Raises UsageError."""
+    if not plan.attention:
+        return
+    texts = dict.fromkeys(prompt_syntax.plain_text(shot.prompt, plan.syntax) for shot in plan.shots())
+    held = [prompt_rules.words(text) for text in texts]
+    for asked in plan.attention:
+        if not (words := prompt_rules.words(asked)):
+            raise UsageError(f"--attention {asked!r} is no word")
+        n = len(words)
+        if not any(words == row[i : i + n] for row in held for i in range(len(row) - n + 1)):
+            listed = ", ".join(dict.fromkeys(word for row in held for word in row))
+            raise UsageError(f"--attention {asked!r} is not in the prompt", f"its words are: {listed[:300]}")
 
 
 class _Said:
@@ -273,6 +293,8 @@ class _Said:
             "tile": options.get("tile", False),
             "vae_tiling": options.get("vae_tiling", False),
             "safety": options.get("safety", True),
+            "keep_steps": options.get("keep_steps", False),
+            "attention": _words(options.get("attention")),
         }
 
     def texts(self, prompts: str | Sequence[str], family: str) -> tuple[tuple[str, ...], str]:
@@ -317,6 +339,11 @@ def _sampling(model: Model, checked: Checked, about: Mapping[str, Any], asked: M
         return sampling.sampling(own | dict(asked))
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
+
+
+def _words(asked: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The words that were asked for, each once."""
+    return tuple(dict.fromkeys([asked] if isinstance(asked, str) else asked or ()))
 
 
 def _refiner(name: str | None) -> Model | None:

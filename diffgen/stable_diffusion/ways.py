@@ -102,17 +102,17 @@ def pipeline_for(loaded: Any, family: str, way: str, **more: Any) -> Any:
     return pipeline
 
 
-def watched(scheduler: Scheduler, watch: Callable[[int, Tensor], None] | None) -> Scheduler:
-    """The scheduler, telling `watch(evaluation, x0)` of each prediction of the clean latents if there is one."""
+def watched(scheduler: Scheduler, watch: Callable[[int, float, Tensor], None] | None) -> Scheduler:
+    """The scheduler, telling `watch(evaluation, t, x0)` of each prediction of the clean latents if there is one."""
     if watch is None:
         return scheduler
     step, count = scheduler.step, 0
 
     @functools.wraps(step)
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def told(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal count
-        result = step(*args, **(kwargs | {"return_dict": True}))
-        watch(count, result.pred_original_sample)
+        result = step(model_output, timestep, *args, **(kwargs | {"return_dict": True}))
+        watch(count, float(timestep), result.pred_original_sample)
         count += 1
         return result if kwargs.get("return_dict", True) else (result.prev_sample, result.pred_original_sample)
 

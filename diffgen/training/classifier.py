@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 FEATURES = 32
 LARGEST = 32  # pixels of a side; larger pictures are averaged down
-STEPS, BATCH, RATE = 300, 128, 3e-3
+STEPS, BATCH, RATE = 300, 64, 3e-3
 
 
 class Classifier(nn.Module):
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
 def train_classifier(x: Tensor, labels: Tensor, classes: int, *, seed: int = 0) -> Classifier:
     """A classifier of pictures [N, C, H, W] with labels LongTensor [N]; the same pictures give the same weights.
 
-    AdamW with a learning rate that falls to 0, 300 steps of 128 pictures however many there are.
+    AdamW with a learning rate that falls to 0, 300 steps of 64 pictures however many there are.
     """
     x = shrunk(x)
     generator = torch.Generator().manual_seed(seed)

@@ -18,6 +18,7 @@ from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.images.metadata import LEVELS, SCHEMA, info_of
 from diffgen.images.pixels import pixels_sha256, to_pil
+from diffgen.images.strip import Step
 from diffgen.models import gate
 from diffgen.models.find import Model
 from diffgen.sampling import Picture, check_grid_model
@@ -25,6 +26,8 @@ from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
 from .run import diffusion_of, load_network, read_run
+
+Watch = Callable[[list[Shot], int, Tensor], None]
 
 
 class RunGenerator:
@@ -35,6 +38,7 @@ class RunGenerator:
     """
 
     fits: tuple[str, ...] = ()  # a pipeline says here how its adapters fit
+    sketched = "the pixels themselves"  # what `sketch` shows
 
     def __init__(self, model: Model, device: str = "auto", dtype: str = "auto") -> None:
         self.model = model
@@ -92,9 +96,18 @@ class RunGenerator:
         except ValueError as error:
             raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
 
+    def sketch(self, x: Tensor) -> Image.Image:
+        """A picture [C, H, W] that is being made, for looking at; what is not finite is grey."""
+        return to_pil(x.float().nan_to_num(0).cpu().numpy()[None], self.run.data["levels"])[0]
+
     @torch.inference_mode()
-    def pictures(self, plan: RunPlan, on_step: Callable[[int, int], None] | None = None) -> Iterator[Picture]:
-        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on."""
+    def pictures(
+        self, plan: RunPlan, on_step: Callable[[int, int], None] | None = None, on_denoised: Watch | None = None
+    ) -> Iterator[Picture]:
+        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on.
+
+        `on_denoised(shots, i, x0)` gets the pictures [B, C, H, W] that evaluation i predicts for those made at once.
+        """
         scheduler = self.scheduler(plan)
         try:
             nfe = 1 if scheduler.solver.native_only else scheduler.nfe(plan.steps)
@@ -103,27 +116,39 @@ class RunGenerator:
         groups = list(plan.groups())
         total, done = nfe * len(groups), 0
 
-        def tick() -> None:
+        shots: list[Shot] = []
+        trail: list[tuple[float, list[Image.Image]]] = []  # (t, what was predicted) of each evaluation
+
+        def watch(i: int, point: Any, denoised: Any) -> None:
             nonlocal done
             done += 1
             if on_step is not None:
                 on_step(done, max(done, total))
+            if plan.keep_steps:
+                t = float(torch.as_tensor(point.t, dtype=torch.float32).mean())
+                trail.append((t, [self.sketch(x) for x in denoised.x0]))
+            if on_denoised is not None:
+                on_denoised(shots, i, denoised.x0)
 
         while groups:
             shots = groups.pop(0)
             before = done
+            trail = []
             try:
-                pixels = self._sample(plan, scheduler, shots, tick)
+                pixels = self._sample(plan, scheduler, shots, watch)
             except NonFinite:
                 if len(shots) > 1:  # one at a time: the others come out
                     groups = [[shot] for shot in shots] + groups
                     total += nfe * len(shots)
                     continue
                 pixels = torch.full((1, 1, 1, 1), torch.nan)
-            for shot, x in zip(shots, pixels, strict=True):
-                yield self._finish(x, shot, self._record(plan, scheduler, shot, done - before))
+            for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
+                steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
+                yield self._finish(x, shot, self._record(plan, scheduler, shot, done - before), steps)
 
-    def _sample(self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], tick: Callable[[], None]) -> Tensor:
+    def _sample(
+        self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], watch: Callable[[int, Any, Any], None]
+    ) -> Tensor:
         """Pictures [B, C, H, W] in [-1, 1], each from noise of its own."""
         shape = (1, self.run.data["channels"], plan.height, plan.width)
         labels = [shot.label for shot in shots if shot.label is not None] or None
@@ -131,7 +156,7 @@ class RunGenerator:
         with out_of_memory():
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
             return scheduler.sample(
-                self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=lambda *_: tick()
+                self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=watch
             )
 
     def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -150,7 +175,7 @@ class RunGenerator:
 
         return denoiser
 
-    def _finish(self, x: Tensor, shot: Shot, record: dict[str, Any]) -> Picture:
+    def _finish(self, x: Tensor, shot: Shot, record: dict[str, Any], steps: tuple[Step, ...]) -> Picture:
         if not bool(x.isfinite().all()):
             of = f"of {shot.prompt!r} " if shot.prompt else ""
             error = InvalidOutput(
@@ -160,7 +185,7 @@ class RunGenerator:
             return Picture(shot.prompt, shot.seed, None, record, error)
         image = to_pil(x[None].cpu().numpy(), self.run.data["levels"])[0]
         record["pixels_sha256"] = pixels_sha256(image)
-        return Picture(shot.prompt, shot.seed, image, record)
+        return Picture(shot.prompt, shot.seed, image, record, steps=steps)
 
     def _record(self, plan: RunPlan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
         """All that is needed to make the picture again, but for its pixels' hash."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import schedulers
 from diffgen import networks
 from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, guided, offset_noise
-from diffgen.errors import InputError
+from diffgen.errors import InputError, InvalidOutput
 from diffgen.images.pixels import to_pil
 
 from .config import Config
@@ -192,7 +192,10 @@ class PixelJob:
             with self.autocast():
                 return model(x, t).float()[:, : self.data.channels]
 
-        x0 = self.scheduler.sample(denoiser, x, steps=s.steps, generators=g)
+        try:
+            x0 = self.scheduler.sample(denoiser, x, steps=s.steps, generators=g)
+        except schedulers.NonFinite as error:
+            raise InvalidOutput(f"training diverged: a picture of the grid is {error}") from error
         return to_pil(x0.float().cpu().numpy(), self.data.levels)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -38,6 +38,7 @@ OTHERS = {
     "refiner": None,
     "loras": None,
     "embeddings": None,
+    "attention": None,
 }
 
 
@@ -92,8 +93,8 @@ def drawn_class(seed: int, classes: int) -> int:
 def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -> RunPlan:
     """Check everything that can be checked without torch.
 
-    options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size; what is not said, or None, is what
-             the run was trained with. Those that only pipelines have are refused if they ask for anything.
+    options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size, keep_steps; what is not said, or
+             None, is what the run was trained with. Those that only pipelines have are refused if they ask for anything.
     Raises UsageError for a wrong number or name, InputError for a wrong run.
     """
     for name, neutral in OTHERS.items():
@@ -136,6 +137,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
         height=size[1] if size else height,
         batch_size=batch_size,
         notes=tuple(notes),
+        keep_steps=options.get("keep_steps", False),
         given=frozenset(key for key, value in options.items() if value is not None),
         **which,
         **chosen,

@@ -1,16 +1,23 @@
-"""Build the emoji data set: one array of pictures, one list of (concept, style) captions.
+"""Build the emoji data set: pictures with the concept and the style of each, and the concepts' names.
 
-Sources, both under free licences and both from ordinary package registries:
+Sources, all under free licences and all from ordinary package registries:
   noto            Debian `fonts-noto-color-emoji` (SIL OFL 1.1), bitmaps of 109 px
   flat, modern    npm `fluentui-emoji` (MIT), SVG
+  names           PyPI `emoji` (BSD): English short names, Chinese names; npm `emojibase-data` (MIT): the same, keywords
 
-    python samples/emoji/data.py work/            # writes work/data.npz
+    python samples/emoji/data.py work/            # writes work/data.npz and work/names.json
+
+A concept is an emoji by its English short name. Of two concepts with nearly the same picture one goes: see `distinct`.
+`held_out.json`, beside this file, lists the (concept, style) pairs that the diffusion model is never trained on.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
+import itertools
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -24,6 +31,32 @@ SKIN_TONES = {chr(c) for c in range(0x1F3FB, 0x1F400)}
 TONE = re.compile(r"-(light|medium-light|medium|medium-dark|dark)$")  # of a file that has a "-default" beside it
 FLAGS = {f"{kind} flag" for kind in ("chequered", "triangular", "black", "white", "rainbow", "transgender", "pirate")}
 FLAGS.add("crossed flags")
+# concepts of the SVG files that go by another name than the emoji's
+RENAMED = {
+    "blackbird": "black bird",
+    "hugging face": "smiling face with open hands",
+    "knocked out face": "face with crossed out eyes",
+    "phoenix bird": "phoenix",
+    "pinata": "piñata",
+    "pouting face": "enraged face",
+    "red triangle": "red triangle pointed up",
+    "stuffedbread": "stuffed flatbread",
+    "stuffedbread flat": "stuffed flatbread",
+    **{f"person {x}": x for x in ("elf", "fairy", "genie", "mage", "superhero", "supervillain", "vampire", "zombie")},
+    **{f"{who} deaf": f"deaf {who}" for who in ("man", "woman", "person")},
+    **{f"{who} blonde hair": f"{who} blond hair" for who in ("man", "woman", "person")},
+    "man merpeople": "merman",
+    "woman merpeople": "mermaid",
+    "person merpeople": "merperson",
+    **{
+        f"{who} {what}": f"{people} {what}"
+        for who, people in (("man", "men"), ("woman", "women"), ("person", "people"))
+        for what in ("wrestling", "with bunny ears")
+    },
+}
+NEARLY = 6.0  # RMS distance, of 255, at 16x16 RGB: nearly the same picture
+ALIKE = 8.0  # the same of two pictures whose names say the same
+HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 def concept(name: str) -> str:
@@ -32,8 +65,18 @@ def concept(name: str) -> str:
     return " ".join(re.sub(r"[^\w\s]", "", name).split())
 
 
-def caption(name: str, style: str) -> str:
-    return f"{name}, {style} style"
+def renamed(name: str) -> str:
+    return RENAMED.get(name, name)
+
+
+def short_name(entry: dict) -> str:
+    """The concept of an entry of `emoji.EMOJI_DATA`."""
+    return renamed(concept(entry["en"].strip(":").replace("*", "asterisk").replace("#", "hashtag")))
+
+
+def small(picture: Image.Image) -> np.ndarray:
+    """16x16 RGB, float32 [768], 0 … 255: what pictures are compared by."""
+    return np.asarray(picture.convert("RGB").resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
 
 
 def on_white(picture: Image.Image) -> Image.Image:
@@ -47,7 +90,7 @@ def noto(size: int):
 
     font = ImageFont.truetype(str(NOTO), 109)
     for characters, entry in emoji.EMOJI_DATA.items():
-        name = concept(entry["en"].strip(":"))
+        name = short_name(entry)
         regional = any(0x1F1E6 <= ord(c) <= 0x1F1FF or 0xE0020 <= ord(c) <= 0xE007F for c in characters)
         if entry["status"] != emoji.STATUS["fully_qualified"] or regional or SKIN_TONES & set(characters):
             continue
@@ -66,45 +109,193 @@ def fluent(folder: Path, style: str, size: int):
 
     paths = {path.stem: path for path in sorted((folder / "icons" / style).glob("*.svg"))}
     for stem, path in paths.items():
-        name = concept(stem.removesuffix("-default"))
+        name = renamed(concept(stem.removesuffix("-default")))
         if name in FLAGS or (TONE.search(stem) and TONE.sub("-default", stem) in paths):
             continue
         png = cairosvg.svg2png(url=str(path), output_width=256, output_height=256)
         yield name, on_white(Image.open(io.BytesIO(png))).resize((size, size), Image.Resampling.LANCZOS)
 
 
-def fetch_fluent(work: Path) -> Path:
-    folder = work / "npm" / "node_modules" / "fluentui-emoji"
-    if not folder.exists():
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """RMS distances between the rows of a [N, D] and of b [M, D]: [N, M]."""
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    return np.sqrt(np.maximum(square, 0) / a.shape[1])
+
+
+def plain(name: str) -> str:
+    return " ".join(w for w in name.split() if w not in ("man", "person"))
+
+
+def distinct(features: np.ndarray, names: np.ndarray, styles: np.ndarray) -> tuple[np.ndarray, dict[str, str]]:
+    """(which pictures stay, {name: the concept that it is another name of}).
+
+    Names that differ by "man" or "person" only ("farmer", "man farmer"), with nearly the same pictures in two styles or
+    in all that they share, are one concept: the shorter one's pictures stay, and the longer is another name of it. Of
+    two other concepts with nearly the same picture in a style, the one with the longer name loses its picture there.
+    """
+    shared: dict[tuple[str, str], int] = {}
+    close: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    by_style = {s: np.flatnonzero(styles == s) for s in STYLES}
+    where = {s: set(names[i].tolist()) for s, i in by_style.items()}
+    for index in by_style.values():
+        apart = distances(features[index], features[index])
+        for i, j in np.argwhere(np.triu(apart < ALIKE, 1)):
+            first, second = sorted((index[i], index[j]), key=lambda k: (len(names[k].split()), len(names[k]), names[k]))
+            pair = (str(names[first]), str(names[second]))
+            close.setdefault(pair, []).append((float(apart[i, j]), int(second)))
+            shared[pair] = sum(pair[0] in w and pair[1] in w for w in where.values())
+    aliases: dict[str, str] = {}
+    for (keep, other), found in sorted(close.items()):
+        if plain(keep) == plain(other) and len(found) >= min(2, shared[keep, other]) and keep not in aliases:
+            aliases.setdefault(other, keep)
+    stays = np.array([n not in aliases for n in names.tolist()])
+    for (keep, _), found in sorted(close.items()):
+        for apart, picture in found:
+            if apart < NEARLY and keep not in aliases:
+                stays[picture] = False
+    return stays, aliases
+
+
+def fetch(work: Path) -> Path:
+    """The folder of the two npm packages."""
+    folder = work / "npm" / "node_modules"
+    if not (folder / "fluentui-emoji").exists() or not (folder / "emojibase-data").exists():
         (work / "npm").mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            ["npm", "install", "--no-save", "--prefix", str(work / "npm"), "fluentui-emoji@1.3.0"], check=True
-        )
+        packages = ["fluentui-emoji@1.3.0", "emojibase-data@17.0.0"]
+        subprocess.run(["npm", "install", "--no-save", "--prefix", str(work / "npm"), *packages], check=True)
     return folder
+
+
+def only(candidates: dict[str, list[str]], taken: set[str]) -> dict[str, list[str]]:
+    """What belongs to one concept alone, and is none of the names that are taken."""
+    owners: dict[str, set[str]] = {}
+    for name, texts in candidates.items():
+        for text in texts:
+            owners.setdefault(text, set()).add(name)
+    return {
+        name: sorted({t for t in texts if t and len(owners[t]) == 1 and t not in taken})
+        for name, texts in candidates.items()
+    }
+
+
+def pairs(tags: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Up to two pairs of keywords ("woman space") for each concept, of which it alone has both; chosen by a hash."""
+    owners: dict[tuple[str, str], int] = {}
+    for keywords in tags.values():
+        for pair in itertools.combinations(sorted(set(keywords)), 2):
+            owners[pair] = owners.get(pair, 0) + 1
+    found = {}
+    for name, keywords in tags.items():
+        mine = [p for p in itertools.combinations(sorted(set(keywords)), 2) if owners[p] == 1]
+        found[name] = [f"{a} {b}" for a, b in sorted(mine, key=lambda p: number(name, *p))[:2]]
+    return found
+
+
+def few(texts: list[str]) -> list[str]:
+    """At most four of them, chosen by a hash, in order."""
+    return sorted(sorted(texts, key=number)[:4])
+
+
+def number(*texts: str) -> int:
+    return int.from_bytes(hashlib.sha256("/".join(texts).encode()).digest()[:8], "big")
+
+
+def name_table(folder: Path, concepts: list[str], aliases: dict[str, str]) -> dict[str, dict]:
+    """{concept: {"emoji": …, "aliases", "keywords", "zh", "zh_keywords": [texts that mean this concept alone]}}.
+
+    A keyword (CLDR's, by emojibase) stays if no other concept has it and no other name contains it as a word; concepts
+    with fewer than two of them get pairs of keywords. At most four are kept. A Chinese name stays if no other concept
+    goes by it.
+    """
+    import emoji
+
+    emoji.config.load_language("zh")
+    character: dict[str, str] = {}
+    for characters, entry in emoji.EMOJI_DATA.items():
+        if entry["status"] == emoji.STATUS["fully_qualified"]:
+            character.setdefault(short_name(entry), characters)
+    english, chinese = (
+        {e["emoji"].replace("\ufe0f", ""): e for e in json.loads((folder / lang / "data.json").read_text("utf-8"))}
+        for lang in ("en", "zh")
+    )
+    tags, zh, zh_tags = {}, {}, {}
+    for name in concepts:
+        key = character[name].replace("\ufe0f", "")
+        tags[name] = [concept(t) for t in english[key].get("tags", []) if t.isascii()]
+        labels = [chinese[key]["label"], emoji.EMOJI_DATA[character[name]].get("zh", "").strip(":")]
+        zh[name] = [concept(t) for t in labels if t and len(t) <= 14]
+        zh_tags[name] = [concept(t) for t in chinese[key].get("tags", []) if len(t) <= 8 and not t.isascii()]
+    of = {name: [a for a, c in aliases.items() if c == name] for name in concepts}
+    names = {*concepts, *aliases}
+    words: dict[str, set[str]] = {}  # the concepts whose names have the word
+    for name in concepts:
+        for word in f"{name} {' '.join(of[name])}".split():
+            words.setdefault(word, set()).add(name)
+    keywords = {name: [t for t in texts if words.get(t, {name}) == {name}] for name, texts in only(tags, names).items()}
+    two = only(pairs(tags), names)
+    zh = only(zh, set())
+    zh_keywords = only(zh_tags, {t for texts in zh.values() for t in texts})
+    return {
+        name: {
+            "emoji": character[name],
+            "aliases": sorted(of[name]),
+            "keywords": few(keywords[name]) + (two[name] if len(keywords[name]) < 2 else []),
+            "zh": zh[name],
+            "zh_keywords": few(zh_keywords[name]),
+        }
+        for name in concepts
+    }
+
+
+def held_out_pairs(names: list[str], styles: list[str]) -> list[tuple[str, str]]:
+    """A tenth of the (concept, style) pairs of the concepts in all styles, at most one of a concept, by a hash."""
+    have: dict[str, set[str]] = {}
+    for name, style in zip(names, styles, strict=True):
+        have.setdefault(name, set()).add(style)
+    everywhere = sorted(n for n, s in have.items() if len(s) == len(STYLES))
+    chosen = sorted(everywhere, key=lambda n: number("held out", n))[: len(everywhere) * len(STYLES) // 10]
+    return sorted((n, STYLES[number("style", n) % len(STYLES)]) for n in chosen)
+
+
+def trained(names: np.ndarray, styles: np.ndarray) -> np.ndarray:
+    """True for the pictures that the diffusion model may see: all but those of the pairs in `held_out.json`."""
+    out = {tuple(pair) for pair in json.loads(HELD_OUT.read_text("utf-8"))}
+    return np.array([pair not in out for pair in zip(names.tolist(), styles.tolist(), strict=True)], dtype=bool)
 
 
 def build(work: Path, size: int) -> None:
     if not NOTO.exists():
         raise SystemExit(f"{NOTO} is missing; install it: apt-get install fonts-noto-color-emoji")
-    folder = fetch_fluent(work)
+    folder = fetch(work)
     pictures, names, styles = [], [], []
     for style in STYLES:
         seen = set()
-        for name, picture in noto(size) if style == "noto" else fluent(folder, style, size):
+        for name, picture in noto(size) if style == "noto" else fluent(folder / "fluentui-emoji", style, size):
             if name not in seen:
                 seen.add(name)
                 pictures.append(np.asarray(picture))
                 names.append(name)
                 styles.append(style)
         print(f"{style}: {len(seen)} pictures")
+    stays, aliases = distinct(
+        np.stack([small(Image.fromarray(p)) for p in pictures]), np.array(names), np.array(styles)
+    )
+    names, styles = np.array(names)[stays], np.array(styles)[stays]
+    concepts = sorted(set(names.tolist()))
+    aliases = {a: c for a, c in aliases.items() if c in concepts}
+    table = name_table(folder / "emojibase-data", concepts, aliases)
+    (work / "names.json").write_text(json.dumps(table, ensure_ascii=False, indent=0) + "\n", "utf-8")
+    out = held_out_pairs(names.tolist(), styles.tolist())
+    HELD_OUT.write_text(json.dumps([list(pair) for pair in out], ensure_ascii=False, indent=0) + "\n", "utf-8")
     temporary = work / "data.tmp.npz"
-    np.savez_compressed(temporary, pictures=np.stack(pictures), names=np.array(names), styles=np.array(styles))
+    np.savez_compressed(temporary, pictures=np.stack(pictures)[stays], names=names, styles=styles)
     temporary.rename(work / "data.npz")
-    print(f"{len(names)} pictures of {len(set(names))} concepts, {size}x{size} -> {work / 'data.npz'}")
+    print(f"{len(names)} pictures of {len(concepts)} concepts, {size}x{size} -> {work / 'data.npz'}")
+    print(f"{(~stays).sum()} pictures left out as near copies; {len(aliases)} other names; {len(out)} pairs held out")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--size", type=int, default=64)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""One command for the whole recipe: data, autoencoder, diffusion, check. What is finished is not done again.
+"""One command for the whole recipe: data, autoencoder, diffusion, measurements. What is finished is not done again.
 
     pip install -e '.[recipe]' -c constraints.txt
     apt-get install fonts-noto-color-emoji libcairo2        # and npm, for the SVG pictures
@@ -24,7 +24,7 @@ for script, product, extra in (
     ("data.py", "data.npz", []),
     ("vae.py", "vae.json", []),
     ("diffusion.py", "diffusion.json", []),
-    ("check.py", "check.json", ["--model", str(work / "emoji")]),
+    ("measure.py", "measure.json", ["--model", str(work / "emoji")]),
     ("card.py", "emoji/README.md", []),
 ):
     if not (work / product).exists():

@@ -1,47 +1,93 @@
-"""The tokenizer of the bundled model: byte-pair merges learned from its own captions until each word is one token."""
+"""The tokenizer of the bundled model: CLIP's byte-level byte pairs, merged until each word of a caption is one token.
+
+A Chinese text is one token a character, so that names that no caption has are still read: a run of them is one word to
+CLIP's tokenizer, and no merge joins two characters. Its last character has another token, with the end of the word.
+All 256 bytes are tokens, so any text can be written.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shutil
+import unicodedata
 from pathlib import Path
 
-from data import STYLES, caption
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789,.'-"
+START, END, LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
+WIDE = "\u2e80"  # from here on in Unicode, a character is a token
+LENGTH = 24  # tokens of a prompt, both ends included
 
 
-def build_tokenizer(names: list[str], folder: Path) -> CLIPTokenizer:
-    """A CLIPTokenizer whose vocabulary is the words of the captions, the single letters, and the merges in between."""
-    sentences = [caption(f"{article} {name}", style) for name in names for style in STYLES for article in ("a", "an")]
-    bpe = Tokenizer(BPE(end_of_word_suffix="</w>", unk_token=END))
-    bpe.pre_tokenizer = Whitespace()
-    # each word once: rare words get their merges as surely as common ones
-    words = sorted({w for s in sentences for w in s.replace(",", " , ").split()})
-    letters = [*LETTERS, *(f"{c}</w>" for c in LETTERS)]
-    trainer = BpeTrainer(
-        vocab_size=100_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=list(LETTERS),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(words, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in model["merges"]]
-    tokens = [*sorted({*letters, *model["vocab"]}), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    # longer prompts than any caption are allowed, up to 14 words
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=16)
+def pieces(text: str) -> list[str]:
+    """The words that CLIP's tokenizer looks up: runs of letters, single digits, runs of other characters."""
+    return re.findall(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+", unicodedata.normalize("NFC", text).lower())
+
+
+def as_bytes(text: str) -> str:
+    """The text as CLIP spells it: one printable character for each byte of its UTF-8."""
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+
+
+def character_merges(character: str) -> list[tuple[str, str]]:
+    """The merges that make one token of a character, within a word and as its end."""
+    spelt = as_bytes(character)
+    inside = [(spelt[:i], spelt[i]) for i in range(1, len(spelt))]
+    return [*inside, (spelt[:-1], spelt[-1] + LAST)] if len(spelt) > 1 else []
+
+
+def word_merges(words: list[str]) -> list[tuple[str, str]]:
+    """The merges that make one token of each word, learned from each word once: rare ones get theirs as surely."""
+    bpe = Tokenizer(BPE(end_of_word_suffix=LAST))
+    bpe.pre_tokenizer = WhitespaceSplit()
+    trainer = BpeTrainer(vocab_size=100_000, min_frequency=1, end_of_word_suffix=LAST, show_progress=False)
+    bpe.train_from_iterator([as_bytes(w) for w in words], trainer)
+    merges = json.loads(bpe.to_str())["model"]["merges"]
+    return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
+
+
+def joined(word: str, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The merges still missing for a word that does not end there, as "flat" in "flat风格"."""
+    rank, parts, missing = {m: i for i, m in enumerate(merges)}, list(as_bytes(word)), []
+    while len(parts) > 1:
+        pair = min(itertools.pairwise(parts), key=lambda p: rank.get(p, len(rank)))
+        if pair not in rank:
+            missing.append(pair)
+        i = list(itertools.pairwise(parts)).index(pair)
+        parts[i : i + 2] = ["".join(pair)]
+    return missing
+
+
+def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """A CLIPTokenizer that knows the bytes, the words and the Chinese characters of the captions, and what is between.
+
+    Raises SystemExit if a word is not one token, a character is not one, or a caption does not fit.
+    """
+    words = sorted({w for c in captions for w in pieces(c)})
+    wide = sorted({c for w in words for c in w if c >= WIDE})
+    parts = {w: re.findall(f"[{''.join(wide)}]|[^{''.join(wide)}]+", w) if wide else [w] for w in words}
+    merges = [m for c in wide for m in character_merges(c)]
+    merges += word_merges(sorted({p[-1] for p in parts.values()} - set(wide)))
+    for part in sorted({x for p in parts.values() for x in p[:-1]} - set(wide)):
+        merges += joined(part, merges)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*alphabet, *(c + LAST for c in alphabet), *(a + b for a, b in merges), START, END])
+    shutil.rmtree(folder, ignore_errors=True)  # an older tokenizer.json would be read instead of the new vocabulary
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), "utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
     tokenizer.save_pretrained(folder)  # tokenizer.json, beside vocab.json and merges.txt
-    broken = [w for w in words if len(tokenizer(w).input_ids) != 3]
+    broken = [w for w in words if len(tokenizer(w).input_ids) != 2 + len(parts[w])]
     if broken:
         raise SystemExit(f"these words are not one token each: {broken[:10]}")
+    long = [c for c in captions if len(tokenizer(c).input_ids) > LENGTH]
+    if long:
+        raise SystemExit(f"these captions are longer than {LENGTH} tokens: {long[:10]}")
     return tokenizer

@@ -1,0 +1,89 @@
+"""The command that does here what a picture's metadata says, and what it cannot carry over."""
+
+from __future__ import annotations
+
+import re
+
+from . import a1111
+from .made import Made
+from .own import plain
+
+MAX_SEED = 2**32 - 1
+UNKNOWN = re.compile(r"\bAND\b|\[[^\[\]]*[:|][^\[\]]*\]")  # A1111's syntax that is not known here
+
+
+def command(made: Made, model: str | None = None) -> tuple[list[str], list[str]]:
+    """(words, notes): `diffgen generate …` as the words of a shell command, and what is left out of it or may differ.
+
+    `model` is what to give to -m; None where it is the default.
+    """
+    notes = list(made.notes)
+    words = ["diffgen", "generate"]
+    options: list[str] = []
+
+    def add(option: str, value: float | str | None, low: float = -10e9, high: float = 10e9) -> None:
+        if value is None:
+            return
+        if not isinstance(value, str) and not low <= value <= high:
+            notes.append(f"{option} {plain(value)} is left out: here it is from {plain(low)} to {plain(high)}")
+            return
+        options.extend([option, value if isinstance(value, str) else plain(value)])
+
+    prompt = _prompt(made, made.prompt or "", notes)
+    negative = _prompt(made, made.negative or "", [])
+    add("-m", model)
+    add("--negative", negative if negative.strip() else None)
+    add("--seed", made.seed, 0, MAX_SEED)
+    add("--steps", made.steps, 1, 1000)
+    add("--guidance", made.guidance, 0, 100)
+    add("--scheduler", made.label)
+    add("--grid", made.given_grid if made.label or made.scheduler is None else None)
+    width, height = made.first_size or (made.width, made.height)
+    if width and height:
+        add("--size", f"{width}x{height}" if max(width, height) <= 8192 else None)
+    if made.clip_skip and made.clip_skip > 1:
+        add("--clip-skip", made.clip_skip, 1, 12)
+    for name, scale in made.loras:
+        file = name if name.endswith(".safetensors") else f"{name}.safetensors"
+        add("--lora", f"{file}:{plain(scale)}")
+    if made.variation is not None and made.variation[0] <= MAX_SEED and 0 <= made.variation[1] <= 1:
+        add("--variation-seed", made.variation[0])
+        add("--variation-strength", made.variation[1])
+    if made.upscale is not None:
+        factor, mode, strength = made.upscale
+        add("--upscale", factor, 1, 8)
+        add("--upscale-mode", mode)
+        add("--upscale-strength", strength, 0.000001, 1)
+    if made.syntax == "plain":
+        add("--prompt-syntax", "plain")
+    options += made.more
+    if made.strength is not None:
+        notes.append(
+            f"made from a picture: add --image FILE --strength {plain(made.strength)}, and --mask FILE if it had one"
+        )
+    if not prompt.strip():
+        if made.syntax != "ours":
+            notes.append("there is no prompt in it")
+        prompt = ""
+    words += options if not prompt else [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
+    if made.tool != "diffgen":
+        notes.append(_noise(made))
+    return words, list(dict.fromkeys(notes))
+
+
+def _prompt(made: Made, prompt: str, notes: list[str]) -> str:
+    """A tool's prompt, written so that it means the same here."""
+    if made.syntax != "a1111":
+        return prompt
+    if UNKNOWN.search(prompt):
+        notes.append("AND, [a:b:0.5] and [a|b] have no meaning here: they are read as text")
+    prompt = a1111.without_tags(prompt)
+    return re.sub(r"(?<!\\)([{}])", r"\\\1", prompt).replace("__", r"\_\_")
+
+
+def _noise(made: Made) -> str:
+    if made.cpu_noise:
+        return (
+            "its noise comes from torch's generator on the CPU, as here: the picture may come out alike, not identical"
+        )
+    return "its noise comes from elsewhere: here the same seed gives another picture"

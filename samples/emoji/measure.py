@@ -1,0 +1,243 @@
+"""What a model of this recipe can do, in figures: does it draw what it is asked for, and what has it learned by heart?
+
+    python samples/emoji/measure.py work/ --model emoji              # or a folder; writes work/measure.json and .png
+
+Pictures are made at the model's defaults and compared at 16x16 RGB (Pillow's BOX filter, values 0 … 255) by their RMS
+distance. A prompt is answered right if the nearest of all pictures of its style is the one of its concept.
+
+  english, chinese   prompts drawn from the trained captions that say a style: names, articles, keywords
+  held_out           names with a style in which the concept was kept out of training; that picture counts too
+  diversity          mean distance between pictures of one prompt from several seeds; between those of two prompts
+  memorisation       the distance to the nearest training picture, median of the made over median of the held out: about
+                     1 for new pictures, towards 0 for copies
+  sliced_wasserstein between the made and all true pictures; floor: between as many true ones and all the others;
+                     ceiling: between noise and the true ones
+  cost               seconds of a picture and peak memory, two threads, in a process of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from captions import KINDS, article, names, prompt, styled
+from data import distances, small
+from PIL import Image
+
+import diffgen
+from diffgen.images.sheet import sheet
+from diffgen.models.find import find
+from diffgen.training.metrics import memorisation_ratio, sliced_wasserstein
+
+COLUMNS, SHOWN = 16, 32  # of the contact sheet; pairs of a group
+ENGLISH, CHINESE = ("name", "keyword"), ("zh", "zh_keyword")
+
+
+class Pictures:
+    """The data set: names, styles, pictures uint8 [N, 64, 64, 3], features [N, 768], and which were trained on."""
+
+    def __init__(self, work: Path, card: dict) -> None:
+        data = np.load(work / "data.npz")
+        known = np.isin(data["names"], card["concepts"]) & np.isin(data["styles"], card["styles"])
+        self.names, self.styles, self.pictures = (data[k][known] for k in ("names", "styles", "pictures"))
+        self.features = np.stack([small(Image.fromarray(p)) for p in self.pictures])
+        out = {tuple(pair) for pair in card["held_out"] or ()}
+        self.held_out = np.array(
+            [pair in out for pair in zip(self.names.tolist(), self.styles.tolist(), strict=True)], dtype=bool
+        )
+
+    def nearest(self, feature: np.ndarray, style: str) -> int:
+        of_style = np.flatnonzero(self.styles == style)
+        return int(of_style[distances(feature[None], self.features[of_style])[0].argmin()])
+
+
+class Group:
+    """Prompts, each about one picture of the set, what was made of them, and how often it was right."""
+
+    def __init__(self, pictures: Pictures, asked: Sequence[tuple[int, str, str]], draw: Callable[[str], Image.Image]):
+        self.asked = asked
+        self.made = [draw(text) for _, text, _ in asked]
+        self.features = np.stack([small(m) for m in self.made])
+        self.nearest = [
+            pictures.nearest(f, pictures.styles[k]) for f, (k, _, _) in zip(self.features, asked, strict=True)
+        ]
+        self.right = [n == k for n, (k, _, _) in zip(self.nearest, asked, strict=True)]
+        self.kinds = [kind for _, _, kind in asked]
+
+    def figures(self, pictures: Pictures) -> dict:
+        """accuracy, its half-width of 95 % (Wald), prompts, accuracy of each kind and style, and what was wrong."""
+        n, rate = len(self.right), statistics.fmean(self.right)
+        styles = [str(pictures.styles[k]) for k, _, _ in self.asked]
+        return {
+            "accuracy": round(rate, 4),
+            "plus_minus": round(1.96 * (rate * (1 - rate) / n) ** 0.5, 4),
+            "prompts": n,
+            "by_kind": share(self.right, self.kinds),
+            "by_style": share(self.right, styles),
+            "wrong": [
+                {"prompt": text, "nearest": str(pictures.names[near])}
+                for (_, text, _), near, right in zip(self.asked, self.nearest, self.right, strict=True)
+                if not right
+            ],
+        }
+
+    def rows(self, pictures: Pictures) -> list[list[Image.Image]]:
+        """Of the first prompts: what was made, and below it the true picture."""
+        true = [Image.fromarray(pictures.pictures[k]) for k, _, _ in self.asked]
+        found = []
+        for start in range(0, min(SHOWN, len(true)), COLUMNS):
+            part = slice(start, min(start + COLUMNS, SHOWN))
+            found += [self.made[part], true[part]]
+        return found
+
+
+def share(right: Sequence[bool], keys: Sequence[str]) -> dict[str, float]:
+    """How much is right, for each key."""
+    return {
+        key: round(statistics.fmean(r for r, k in zip(right, keys, strict=True) if k == key), 4)
+        for key in sorted(set(keys))
+    }
+
+
+def draw_prompts(
+    pictures: Pictures, table: dict[str, dict], kinds: Sequence[str], count: int, draw: random.Random
+) -> list[tuple[int, str, str]]:
+    """`count` trained captions of these kinds with a style, of different pictures: (picture, prompt, kind)."""
+    asked: list[tuple[int, str, str]] = []
+    for k in draw.sample(np.flatnonzero(~pictures.held_out).tolist(), int((~pictures.held_out).sum())):
+        name, style = str(pictures.names[k]), str(pictures.styles[k])
+        (kind,) = draw.choices(kinds, [KINDS[k] for k in kinds])
+        text = prompt(name, table[name], style, kind, draw)
+        if kind == "name" and draw.random() < 1 / 3:
+            text = styled(article(name), style, kind)[0]
+        if text is not None and len(asked) < count:
+            asked.append((k, text, kind))
+    return asked
+
+
+def cost(model: str) -> dict:
+    """Seconds to load the model, of a picture (median of five after the first), and the process's peak memory."""
+    torch.set_num_threads(2)
+    began = time.perf_counter()
+    generator = diffgen.load(model)
+    loaded = time.perf_counter() - began
+    seconds = []
+    for seed in range(6):
+        began = time.perf_counter()
+        generator.generate("a red apple", seed=seed)
+        seconds.append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "load_seconds": round(loaded, 2),
+        "seconds": round(statistics.median(seconds[1:]), 3),
+        "peak_mib": round(peak),
+        "threads": 2,
+    }
+
+
+def diversity(generator, asked: Sequence[tuple[int, str, str]], seeds: int, draw: random.Random) -> tuple[dict, list]:
+    """Mean distances between pictures of one prompt, and between the first pictures of two; and rows of pictures."""
+    rows = [generator.generate(text, seed=draw.randrange(2**32), count=seeds, batch_size=seeds) for _, text, _ in asked]
+    features = [np.stack([small(p) for p in row]) for row in rows]
+
+    def mean(x: np.ndarray) -> float:
+        return float(np.mean([distances(x[i : i + 1], x[j : j + 1])[0, 0] for i, j in combinations(range(len(x)), 2)]))
+
+    figures = {
+        "of_one_prompt": round(float(np.mean([mean(f) for f in features])), 2),
+        "of_two_prompts": round(mean(np.stack([f[0] for f in features])), 2),
+        "prompts": len(asked),
+        "seeds": seeds,
+    }
+    return figures, rows
+
+
+def main(work: Path, model: str, prompts: int, held_out: int, seed: int, out: Path, with_cost: bool) -> None:
+    card = json.loads((find(model).folder / "card.json").read_text("utf-8"))
+    pictures, table = Pictures(work, card), names(work)
+    generator, draw = diffgen.load(model), random.Random(seed)
+    began = time.perf_counter()
+
+    def picture(text: str) -> Image.Image:
+        return generator.generate(text, seed=draw.randrange(2**32))[0]
+
+    english = Group(pictures, draw_prompts(pictures, table, ENGLISH, prompts, draw), picture)
+    groups = {
+        "english": english,
+        "chinese": Group(pictures, draw_prompts(pictures, table, CHINESE, prompts, draw), picture),
+    }
+    kept = np.flatnonzero(pictures.held_out).tolist()
+    if kept:
+        asked = [
+            (k, styled(str(pictures.names[k]), str(pictures.styles[k]), "name")[0], "name")
+            for k in draw.sample(kept, min(held_out, len(kept)))
+        ]
+        groups["held_out"] = Group(pictures, asked, picture)
+    spread, rows = diversity(generator, english.asked[:COLUMNS], 4, draw)
+
+    made = torch.from_numpy(english.features)
+    true = torch.from_numpy(pictures.features)
+    shuffle = torch.Generator().manual_seed(seed)
+    some, others = true[torch.randperm(len(true), generator=shuffle)].split([len(made), len(true) - len(made)])
+    noise = torch.rand(made.shape, generator=shuffle) * 255
+    scale = made.shape[1] ** 0.5  # as RMS distances of the 768 values, so that all figures are in 0 … 255
+    figures = {
+        "model": Path(model).name,
+        "seed": seed,
+        "concepts": len(set(pictures.names.tolist())),
+        "trained_on_images": card.get("trained_on_images"),
+        **{name: group.figures(pictures) for name, group in groups.items()},
+        "diversity": spread,
+        "sliced_wasserstein": {
+            "value": round(sliced_wasserstein(made, true) / scale, 3),
+            "floor": round(sliced_wasserstein(some, others) / scale, 3),
+            "ceiling": round(sliced_wasserstein(noise, true) / scale, 3),
+        },
+    }
+    if kept:
+        apart = pictures.held_out
+        figures["memorisation"] = {
+            "ratio": round(memorisation_ratio(made, true[~apart], true[apart]), 4),
+            "ratio_held_out_prompts": round(
+                memorisation_ratio(torch.from_numpy(groups["held_out"].features), true[~apart], true[apart]), 4
+            ),
+        }
+    figures["seconds"] = round(time.perf_counter() - began)
+    if with_cost:
+        command = [sys.executable, __file__, str(work), "--model", model, "--cost-only"]
+        figures["cost"] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    blank = [[Image.new("RGB", (64, 64), (128, 128, 128))]]
+    shown = [row for group in groups.values() for row in (*group.rows(pictures), *blank)]
+    sheet([*shown, *(list(column) for column in zip(*rows, strict=True))]).save(out.with_suffix(".png"))
+    short = {k: {n: v for n, v in f.items() if n != "wrong"} if isinstance(f, dict) else f for k, f in figures.items()}
+    print(json.dumps(short, indent=1))
+    print(f"{out.with_suffix('.png')}: made above, true below; English, Chinese, held out; last, prompts by seeds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--model", default="emoji", help="a name or a folder")
+    parser.add_argument("--prompts", type=int, default=300, help="of each language")
+    parser.add_argument("--held-out", type=int, default=300, help="at most so many pairs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="without suffix [work/measure]")
+    parser.add_argument("--no-cost", action="store_true")
+    parser.add_argument("--cost-only", action="store_true", help="print only the cost, as JSON")
+    a = parser.parse_args()
+    if a.cost_only:
+        print(json.dumps(cost(a.model)))
+    else:
+        main(a.work, a.model, a.prompts, a.held_out, a.seed, a.out or a.work / "measure", not a.no_cost)
