@@ -50,8 +50,8 @@ from diffgen.training.pixels import PixelJob
 
 LUCIDRAINS, DIFFUSERS = "denoising-diffusion-pytorch", "diffusers"
 OURS: dict[str, dict[str, Any]] = {  # against whom: what matches it
-    LUCIDRAINS: dict(width=56, multipliers=[1, 2, 3], blocks=1, attention=[False, False, True]),
-    DIFFUSERS: dict(width=48, multipliers=[1, 3, 3], blocks=1, attention=[False, False, True]),
+    LUCIDRAINS: dict(width=48, multipliers=[1, 2, 2, 2], blocks=2, attention=[False, False, False, True]),
+    DIFFUSERS: dict(width=64, multipliers=[1, 2, 2], blocks=1, attention=[False, False, True]),
 }
 ROOT = Path(__file__).parent.parent
 

@@ -25,11 +25,13 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     offload: str = "none",
+    quantize: str = "none",
 ) -> ImageGenerator | RunGenerator:
     """A model, checked and loaded: what `models.find.find` finds, also a run; None is `emoji`. `generate` calls it.
 
     `device` is auto, cpu, cuda, cuda:N, mps or xpu; `dtype` is auto, float32, float16 or bfloat16.
     `offload` (model or sequential) keeps its parts in main memory while a GPU does not need them.
+    `quantize` int8 keeps the weights of its linear layers in eight bits.
     Raises, from `diffgen.errors`, InputError for a model that is unknown, refused or broken, UsageError for a device or
     dtype that does not exist, OutOfMemory.
     """
@@ -44,9 +46,11 @@ def load(
     if model.family == "run":
         if offload != "none":
             raise UsageError(f"--offload {offload} is not there for a run of `diffgen train`", "leave it out")
+        if quantize != "none":
+            raise UsageError(f"--quantize {quantize} is not there for a run of `diffgen train`", "leave it out")
         from .training.generate import RunGenerator
 
         return RunGenerator(model, device=device, dtype=dtype)
     from .stable_diffusion.generate import ImageGenerator
 
-    return ImageGenerator(model, device=device, dtype=dtype, offload=offload)
+    return ImageGenerator(model, device=device, dtype=dtype, offload=offload, quantize=quantize)

@@ -7,10 +7,12 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import schedulers
 from diffgen.errors import DiffgenError, InputError, UsageError
+from diffgen.models.gate import sha256_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -182,6 +184,11 @@ def check_grid_model(grid: str, model: str, model_hash: str) -> None:
             f"--grid {tuned.name} was tuned for another model than {model}",
             "tune one for it: diffgen tune -m MODEL --scheduler NAME --nfe N -o GRID.json",
         )
+
+
+def grid_file(grid: str) -> dict[str, str]:
+    """What the record of a picture says of a grid that is a file, besides its name."""
+    return {"grid_sha256": sha256_of(Path(grid))} if grid.lower().endswith(".json") else {}
 
 
 def _tuned(grid: Any) -> Any:

@@ -142,7 +142,7 @@ def test_captions(write, form):
         metadata = "text,file_name\n" + "".join('"{}",{}\n'.format(t.replace('"', '""'), n) for n, t in texts.items())
     files = {name: picture(i) for i, name in enumerate(texts)}
     data = open_data(write(files | {f"metadata.{form}": metadata, "unnamed.png": picture(9)}))
-    assert data.captions == [texts[name] for name in sorted(texts)]
+    assert data.captions == [((texts[name], 1.0),) for name in sorted(texts)]
     assert torch.equal(data.images, torch.stack([values(files[name]) for name in sorted(files)]))
     assert data.notes == (f"left out, for metadata.{form} does not name them: unnamed.png",)
     assert data.labels is None

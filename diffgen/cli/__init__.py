@@ -61,6 +61,11 @@ def _fail(caught: BaseException, options: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is _stop:  # it is leaving already: a second Ctrl-C must not cut the message off
             signal.signal(number, signal.SIG_IGN)
+    return tell(caught, options)
+
+
+def tell(caught: BaseException, options: Sequence[str]) -> int:
+    """Say what went wrong with a command line; its exit code."""
     from .app import GROUPS
     from .output import UnfinishedError, fail
 
@@ -75,6 +80,16 @@ def _fail(caught: BaseException, options: Sequence[str]) -> int:
     error, code = _explain(caught)
     fail(command, "--json" in options, error, code, result)
     return code
+
+
+def arrived() -> int | None:
+    """The first signal that came, if one did."""
+    return _signals[0] if _signals else None
+
+
+def forget_signals() -> None:
+    """They have been obeyed: the work that they were to stop is stopped, and other work may follow."""
+    _signals.clear()
 
 
 def _explain(caught: BaseException) -> tuple[DiffgenError, int]:

@@ -8,7 +8,7 @@ import typer
 
 import diffgen
 
-from . import compare, doctor, evaluate, generate, models, prompt, schedulers, train, tune
+from . import compare, doctor, evaluate, generate, inspect, models, prompt, reproduce, schedulers, shell, train, tune
 
 # Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -28,6 +28,8 @@ app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLES)(compare.compare)
 app.command("tune", epilog=tune.EXAMPLES)(tune.tune)
 app.command("inspect", epilog=inspect.EXAMPLES)(inspect.inspect)
+app.command("reproduce", epilog=reproduce.EXAMPLES)(reproduce.reproduce)
+app.command("shell", epilog=shell.EXAMPLES)(shell.shell)
 app.command("doctor")(doctor.doctor)
 models_app = typer.Typer(help="The models on this machine.")
 models_app.command("list")(models.list_models)
@@ -35,6 +37,7 @@ models_app.command("info")(models.info)
 models_app.command("pull")(models.pull)
 models_app.command("verify")(models.verify)
 models_app.command("rm")(models.rm)
+models_app.command("export")(models.export)
 prompt_app = typer.Typer(help="What models read of prompts.")
 prompt_app.command("explain", epilog=prompt.EXAMPLES)(prompt.explain)
 schedulers_app = typer.Typer(help="The schedulers there are.")

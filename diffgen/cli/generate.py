@@ -12,7 +12,6 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-import diffgen
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
@@ -20,11 +19,12 @@ from diffgen.images.metadata import LEVELS, encode_png
 from diffgen.images.naming import Outputs
 from diffgen.models.find import Model, find
 from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.inputs import check_switch, offload_name
+from diffgen.stable_diffusion.inputs import check_switch, offload_name, quantize_name
 from diffgen.stable_diffusion.plan import Options, Plan, make_plan
 from diffgen.training import plan as runs
 
-from . import whole
+from . import loaded, whole
+from .observe import Seen, view_of
 from .output import Debug, Json, Output, Quiet, UnfinishedError
 
 EXAMPLES = """
@@ -54,6 +54,7 @@ def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> A
 
 PROMPT, PICTURE, SAMPLING = "Prompt", "Picture", "Sampling"
 BEGIN, MODEL, MEMORY, OUTPUT = "From a picture", "Model", "Device and memory", "Output"
+LOOK = "Look inside"
 
 
 def generate(
@@ -104,11 +105,18 @@ def generate(
     embeddings: Annotated[Texts, _option(MODEL, "A textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
     safety: Annotated[str, _option(MODEL, "The model's checker, if it has one.", metavar="on|off")] = "on",
     offline: Annotated[bool, _option(MODEL, "Never use the network.", "--offline")] = False,
+    preview: Annotated[bool, _option(LOOK, "In the terminal, while it is made.", "--preview")] = False,
+    save_steps: Annotated[
+        Text, _option(LOOK, "What each evaluation predicts: strip, GIF.", "--save-steps", metavar="FOLDER")
+    ] = None,
+    attention: Annotated[Texts, _option(LOOK, "Where this word is seen; repeatable.", metavar="WORD")] = None,
+    attention_out: Annotated[Text, _option(LOOK, "Of these maps. \\[attention]", metavar="FOLDER")] = None,
     device: Annotated[str, _option(MEMORY, "auto, cpu, cuda, cuda:N, mps, xpu.", metavar="NAME")] = "auto",
     dtype: Annotated[str, _option(MEMORY, "auto, float32, float16, bfloat16.", metavar="NAME")] = "auto",
     batch_size: Annotated[int, _option(MEMORY, "At once; above 1, last bits may differ.", metavar="N")] = 1,
     vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles.", "--vae-tiling")] = False,
     offload: Annotated[str, _option(MEMORY, "Or model, sequential: spare a GPU.", metavar="none|…")] = "none",
+    quantize: Annotated[str, _option(MEMORY, "Weights in eight bits, by torchao.", metavar="none|int8")] = "none",
     out: Annotated[
         Text,
         _option(
@@ -136,14 +144,19 @@ def generate(
     if metadata not in LEVELS:
         raise UsageError(f"--metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
     device, dtype, offload = device_name(device), dtype_name(dtype), offload_name(offload)
+    quantize_name(quantize)
     options: Any = {name: given[name] for name in Options.__annotations__ if name in given}
     options["safety"] = check_switch("--safety", safety)
+    options["keep_steps"] = save_steps is not None
+    if attention_out is not None and not attention:
+        raise UsageError("--attention-out is for the maps of words", "name one: --attention WORD")
     if guidance is None and cfg_scale is not None:
         options["guidance"] = cfg_scale
     if scheduler is None and sampler is not None:
         options["scheduler"] = sampler
     plans = _plans(find(model), _lines(prompt or [], prompt_file), options)
     outputs = Outputs(out, sum(map(len, plans)), overwrite)
+    seen = Seen(outputs, save_steps, bool(attention), attention_out, overwrite)
     for plan in plans:
         say.note(_summary(plan))
         for text in plan.prompts:
@@ -158,14 +171,21 @@ def generate(
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
     with _no_collection():
-        generator: Any = diffgen.load(plans[0].model, device, dtype, offload)
+        generator = loaded.load(plans[0].model, device, dtype, offload, quantize)
     made: list[dict[str, Any]] = []
     failed: list[tuple[dict[str, Any], DiffgenError]] = []
+    inside: list[dict[str, Any]] = []  # the files about pictures
     told: set[str] = set()
     nfe = None
+    view = view_of(quiet) if preview else None
+    on_denoised = view and view.watch(generator)
+    if view is not None:
+        say.note(f"preview: {generator.sketched}")
     try:
-        with say.progress(plans[0].model.name) as on_step:
-            for plan, picture in ((one, shown) for one in plans for shown in generator.pictures(one, on_step)):
+        with say.progress(plans[0].model.name, view) as on_step:
+            for plan, picture in (
+                (one, shown) for one in plans for shown in generator.pictures(one, on_step, on_denoised)
+            ):
                 nfe = nfe or picture.record["nfe"]
                 for fit in generator.fits:
                     if fit not in told:
@@ -189,13 +209,17 @@ def generate(
                         steps=plan.steps,
                     )
                     made.append({"path": str(path), **entry, "pixels_sha256": picture.record["pixels_sha256"]})
+                    if view is not None:
+                        view.finished(picture)
                     say.line(str(path))
+                    if files := seen.write(picture, path):
+                        inside.append({"picture": str(path), **files})
         if failed:
             raise _all_that_failed(failed, sum(map(len, plans)))
     except BaseException as error:
-        result = _result(plans, made, nfe, started) | {"failed": [entry for entry, _ in failed]}
+        result = _result(plans, made, nfe, started) | {"failed": [entry for entry, _ in failed], "inside": inside}
         raise UnfinishedError(error, result) from error
-    say.result(_result(plans, made, nfe, started) | {"adapters": generator.fits})
+    say.result(_result(plans, made, nfe, started) | {"adapters": generator.fits, "inside": inside})
 
 
 def _lines(given: list[str], file: str | None) -> list[prompts.Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from diffgen import environment
+from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
-from diffgen.images.publish import publish
+from diffgen.images.publish import Exists, publish
 from diffgen.models import cache, find, gate, hub, listed
 from diffgen.models.info import info as about
 from diffgen.training.run import read_run
@@ -119,6 +121,41 @@ def verify(
         say.note(
             f"{unrecorded} of {len(files)} files have no recorded hash: their structure was checked, not their bytes"
         )
+
+
+def export(
+    name: Annotated[str, typer.Argument(help=NAME + " Or a run.")],
+    folder: Annotated[str, typer.Argument(help="A folder that is not there yet.")],
+    weights: Annotated[
+        str, typer.Option(help="Of a run: ema, model, or ema-<length>.", metavar="NAME", show_default=False)
+    ] = "ema",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16.", metavar="NAME")] = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a model, a single file or a run as a diffusers folder."""
+    say = Output("models export", json, quiet)
+    model = find.find(name)
+    is_run = model.family == "run"
+    if weights != "ema" and not is_run:
+        raise UsageError(f"--weights {weights} is for runs", "leave it out")
+    if dtype_name(dtype) != "auto" and is_run:
+        raise UsageError(f"--dtype {dtype} is not for runs: their weights are float32", "leave it out")
+    place = Path(folder)
+    if os.path.lexists(place):
+        raise Exists(place)
+    environment.prepare(offline=True)
+    from diffgen.stable_diffusion.export import save_run
+    from diffgen.stable_diffusion.generate import ImageGenerator
+
+    if is_run:
+        save_run(read_run(model.folder), place, weights)
+    else:
+        ImageGenerator(model, device="cpu", dtype=dtype).save(place)
+    made = find.find(os.path.join(folder, ""))
+    said = {"name": model.name, "folder": folder, "family": made.family, "bytes": about(made)["bytes"]}
+    say.result(said, [folder])
 
 
 def rm(

@@ -61,18 +61,30 @@ class Output:
             self.note(f"warning: {text}")
 
     @contextlib.contextmanager
-    def progress(self, what: str) -> Iterator[Callable[..., None] | None]:
-        """On a terminal, a bar with the time that is left, moved by `on_step(done, total, text)`; elsewhere None."""
+    def progress(self, what: str, above: Any = None) -> Iterator[Callable[..., None] | None]:
+        """On a terminal, a bar with the time that is left, moved by `on_step(done, total, text)`; elsewhere None.
+
+        `above`: an `observe.View`, drawn over the bar.
+        """
         if self.quiet or not sys.stderr.isatty():
             yield None
             return
-        from rich.console import Console
+        from rich.console import Console, Group
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         text = TextColumn("{task.description}", markup=False)
         columns = (text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         console = Console(stderr=True)
-        with Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        kind: type[Progress] = Progress
+        if above is not None:
+            above.console = console = Console(stderr=True, color_system=above.color_system)
+
+            class Viewed(Progress):
+                def get_renderable(self) -> Any:
+                    return Group(above, super().get_renderable())
+
+            kind = Viewed
+        with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total, text=what: bar.update(task, completed=done, total=total, description=text)
 

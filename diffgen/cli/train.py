@@ -7,19 +7,25 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffgen import environment
 from diffgen.devices import device_name
-from diffgen.errors import UsageError
+from diffgen.errors import InputError, UsageError
 from diffgen.sampling import MAX_SEED, whole
+from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config as configuration
 from diffgen.training.run import is_run, read_run
 
 from . import patient
 from .output import Debug, Json, Output, Quiet, UnfinishedError
+
+if TYPE_CHECKING:
+    from diffgen.training.data import DataSet
+    from diffgen.training.job import Job
+    from diffgen.training.parallel import Ranks
 
 EXAMPLES = """
 Examples:
@@ -34,6 +40,7 @@ Examples:
 """
 
 RUN, TRAINING, OUTPUT = "Run", "Training", "Output"
+KINDS = {"pixels": configuration.Config, "autoencoder": AutoencoderConfig, "latents": LatentConfig}  # by job
 SILENCE = 10.0  # seconds between two lines where no bar can be shown
 
 
@@ -53,7 +60,9 @@ def train(
     ] = False,
     init: Annotated[
         str | None,
-        typer.Option(metavar="RUN|FILE", help="Begin with the weights of another run.", rich_help_panel=RUN),
+        typer.Option(
+            metavar="RUN|FILE|FOLDER", help="Begin with the weights of another run, or of a model.", rich_help_panel=RUN
+        ),
     ] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(metavar="N", help="Steps between checkpoints.", rich_help_panel=RUN)
@@ -111,7 +120,6 @@ def train(
     from diffgen.training import start
     from diffgen.training.data import open_data
     from diffgen.training.parallel import Elsewhere, Ranks
-    from diffgen.training.pixels import PixelJob
 
     order = start.Order(folder, chosen, resume, None if init is None else Path(init), device)
     if rank == 0 and not dry_run:
@@ -123,9 +131,9 @@ def train(
             pictures = open_data(data, size=size, channels=channels, memory=memory, progress=on_picture)
         for text in pictures.notes:
             say.note(text)
-        if pictures.captions is not None:
+        if pictures.captions is not None and chosen.job != "latents":
             say.note("the captions are not used: this job trains on the pictures alone")
-        job = PixelJob(chosen, pictures, where)
+        job = _job(chosen, pictures, where, ranks, say)
         if dry_run:
             result = start.estimate(order, job, ranks)
             if ranks.main:
@@ -145,19 +153,39 @@ def train(
         say.result(result, [out])
 
 
-def _configuration(
-    file: str | None, given: dict[str, Any], folder: Path, resume: bool
-) -> tuple[str, configuration.Config]:
-    """(where it comes from, the configuration). Flags win over the file; a run that is resumed without a file has its
-    own configuration below the flags."""
+def _job(chosen: Any, pictures: DataSet, where: str, ranks: Ranks, say: Output) -> Job:
+    """The job that a configuration is of. Raises InputError for what does not go together."""
+    if chosen.job == "pixels":
+        from diffgen.training.pixels import PixelJob
+
+        return PixelJob(chosen, pictures, where)
+    if chosen.job == "autoencoder":
+        from diffgen.stable_diffusion.training.autoencoder import AutoencoderJob
+
+        return AutoencoderJob(chosen, pictures, where)
+    from diffgen.stable_diffusion.training.latents import LatentJob
+
+    with say.progress("encoding pictures") as on_picture:
+        job = LatentJob(chosen, pictures, where, device=ranks.device, progress=on_picture)
+    for text in job.notes:
+        say.note(text)
+    return job
+
+
+def _configuration(file: str | None, given: dict[str, Any], folder: Path, resume: bool) -> tuple[str, Any]:
+    """(where it comes from, the configuration, of its job's kind). Flags win over the file; a run that is resumed without
+    a file has its own configuration below the flags."""
     if file is not None:
         where, tables = file, configuration.read(Path(file))
     elif resume and is_run(folder):
         where, tables = str(folder / "run.json"), read_run(folder).config
     else:
         where, tables = "the configuration", {}
-    configuration.parse(tables, where)  # what is wrong in the file is said of the file
-    return where, configuration.parse(configuration.with_values(tables, given), where)
+    job = tables.get("job", "pixels")
+    if not isinstance(job, str) or job not in KINDS:
+        raise InputError(f"{where}: job is {job!r}", f"there are {', '.join(KINDS)}")
+    configuration.parse(tables, where, KINDS[job])  # what is wrong in the file is said of the file
+    return where, configuration.parse(configuration.with_values(tables, given), where, KINDS[job])
 
 
 def _estimated(result: dict[str, Any]) -> list[str]:

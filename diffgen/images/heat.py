@@ -10,7 +10,7 @@ from .strip import BACK, GAP, INK, LINE, font, wrapped
 # From the least to the greatest value, lighter and lighter.
 COLOURS = np.array([(12, 8, 60), (96, 20, 122), (196, 52, 84), (244, 136, 32), (255, 240, 140)], float)
 LEAST = 256  # pixels: smaller pictures are enlarged by a whole factor
-OPACITY = (0.35, 0.8)  # of the least and the greatest value
+OPACITY = 0.65  # the same everywhere, so that colours are those of the scale
 
 
 def overlay(picture: Image.Image, heat: np.ndarray, word: str) -> Image.Image:
@@ -24,8 +24,7 @@ def overlay(picture: Image.Image, heat: np.ndarray, word: str) -> Image.Image:
     level = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
     large = np.asarray(Image.fromarray(level.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.NEAREST), float)[..., None]
-    opacity = (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * large)[..., None]
-    mixed = (1 - opacity) * grey + opacity * coloured(large)
+    mixed = (1 - OPACITY) * grey + OPACITY * coloured(large)
     title = wrapped(word, size[0] - 2 * GAP)
     top = len(title) * LINE + 4
     paper = Image.new("RGB", (size[0], top + size[1] + LINE + 4), BACK)

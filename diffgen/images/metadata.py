@@ -14,6 +14,7 @@ The record (`schema: "diffgen.image/1"`) holds all that is needed to make the pi
 
 and, only where it was asked for:
 
+    grid_sha256                   of the grid's file, where it is one
     template, negative_template   the prompts before their choices were made; the choices are the seed's
     styles                        [name]: already put round the prompts
     prompt_syntax                 plain, where it is not a1111
@@ -29,6 +30,7 @@ and, only where it was asked for:
     variation                     {seed, strength}
     refiner                       its name
     tile                          true
+    quantize                      int8: the weights were in eight bits
     safety                        on or off, where the model has a checker
     memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
 
@@ -50,6 +52,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import schedulers
 from diffgen.errors import InputError
+from schedulers.registry import LABELS
 
 from .read import read_texts
 
@@ -96,7 +99,7 @@ def parameters_text(record: Mapping[str, Any]) -> str:
     width, height = upscale.get("from") or (record.get("width"), record.get("height"))
     values = {
         "Steps": record.get("steps"),
-        "Sampler": _sampler(record.get("scheduler")),
+        "Sampler": _sampler(record.get("scheduler"), record.get("scheduler_options") or {}),
         "Schedule type": _schedule_type(record.get("grid")),
         "CFG scale": record.get("guidance"),
         "Seed": record.get("seed"),
@@ -242,6 +245,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "guidance": lambda value: type(value) in (int, float) and -1000 <= value <= 1000,
     "scheduler": _name,
     "grid": _name,
+    "grid_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
     "width": _whole(1, 8192),
     "height": _whole(1, 8192),
     "model": _name,
@@ -278,14 +282,28 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "variation": lambda value: _table(value, {"seed": _whole(0, 2**32 - 1), "strength": _number(0, 1)}),
     "refiner": _text,
     "tile": lambda value: isinstance(value, bool),
+    "quantize": _name,
     "safety": lambda value: value in ("on", "off"),
     "memory": lambda value: isinstance(value, dict),
 }
 
 
-def _sampler(scheduler: str | None) -> str | None:
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """The label that stands for a scheduler with these options; its name where there is none for them."""
+    try:
+        usual = schedulers.info(name).options
+    except ValueError:
+        return name
+    unusual = {key: value for key, value in options.items() if key in usual and usual[key] != value}
+    labels = (label for label, (of, _, stands) in LABELS.items() if of == name and unusual and stands == unusual)
+    return next(labels, name)
+
+
+def _sampler(scheduler: str | None, options: Mapping[str, Any]) -> str | None:
     if scheduler is None:
         return None
+    if (label := label_of(scheduler, options)) != scheduler:
+        return label
     try:
         return schedulers.info(scheduler).a1111 or scheduler
     except ValueError:  # of another package, not installed here

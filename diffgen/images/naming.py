@@ -136,6 +136,42 @@ class Outputs:
         raise UsageError(f"-o: the name {part!r} becomes longer than {MAX_COMPONENT} bytes", "choose a shorter one")
 
 
+class Beside:
+    """Files about pictures, in a folder that the pictures are not in: NAME-WHAT for each picture called NAME.
+
+    A name that is taken gets -1, -2, …; with `overwrite` it is replaced. Nothing is created before `write`. `option`
+    is what named the folder. Raises UsageError for a folder that gets pictures and nothing else, CannotWrite.
+    """
+
+    def __init__(self, folder: str, outputs: Outputs, option: str, overwrite: bool = False) -> None:
+        if not folder or "\0" in folder:
+            raise UsageError(f"{option} names no folder", f"for example {option} seen")
+        self.folder, self.overwrite = Path(folder), overwrite
+        if isinstance(outputs.pattern, str):
+            here, pictures = self.folder.resolve(), outputs._root.resolve()
+            if here == pictures or (len(outputs._parts) > 1 and here.is_relative_to(pictures)):
+                raise UsageError(
+                    f"{option} {folder}: the pictures' folder, which gets nothing else", "name another one"
+                )
+        _check_folder(self.folder)
+
+    def write(self, picture: Path, files: Mapping[str, bytes]) -> list[Path]:
+        """Write files by what they are ("steps.png") about one picture; their paths. Raises CannotWrite."""
+        _make_folder(self.folder, [])
+        taken = 0
+        while True:
+            paths = [self.folder / self._name(picture.stem, what, taken) for what in files]
+            if self.overwrite or not any(map(os.path.lexists, paths)):
+                for path, data in zip(paths, files.values(), strict=True):
+                    publish(path, data, self.overwrite)
+                return paths
+            taken += 1
+
+    def _name(self, stem: str, what: str, taken: int) -> str:
+        what, _, suffix = what.rpartition(".")
+        return f"{stem}-{what}{f'-{taken}' if taken else ''}.{suffix}"
+
+
 def _pattern(out: str | None) -> str | Path:
     """A template (str) or one file (Path)."""
     if out is None:

@@ -1,4 +1,4 @@
-"""A picture in a terminal: half-blocks, two pixels a character, the upper one in its colour, the lower one behind it."""
+"""A picture in a terminal: half-blocks, two pixels a character, one in its colour, one behind it."""
 
 from __future__ import annotations
 

@@ -50,11 +50,8 @@ class Maps:
     def tokens(self, row: int) -> Tensor:
         """The attention [tokens, h, w] of picture `row` of the batch; at each place it sums to 1 over the tokens."""
         size = max(self._sums)
-        total = sum(
-            functional.interpolate(found[row : row + 1], size, mode="bilinear", align_corners=False)
-            for found in self._sums.values()
-        )
-        return (total / self._count)[0]
+        found = [functional.interpolate(maps[row : row + 1], size, mode="bilinear") for maps in self._sums.values()]
+        return torch.cat(found).sum(0) / self._count
 
     def word(self, row: int, places: list[int]) -> Tensor:
         """The map [h, w] of a word that stands at these places among the tokens: their sum."""

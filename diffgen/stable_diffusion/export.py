@@ -1,4 +1,5 @@
-"""Models written as diffusers folders: a loaded pipeline, or a run whose network diffusers has an equivalent of."""
+"""Models written as diffusers folders: a loaded pipeline, a run whose network diffusers has an equivalent of, a run on
+latents."""
 
 from __future__ import annotations
 
@@ -16,11 +17,15 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
+import schedulers
 from diffgen import networks
 from diffgen.errors import InputError
 from diffgen.images.publish import Exists, cannot_write, sync_folder
 from diffgen.models.gate import Checked
 from diffgen.training.run import Run, diffusion_of, load_network
+
+from .tokenizer import load_tokenizer
+from .training.parts import of_run, read_autoencoder
 
 
 def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
@@ -47,9 +52,11 @@ def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
 def save_run(run: Run, folder: Path, which: str = "ema") -> None:
     """Write a run as a diffusers folder (UNet2DModel, DDPMScheduler) that does not exist yet.
 
-    `which` weights: "ema", "model", "ema-<length>". Raises InputError, with the reason, for a run that diffusers'
-    classes cannot express, and CannotWrite.
+    A run of the job "latents" is written as `save_latent_run` does. `which` weights: "ema", "model", "ema-<length>".
+    Raises InputError, with the reason, for a run that diffusers' classes cannot express, and CannotWrite.
     """
+    if run.job == "latents":
+        return save_latent_run(run, folder, which=which)
     if run.job != "pixels":
         raise InputError(f"{run.folder}: a run of the job {run.job}, and only runs on pixels can be saved so")
     network, _ = load_network(run, which)
@@ -70,6 +77,71 @@ def save_run(run: Run, folder: Path, which: str = "ema") -> None:
         _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
         pairs = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
         _write_json(new / "model_index.json", {"_class_name": "DDPMPipeline", **pairs})
+
+
+def save_latent_run(
+    run: Run,
+    folder: Path,
+    card: Mapping[str, Any] | None = None,
+    *,
+    which: str = "ema",
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a run of the job "latents" as a Stable Diffusion folder that does not exist yet, with its newest weights.
+
+    `card` becomes card.json: `models.info` says what it may hold. Raises InputError and CannotWrite.
+    """
+    if run.job != "latents":
+        raise InputError(f"{run.folder}: a run of the job {run.job}, and not of latents")
+    with _sound(run):
+        scheduler = _scheduler(run)
+        parts = {
+            "unet": of_run(run, "unet", "UNet2DConditionModel", run.network["unet"], which, dtype),
+            "text_encoder": of_run(run, "text_encoder", "CLIPTextModel", run.network["text_encoder"], which, dtype),
+        }
+        length = parts["text_encoder"].config.max_position_embeddings
+    parts["vae"] = read_autoencoder(run.folder / "vae")[0].to(dtype)
+    parts["tokenizer"] = load_tokenizer(run.folder / "tokenizer", length)
+    index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", scheduler["_class_name"]]}
+    index |= {name: _pair(parts.get(name)) for name in (*parts, "safety_checker", "feature_extractor", "image_encoder")}
+    with _new_folder(folder) as new:
+        for name, part in parts.items():
+            part.save_pretrained(new / name)
+        _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
+        _write_json(new / "model_index.json", {**index, "requires_safety_checker": False})
+        if card is not None:
+            text = json.dumps(card, indent=1, ensure_ascii=False)
+            (new / "card.json").write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _sound(run: Run) -> Iterator[None]:
+    """Turn what a run.json that lacks something raises into InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{run.folder / 'run.json'}: not a run on latents ({error})") from error
+
+
+def _scheduler(run: Run) -> dict[str, Any]:
+    """scheduler_config.json for the process of a run on latents. Raises KeyError and ValueError."""
+    name, T, zero = (run.noise[key] for key in ("name", "T", "zero_terminal_snr"))
+    noise = schedulers.NoiseSchedule.named(name, T=T)
+    table: dict[str, Any] = {"trained_betas": list(noise.betas)}
+    if name in ("linear", "scaled_linear"):
+        ends = {"beta_start": noise.recipe["beta_start"], "beta_end": noise.recipe["beta_end"]}
+        table = {**ends, "beta_schedule": name}
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": T,
+        **table,
+        "rescale_betas_zero_snr": bool(zero),
+        "prediction_type": run.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 1,
+        "timestep_spacing": "trailing",
+    }
 
 
 def as_unet2d(network: nn.Module, size: list[int], name: str) -> UNet2DModel:

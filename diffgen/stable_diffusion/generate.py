@@ -21,6 +21,8 @@ from diffgen.sampling import Picture, check_grid_model
 from schedulers.scheduler import Scheduler
 
 from . import adapters, export, memory
+from . import quantize as quantization
+from .inputs import quantize_name
 from .load import load_pipeline, load_refiner, load_safety_checker
 from .making import Run, Watch
 from .observe import Sketch
@@ -30,13 +32,25 @@ from .plan import Options, Plan, make_plan, noise_and_prediction
 class ImageGenerator:
     """A loaded model. `diffgen.load` makes one."""
 
-    def __init__(self, model: find.Model, device: str = "auto", dtype: str = "auto", offload: str = "none") -> None:
+    def __init__(
+        self,
+        model: find.Model,
+        device: str = "auto",
+        dtype: str = "auto",
+        offload: str = "none",
+        quantize: str = "none",
+    ) -> None:
         self.model = model
         self.checked = find.check(model)
         self.noise, self.prediction = noise_and_prediction(self.checked)
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self.offload = memory.check_offload(offload, self.device)
+        self.quantize = quantize_name(quantize)
+        if quantize != "none":
+            quantization.check()
+            if offload != "none":
+                raise UsageError(f"--quantize {quantize} and --offload {offload} exclude each other", "choose one")
         with ThreadPoolExecutor(1) as hashing:
             hashes = hashing.submit(gate.file_hashes, self.checked)
             self.pipeline = self._load()
@@ -44,6 +58,7 @@ class ImageGenerator:
         self.model_hash = gate.model_hash(self.checked, self.hashes)
         self.fits: list[str] = []  # how each LoRA and embedding of the last plan fits the model, in words
         self._adapted: tuple[Any, ...] = ()
+        self._quantized = False
         self._safety: Any = None
         self._refiner: Any = None
         self._sketch: Sketch | None = None
@@ -121,8 +136,10 @@ class ImageGenerator:
     def save(self, folder: str | Path) -> None:
         """Write the model, as the last pictures were made with it, as a diffusers folder that is not there yet.
 
-        LoRAs are merged into it. Raises CannotWrite.
+        LoRAs are merged into it. Raises CannotWrite, and UsageError for weights in eight bits.
         """
+        if self._quantized:
+            raise UsageError("weights in eight bits are not written", "load the model without quantize")
         export.save_pipeline(self.pipeline, self.checked, Path(folder))
 
     def autoencoder(self, plan: Plan | None = None) -> memory.Autoencoder:
@@ -153,12 +170,17 @@ class ImageGenerator:
         """Make the pipeline have exactly the plan's adapters: weights that were merged are read anew."""
         wanted = (*plan.loras, *plan.embeddings)
         if wanted != self._adapted:
-            if self._adapted or self.offload != "none":
-                self.pipeline = self._load()
-            self._adapted, self.fits = wanted, []
+            if self._adapted or self._quantized or self.offload != "none":
+                self.pipeline, self._quantized = self._load(), False
+            self._adapted, self.fits = ("unfinished",), []  # so it stays if it is interrupted
             for lora in plan.loras:
                 self.fits.append(f"{lora.path.name}: {adapters.merge_lora(self.pipeline, self.checked.family, lora)}")
             for embedding in plan.embeddings:
                 vectors = adapters.add_embedding(self.pipeline, embedding)
                 self.fits.append(f"{embedding.path.name}: {embedding.word} is {vectors} vector{'s' * (vectors > 1)}")
+            self._adapted = wanted
+        if self.quantize == "int8" and not self._quantized:
+            left = quantization.quantize(self.pipeline)
+            self._quantized = True
+            self.fits.append(f"weights in eight bits: {left:.0%} of their bytes are left")
         adapters.seamless(self.pipeline, plan.tile)

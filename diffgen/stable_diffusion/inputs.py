@@ -26,6 +26,7 @@ Source = str | os.PathLike[str] | Image.Image
 DRAWN = {"canny": edges.canny, "scribble": edges.scribble}  # the maps that are drawn here; others are given
 MODES = ("latent", "lanczos")
 OFFLOADS = ("none", "model", "sequential")
+QUANTIZATIONS = ("none", "int8")
 STRENGTH = 0.75  # of image to image, unless said
 
 
@@ -135,7 +136,7 @@ def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
     drawn = kind in DRAWN and not edges.is_map(picture.image)
     image = DRAWN[kind](picture.image) if drawn else picture.image
     model = _control_model(kind, models, folder)
-    return Control(kind, picture, scale, model, image, drawn, _weights_sha256(model))
+    return Control(kind, picture, scale, model, image, drawn, weights_sha256(model))
 
 
 def _control_model(kind: str, models: Sequence[str], folder: Path) -> Path:
@@ -150,7 +151,7 @@ def _control_model(kind: str, models: Sequence[str], folder: Path) -> Path:
     return path
 
 
-def _weights_sha256(path: Path) -> str:
+def weights_sha256(path: Path) -> str:
     """SHA-256 of a ControlNet's weights file, checked. Raises InputError."""
     if path.is_dir():
         stem = "diffusion_pytorch_model"
@@ -205,6 +206,13 @@ def offload_name(name: str) -> str:
     """The name of a way to spare a GPU's memory. Raises UsageError."""
     if name not in OFFLOADS:
         raise UsageError(f"--offload must be one of {', '.join(OFFLOADS)} (got {name!r})")
+    return name
+
+
+def quantize_name(name: str) -> str:
+    """The name of a way to make weights smaller. Raises UsageError."""
+    if name not in QUANTIZATIONS:
+        raise UsageError(f"--quantize must be one of {', '.join(QUANTIZATIONS)} (got {name!r})")
     return name
 
 

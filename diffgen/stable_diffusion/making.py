@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ from diffgen.devices import out_of_memory
 from diffgen.errors import InvalidOutput, OutOfMemory, UsageError
 from diffgen.images import fit
 from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
+from diffgen.images.strip import Step
 from diffgen.models.families import FAMILIES
 from diffgen.sampling import Picture
 
 from . import adapters, memory, ways
-from .embed import embed
+from .attention import Maps
+from .embed import embed, places
 from .load import load_controlnet
 from .plan import Plan, Shot
 from .record import record_of
@@ -100,8 +103,8 @@ class Run:
             self.total += self.nfe * (-(-len(shots) // self.limit) - 1)
             yield from self._group(shots)
             return
-        for shot, latent in zip(shots, latents, strict=True):
-            yield self._finish(latent, shot, len(shots), warnings)
+        for row, (shot, latent) in enumerate(zip(shots, latents, strict=True)):
+            yield self._finish(latent, shot, row, len(shots), warnings)
 
     def _sample(self, shots: list[Shot]) -> tuple[Tensor, tuple[str, ...]]:
         """Clean latents [B, C, h, w] of the shots, each from its own noise, and what of their prompt was not read."""
@@ -271,9 +274,7 @@ class Run:
             self._tick()
             self._seen(shots, i, float(torch.as_tensor(point.t, dtype=torch.float32).mean()), denoised.x0)
 
-        return scheduler.sample(
-            lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch
-        )
+        return scheduler.sample(lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch)
 
     def _seen(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
         """Evaluation i, at time t, predicted the clean latents or pixels x0 [B, C, h, w]."""
@@ -289,20 +290,48 @@ class Run:
         if self.on_step is not None:
             self.on_step(self.done, max(self.done, self.total))
 
-    def _finish(self, latent: Tensor, shot: Shot, together: int, warnings: tuple[str, ...]) -> Picture:
+    def _finish(self, latent: Tensor, shot: Shot, row: int, together: int, warnings: tuple[str, ...]) -> Picture:
         """The picture of one latent [C, h, w], decoded by itself, so that it does not depend on its batch."""
         record = record_of(self.generator, self.plan, self.scheduler, shot, self.count)
         record["warnings"] += warnings
         try:
             with out_of_memory():
                 image = self._decoded(latent)
+                steps = self._steps(row)
         except InvalidOutput as error:
             seed = f"the picture of {shot.prompt!r} with seed {shot.seed}"
             told = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)
             return Picture(shot.prompt, shot.seed, None, record, told)
         record["memory"] = self._memory(together)
         record["pixels_sha256"] = pixels_sha256(image)
-        return Picture(shot.prompt, shot.seed, image, record)
+        return Picture(shot.prompt, shot.seed, image, record, steps=steps, attention=self._attention(shot, row))
+
+    def _steps(self, row: int) -> tuple[Step, ...]:
+        """What each evaluation predicted of a picture of the batch."""
+        steps = []
+        for evaluation, (t, seen) in enumerate(self.trail, 1):
+            if self.pixels:
+                image = seen[row]
+            else:
+                pixels = self.coder.decode(seen[row : row + 1]).nan_to_num(0)
+                image = self._composed(to_pil(pixels.cpu().numpy())[0])
+            steps.append(Step(image, evaluation, t))
+        return tuple(steps)
+
+    def _attention(self, shot: Shot, row: int) -> dict[str, Any]:
+        """The map of each word that was asked for and is in this picture's prompt."""
+        found = {}
+        if self.maps is not None:
+            for word in self.plan.attention:
+                if where := places(self.pipeline, shot.prompt, word, self.plan.syntax):
+                    found[word] = self.maps.word(row, where).cpu().numpy()
+        return found
+
+    def _composed(self, image: Image.Image) -> Image.Image:
+        """Outside the mask, if there is one, the picture that was given."""
+        if self.plan.mask is not None and self.plan.image is not None:
+            return fit.compose(image, self.plan.image.image, self.plan.mask.image)
+        return image
 
     def _decoded(self, latent: Tensor) -> Image.Image:
         """The picture. Raises InvalidOutput: not finite, or flagged by the model's safety checker."""
@@ -315,9 +344,7 @@ class Run:
         image = to_pil(pixels.float().cpu().numpy())[0]
         if self.safety is not None and memory.is_flagged(self.safety, image, self.device, self.dtype):
             raise InvalidOutput("was flagged by the model's safety checker", "another --seed, or --safety off")
-        if self.plan.mask is not None and self.plan.image is not None:
-            image = fit.compose(image, self.plan.image.image, self.plan.mask.image)
-        return image
+        return self._composed(image)
 
     def _memory(self, together: int) -> dict[str, Any]:
         """What was done to fit into memory and numbers, as far as it is not what was asked for."""

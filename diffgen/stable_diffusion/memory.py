@@ -19,7 +19,6 @@ from torch import Tensor
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError, OutOfMemory, UsageError
 
-
 HINT = "try a smaller --size; on a GPU also --dtype float16, --offload model, --offload sequential"
 
 
@@ -29,7 +28,7 @@ def check_offload(name: str, device: torch.device) -> str:
         if device.type == "cpu":
             raise UsageError(f"--offload {name} spares a GPU's memory, and the device is the CPU", "leave it out")
         if importlib.util.find_spec("accelerate") is None:
-            raise InputError(f"--offload {name} needs the package accelerate", "pip install accelerate")
+            raise InputError(f"--offload {name} needs the package accelerate", "pip install 'diffgen[offload]'")
     return name
 
 

@@ -10,6 +10,7 @@ import torch
 
 import diffgen
 from diffgen.images.metadata import SCHEMA, base_name
+from diffgen.sampling import grid_file
 from schedulers.scheduler import Scheduler
 
 from .plan import Plan, Shot
@@ -32,6 +33,7 @@ def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot:
         "scheduler": scheduler.name,
         "scheduler_options": scheduler.options,
         "grid": scheduler.grid_name,
+        **grid_file(plan.grid),
         "width": plan.final_size[0],
         "height": plan.final_size[1],
         **_asked(generator, plan, shot),
@@ -79,6 +81,7 @@ def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:
         "variation": plan.variation and plan.variation.record(),
         "refiner": base_name(plan.refiner.name) if plan.refiner else None,
         "tile": plan.tile or None,
+        "quantize": generator.quantize if generator.quantize != "none" else None,
         "safety": ("on" if plan.safety else "off") if "safety_checker" in generator.checked.companions else None,
     }
     return {key: value for key, value in found.items() if value is not None and value != []}

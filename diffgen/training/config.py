@@ -39,11 +39,11 @@ from diffgen.errors import InputError
 MAX_FILE = 2**20  # bytes of a configuration file
 
 
-def _key(
+def setting(
     default: Any, low: float | None = None, high: float | None = None, *, of: tuple[Any, ...] = (), length: int = 0
 ) -> Any:
-    """A key with its default and its range (both ends allowed), or the values that there are; of a list, its length,
-    without one its members differ."""
+    """A key with its default and its range (both ends allowed), or the values that there are; of a list of numbers, its
+    length, without one its members differ."""
     limits = {"low": low, "high": high, "of": of, "length": length, "distinct": not length}
     return field(default=default, metadata=limits)
 
@@ -52,70 +52,71 @@ def _key(
 class Data:
     """How the pictures are read."""
 
-    size: int | None = _key(None, 1, 1024)  # side to which pictures are scaled and cropped; unless given, their own
-    channels: int | None = _key(None, of=(1, 3, 4))  # grey, RGB, RGBA; unless given, the least that holds all
+    size: int | None = setting(None, 1, 1024)  # side to which pictures are scaled and cropped; unless given, their own
+    channels: int | None = setting(None, of=(1, 3, 4))  # grey, RGB, RGBA; unless given, the least that holds all
     classes: bool = True  # train class-conditionally, where the data has classes
     flip: bool = False  # mirror half of the pictures
-    held_out: float = _key(0.1, 0, 0.9)  # the part of each class that is kept out of the training
-    memory: str = _key("auto", of=("auto", "ram", "map"))
+    held_out: float = setting(0.1, 0, 0.9)  # the part of each class that is kept out of the training
+    memory: str = setting("auto", of=("auto", "ram", "map"))
 
 
 @dataclass(frozen=True)
 class Diffusion:
     """The process and its objective: `diffgen.diffusion.GaussianDiffusion`."""
 
-    noise: str = _key("linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
-    T: int = _key(1000, 1, 100_000)
-    prediction: str = _key("epsilon", of=("epsilon", "sample", "v_prediction", "flow_prediction"))
-    variance: str = _key("fixed_small", of=("fixed_small", "fixed_large", "learned_range"))
-    objective: str | None = _key(None, of=("simple", "hybrid", "vlb"))  # unless given: hybrid for a learned variance
-    weight: str | None = _key(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
-    vlb_weight: float = _key(0.001, 0, 1000)
-    times: str = _key("stratified", of=("stratified", "uniform", "importance"))  # how t is drawn
-    offset_noise: float = _key(0.0, 0, 1)
-    label_dropout: float = _key(0.1, 0, 1)  # how often the class is left out, so that guidance works
+    noise: str = setting("linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
+    T: int = setting(1000, 1, 100_000)
+    prediction: str = setting("epsilon", of=("epsilon", "sample", "v_prediction", "flow_prediction"))
+    variance: str = setting("fixed_small", of=("fixed_small", "fixed_large", "learned_range"))
+    objective: str | None = setting(None, of=("simple", "hybrid", "vlb"))  # unless given: hybrid for a learned variance
+    weight: str | None = setting(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
+    vlb_weight: float = setting(0.001, 0, 1000)
+    times: str = setting("stratified", of=("stratified", "uniform", "importance"))  # how t is drawn
+    offset_noise: float = setting(0.0, 0, 1)
+    label_dropout: float = setting(0.1, 0, 1)  # how often the class is left out, so that guidance works
 
 
 @dataclass(frozen=True)
 class Train:
     """What every job has: how long, how fast, how exactly, how often saved."""
 
-    steps: int = _key(5000, 1, 10**9)
-    batch_size: int = _key(128, 1, 10**6)  # of all processes together
-    accumulate: int = _key(1, 1, 10**4)  # parts that the batch of a process is computed in, one after the other
-    seed: int = _key(0, 0, 2**32 - 1)
-    learning_rate: float = _key(1e-3, 0, 10)
-    warmup: int = _key(100, 0, 10**9)  # steps until the learning rate is reached
-    schedule: str = _key("constant", of=("constant", "cosine", "linear"))  # after that; the others end at 0
-    betas: tuple[float, ...] = _key((0.9, 0.99), 0, 0.999999, length=2)
-    weight_decay: float = _key(0.0, 0, 10)
-    clip: float = _key(1.0, 0, 10**6)  # the largest norm of the gradient; 0: not clipped
-    ema: tuple[float, ...] = _key((0.1,), 0.005, 0.25)  # lengths of the averages, as parts of the run; see ema.py
-    precision: str = _key("auto", of=("auto", "float32", "bfloat16"))
+    steps: int = setting(5000, 1, 10**9)
+    batch_size: int = setting(128, 1, 10**6)  # of all processes together
+    accumulate: int = setting(1, 1, 10**4)  # parts that the batch of a process is computed in, one after the other
+    seed: int = setting(0, 0, 2**32 - 1)
+    learning_rate: float = setting(1e-3, 0, 10)
+    warmup: int = setting(100, 0, 10**9)  # steps until the learning rate is reached
+    schedule: str = setting("constant", of=("constant", "cosine", "linear"))  # after that; the others end at 0
+    decay: float = setting(1.0, 0.001, 1)  # the last part of the run, in which they fall
+    betas: tuple[float, ...] = setting((0.9, 0.99), 0, 0.999999, length=2)
+    weight_decay: float = setting(0.0, 0, 10)
+    clip: float = setting(1.0, 0, 10**6)  # the largest norm of the gradient; 0: not clipped
+    ema: tuple[float, ...] = setting((0.1,), 0.005, 0.25)  # lengths of the averages, as parts of the run; see ema.py
+    precision: str = setting("auto", of=("auto", "float32", "bfloat16"))
     compile: bool = False  # torch.compile: slow to begin, then faster on a GPU
-    parallel: str = _key("ddp", of=("ddp", "fsdp"))  # with torchrun: a copy in each process, or parts of one
-    log_every: int = _key(50, 1, 10**9)
-    held_out_every: int = _key(500, 1, 10**9)
-    checkpoint_every: int = _key(1000, 1, 10**9)
-    keep: int = _key(2, 1, 10**6)  # checkpoints
+    parallel: str = setting("ddp", of=("ddp", "fsdp"))  # with torchrun: a copy in each process, or parts of one
+    log_every: int = setting(50, 1, 10**9)
+    held_out_every: int = setting(500, 1, 10**9)
+    checkpoint_every: int = setting(1000, 1, 10**9)
+    keep: int = setting(2, 1, 10**6)  # checkpoints
 
 
 @dataclass(frozen=True)
 class Sample:
     """The grids of pictures made on the way, and how `generate` samples unless told otherwise."""
 
-    every: int = _key(1000, 1, 10**9)
-    count: int = _key(32, 1, 1024)  # pictures of the raw weights, and as many of the average
+    every: int = setting(1000, 1, 10**9)
+    count: int = setting(32, 1, 1024)  # pictures of the raw weights, and as many of the average
     scheduler: str = "dpmpp_2m"
-    steps: int = _key(20, 1, 1000)
-    guidance: float = _key(1.0, 0, 100)
+    steps: int = setting(20, 1, 1000)
+    guidance: float = setting(1.0, 0, 100)
 
 
 @dataclass(frozen=True)
 class Config:
     """The configuration of the job "pixels"."""
 
-    job: str = _key("pixels", of=("pixels",))
+    job: str = setting("pixels", of=("pixels",))
     data: Data = Data()
     network: dict[str, Any] = field(default_factory=lambda: {"name": "unet"})
     diffusion: Diffusion = Diffusion()
@@ -139,7 +140,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def parse(tables: Mapping[str, Any], where: str | Path, kind: Any = Config) -> Any:
     """A configuration of that kind (a dataclass of tables) from tables. Raises InputError, naming file and key."""
-    return _table(tables, kind, str(where), "")
+    return _table(tables, kind, str(where), "", kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -180,28 +181,28 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _table(values: Any, kind: Any, where: str, prefix: str) -> Any:
+def _table(values: Any, kind: Any, where: str, prefix: str, root: Any) -> Any:
     if not isinstance(values, Mapping):
         raise InputError(f"{where}: {prefix.rstrip('.')} is {values!r}, not a table")
     types_of, fields = typing.get_type_hints(kind), {f.name: f for f in dataclasses.fields(kind)}
     read_values = {}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{where}: unknown key {prefix + name}", nearest(name, prefix, kind))
+            raise InputError(f"{where}: unknown key {prefix + name}", nearest(name, prefix, kind, root))
         expected, said = types_of[name], f"{where}: {prefix}{name}"
         if dataclasses.is_dataclass(expected):
-            read_values[name] = _table(value, expected, where, f"{prefix}{name}.")
+            read_values[name] = _table(value, expected, where, f"{prefix}{name}.", root)
         else:
             read_values[name] = _value(value, expected, fields[name].metadata, said)
     return kind(**read_values)
 
 
-def nearest(name: str, prefix: str, kind: Any = Config) -> str:
-    """Which key was meant, and which there are."""
+def nearest(name: str, prefix: str, kind: Any, root: Any) -> str:
+    """Which key of the table `kind` was meant, or of another one of the configuration `root`, and which there are."""
     here = [f.name for f in dataclasses.fields(kind)]
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
-    tables = {f.name: f.default for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.default)}
+    tables = {f.name: f.default for f in dataclasses.fields(root) if dataclasses.is_dataclass(f.default)}
     elsewhere = [f"{key}.{name}" for key, table in tables.items() if hasattr(table, name)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
@@ -213,7 +214,11 @@ def _value(value: Any, expected: Any, limits: Mapping[str, Any], said: str) -> A
     options = [t for t in typing.get_args(expected) if t is not type(None)] if _is_union(expected) else [expected]
     (expected,) = options
     if typing.get_origin(expected) is tuple:
-        length = limits.get("length")
+        length, (of_what, _) = limits.get("length"), typing.get_args(expected)
+        if of_what is str:
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+                raise InputError(f"{said} is {value!r}, not a list of texts")
+            return tuple(value)
         if not isinstance(value, list | tuple) or not value or (length and len(value) != length):
             raise InputError(f"{said} is {value!r}, not a list of {f'{length} ' if length else ''}numbers")
         numbers = tuple(_value(item, float, limits, said) for item in value)

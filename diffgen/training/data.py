@@ -5,7 +5,9 @@
     x0 = data.to_float(data.images[train[:32]])          # [32, 1, 8, 8] in [-1, 1]
 
 A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, which then are the classes; or with a
-`metadata.jsonl` or `metadata.csv`, each line of which names a picture (`file_name`) and may caption it (`text`).
+`metadata.jsonl` or `metadata.csv`, each line of which names a picture (`file_name`) and may caption it (`text`). A line
+of JSON may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and
+keep the picture out of the training (`"held_out": true`).
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ MAX_LINE = 64 * 2**10  # characters of a line of the metadata
 WORKERS = min(4, os.cpu_count() or 1)
 
 Progress = Callable[[int, int], None]
+Captions = tuple[tuple[str, float], ...]  # of one picture: (text, weight), the weights not yet brought to a sum of 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,11 @@ class DataSet:
     images: Tensor  # uint8 [N, C, H, W], on the CPU; possibly mapped from a file
     labels: Tensor | None  # LongTensor [N], numbers of classes
     classes: list[str] | None
-    captions: list[str] | None
+    captions: list[Captions] | None
     levels: int  # the values are 0 … levels − 1
     digests: Tensor = field(repr=False)  # int64 [N], a hash of each picture's values
     notes: tuple[str, ...] = ()  # what was done to the pictures, and what was left out
+    held_out: Tensor | None = None  # bool [N], where the data says itself what is held out
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -80,8 +84,13 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex of all that training depends on: values, classes and captions, in their order."""
-        about = [list(self.images.shape), self.levels, self.classes, self.captions]
+        """SHA-256 in hex of all that training depends on: values, classes, captions, what is held out, in their order."""
+        captions = self.captions
+        if captions is not None and all(said == ((said[0][0], 1.0),) for said in captions):
+            captions = [said[0][0] for said in captions]  # type: ignore[misc]
+        about = [list(self.images.shape), self.levels, self.classes, captions]
+        if self.held_out is not None:
+            about.append(self.held_out.nonzero().flatten().tolist())
         digest = hashlib.sha256(json.dumps(about).encode())
         digest.update(self.digests.numpy().astype("<i8").tobytes())
         if self.labels is not None:
@@ -104,11 +113,14 @@ class DataSet:
         """(train, test): LongTensors of picture numbers, ascending; `test` has the fraction `held_out` of each class.
 
         By a hash of (seed, the picture's values): the same wherever the data lies, and equal pictures of a class stay
-        together. Of two pictures or more, at least one is held out unless `held_out` is 0.
+        together. Of two pictures or more, at least one is held out unless `held_out` is 0. Where the data says itself what
+        is held out, that counts instead.
         Raises ValueError for a fraction outside [0, 1).
         """
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must lie in [0, 1), got {held_out}")
+        if self.held_out is not None:
+            return (~self.held_out).nonzero().flatten(), self.held_out.nonzero().flatten()
         keys = [hashlib.sha256(struct.pack("<qq", seed, d)).digest() for d in self.digests.tolist()]
         labels = [0] * len(self) if self.labels is None else self.labels.tolist()
         groups: dict[int, list[int]] = {}
@@ -213,8 +225,9 @@ class _Listing:
     files: list[str]  # relative, with /
     labels: list[int] | None
     classes: list[str] | None
-    captions: list[str] | None
+    captions: list[Captions] | None
     notes: list[str]
+    held_out: list[bool] | None = None
 
 
 def _folder(
@@ -244,6 +257,7 @@ def _folder(
         256,
         digests,
         (*listing.notes, *notes),
+        None if listing.held_out is None else torch.tensor(listing.held_out),
     )
 
 
@@ -314,7 +328,8 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
 def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str]) -> _Listing:
     """The pictures that the metadata names, with its captions if it has any."""
     lines: dict[str, int] = {}
-    texts: dict[str, str | None] = {}
+    texts: dict[str, Captions | None] = {}
+    held_out: dict[str, bool] = {}
     present = set(found)
     for number, entry in _entries(path):
         where = f"{path}, line {number}"
@@ -328,10 +343,11 @@ def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str])
             raise InputError(f"{where}: {name!r} is there already, on line {lines[name]}", "keep one of them")
         if name not in present and not (folder / name).is_file():
             raise InputError(f"{where}: there is no file {name!r} in {folder}")
-        text = entry.get("text")
-        if text is not None and not (isinstance(text, str) and _encodes(text)):
-            raise InputError(f"{where}: the text {text!r} is no text")
-        lines[name], texts[name] = number, text
+        lines[name], texts[name] = number, _captions(entry, where)
+        if (out := entry.get("held_out")) is not None:
+            if type(out) is not bool:
+                raise InputError(f"{where}: held_out is {out!r}, not true or false")
+            held_out[name] = out
     if not lines:
         raise InputError(f"{path}: it names no picture")
     files = sorted(lines)
@@ -344,7 +360,31 @@ def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str])
             f"{path}, line {lines[without]}: {without!r} has no text, {captioned[0]!r} has one",
             'caption all pictures or none; "" is a caption too',
         )
-    return _Listing(files, None, None, [texts[name] or "" for name in files] if captioned else None, notes)
+    if held_out and all(held_out.get(name) for name in files):
+        raise InputError(f"{path}: all pictures are held out, and none is left to train on")
+    captions = [said for name in files if (said := texts[name]) is not None]
+    kept_out = [held_out.get(name, False) for name in files] if held_out else None
+    return _Listing(files, None, None, captions or None, notes, kept_out)
+
+
+def _captions(entry: dict[str, Any], where: str) -> Captions | None:
+    """What a line says of its picture; None if it says nothing."""
+    text, weights = entry.get("text"), entry.get("weights")
+    if text is None:
+        return None
+    said = text if isinstance(text, list) else [text]
+    if wrong := [one for one in said if not (isinstance(one, str) and _encodes(one))]:
+        raise InputError(f"{where}: the text {wrong[0]!r} is no text")
+    if not said:
+        raise InputError(f"{where}: the list of texts is empty")
+    if weights is None or not isinstance(text, list):
+        return tuple((one, 1.0) for one in said)
+    numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 < w < 1e9 for w in weights)
+    if not numbers or len(weights) != len(said):
+        raise InputError(
+            f"{where}: weights is {str(weights)[:80]}, not {len(said)} positive numbers, one for each text"
+        )
+    return tuple(zip(said, map(float, weights), strict=True))
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

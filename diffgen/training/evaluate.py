@@ -158,6 +158,9 @@ class Evaluation:
                 found["bits_per_dim"] = self._bits(self._bound, tick)
             if self.plan.ode:
                 found["bits_per_dim_ode"] = self._bits(self._ode, tick)
+        for name in [name for name, figures in found.items() if not all(map(math.isfinite, figures.values()))]:
+            del found[name]
+            left_out[name] = "it is not finite"
         plan = self.plan
         return {
             "run": self.run.name,

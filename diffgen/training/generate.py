@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from diffgen.models import gate
 from diffgen.models.find import Model
-from diffgen.sampling import Picture, check_grid_model
+from diffgen.sampling import Picture, check_grid_model, grid_file
 from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
@@ -34,19 +35,20 @@ class RunGenerator:
     """A loaded run: the average of its weights in its newest sound checkpoint. `diffgen.load` makes one.
 
     dtype  "auto" is float32; float16 and bfloat16 are what the network computes in, its weights stay float32
+    checkpoint  another than the newest
     Raises InputError for a run that is wrong inside, UsageError for a device that is not there, OutOfMemory.
     """
 
     fits: tuple[str, ...] = ()  # a pipeline says here how its adapters fit
     sketched = "the pixels themselves"  # what `sketch` shows
 
-    def __init__(self, model: Model, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, model: Model, device: str = "auto", dtype: str = "auto", checkpoint: Path | None = None) -> None:
         self.model = model
         self.run = read_run(model.folder)
         self.device = choose_device(device)
         self.dtype = torch.float32 if dtype == "auto" else choose_dtype(dtype, self.device)
         self.damaged: list[str] = []  # newer checkpoints that were left out
-        checkpoint = self.run.latest(self.damaged.append)
+        checkpoint = checkpoint or self.run.latest(self.damaged.append)
         with out_of_memory():
             self.network, self.step = load_network(self.run, device=self.device, checkpoint=checkpoint)
         assert checkpoint is not None
@@ -155,9 +157,7 @@ class RunGenerator:
         generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
         with out_of_memory():
             noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
-            return scheduler.sample(
-                self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=watch
-            )
+            return scheduler.sample(self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=watch)
 
     def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network as a function of (x, t), for a batch of these classes, guided."""
@@ -201,6 +201,7 @@ class RunGenerator:
             "scheduler": scheduler.name,
             "scheduler_options": scheduler.options,
             "grid": scheduler.grid_name,
+            **grid_file(plan.grid),
             "width": plan.width,
             "height": plan.height,
             "model": self.model.name,

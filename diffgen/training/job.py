@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,18 @@ class Job(Protocol):
         """What run.json says beside the configuration and the versions: job, data, network, …; JSON values."""
         ...
 
+    def files(self) -> dict[str, bytes]:
+        """What the run's folder holds beside run.json, by relative name with /: what its model needs and no training
+        changes (a tokenizer, the autoencoder of latents)."""
+        ...
+
+    def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights to begin with, from a folder that is no run; `own` are those that the networks have, by name.
+
+        Raises InputError for a folder that this job cannot begin with.
+        """
+        ...
+
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
         """Called once, before the first loss: what the job keeps for itself (data, frozen networks) goes there."""
         ...
@@ -38,7 +51,7 @@ class Job(Protocol):
 
     def held_out(self, networks: Networks) -> list[float]:
         """Losses on data that is not trained on, always the same examples, times and noise: one for each quartile of
-        the times, small times first. Empty without such data."""
+        the times, small times first; of a job without times, one. Empty without such data."""
         ...
 
     def samples(self, networks: Networks) -> list[Image.Image]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,11 @@ from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, guided, offs
 from diffgen.errors import InputError, InvalidOutput
 from diffgen.images.pixels import to_pil
 
+from .batches import Order, held_out_draws, some, times
 from .config import Config
 from .data import DataSet
 from .job import Autocast, Networks
-from .seeds import HELD_OUT, ORDER, SAMPLES, STEP, WEIGHTS, generator, mix
-
-HELD_OUT_PICTURES = 256  # at most; each is asked at four times
+from .seeds import SAMPLES, STEP, WEIGHTS, generator, mix
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class PixelJob:
         self.area = data.size[0] * data.size[1]
         self.seed, self.batch = config.train.seed, config.train.batch_size
         self.train, test = data.split(config.data.held_out)
-        picked = torch.linspace(0, max(len(test) - 1, 0), min(len(test), HELD_OUT_PICTURES)).long()
-        self.test = test[picked] if len(test) else test
+        self.test = some(test)
+        self.indices = Order(self.train, self.batch, self.seed)
         self.classes = data.classes if config.data.classes and data.labels is not None else None
         try:
             self.diffusion = diffusion_of(config, data.levels)
@@ -57,7 +57,6 @@ class PixelJob:
         self.networks: dict[str, nn.Module] = {"network": self.network}
         self.importance = ImportanceSampler(self.diffusion.T) if config.diffusion.times == "importance" else None
         self._draws = lru_cache(maxsize=1)(self._draw)
-        self._order = lru_cache(maxsize=2)(self._permutation)
 
     def _network(self) -> nn.Module:
         learned = self.config.diffusion.variance == "learned_range"
@@ -106,21 +105,6 @@ class PixelJob:
             self.importance.update(t, losses.detach())
         return losses * draws.weight[positions]
 
-    def indices(self, k: int) -> Tensor:
-        """The pictures of step k: each epoch goes through all of them once, in an order of its own."""
-        n = len(self.train)
-        positions = range(k * self.batch, (k + 1) * self.batch)
-        parts, first = [], positions.start
-        while first < positions.stop:
-            epoch, begin = divmod(first, n)
-            end = min(n, begin + positions.stop - first)
-            parts.append(self._order(epoch)[begin:end])
-            first += end - begin
-        return torch.cat(parts)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        return self.train[torch.randperm(len(self.train), generator=generator(self.seed, ORDER, epoch))]
-
     def _draw(self, k: int) -> Draws:
         c, T, B = self.config.diffusion, self.diffusion.T, self.batch
         on = self.device if self.device.type == "cuda" else torch.device("cpu")
@@ -129,10 +113,8 @@ class PixelJob:
         weight = torch.ones_like(u)
         if self.importance is not None:
             t, weight = self.importance.sample(B, generator(self.seed, STEP, k))
-        elif c.times == "stratified":  # one time from each of B equal parts of 0 … T: less variance at no cost
-            t = ((torch.arange(B, device=on) + u) * (T / B)).long().clamp_(max=T - 1)
         else:
-            t = (u * T).long().clamp_(max=T - 1)
+            t = times(u, T, c.times == "stratified")
         noise = torch.randn(B, self.data.channels, *self.data.size, generator=g, device=on)
         if c.offset_noise:
             noise = offset_noise(noise, c.offset_noise, g)
@@ -162,20 +144,17 @@ class PixelJob:
     def held_out(self, networks: Networks) -> list[float]:
         if not len(self.test):
             return []
-        T, quartiles = self.diffusion.T, []
+        quartiles = []
         shape = (len(self.test), self.data.channels, *self.data.size)
         for quarter in range(4):
-            g = generator(HELD_OUT, quarter)  # of no seed: runs with other seeds are measured with the same ruler
-            u = (torch.arange(shape[0]) + torch.rand(shape[0], generator=g)) / shape[0]
-            t = ((quarter + u) * (T / 4)).long().clamp_(max=T - 1)
-            noise = torch.randn(shape, generator=g)
+            t, noise = held_out_draws(shape, self.diffusion.T, quarter)
             total = 0.0
-            for some in torch.arange(shape[0]).split(64):
-                indices = self.test[some]
+            for part in torch.arange(shape[0]).split(64):
+                indices = self.test[part]
                 model = self._model(
-                    networks, self._label(indices, torch.zeros(len(some), dtype=torch.bool).to(self.device))
+                    networks, self._label(indices, torch.zeros(len(part), dtype=torch.bool).to(self.device))
                 )
-                x0, at, eps = self.pictures(indices), t[some].to(self.device), noise[some].to(self.device)
+                x0, at, eps = self.pictures(indices), t[part].to(self.device), noise[part].to(self.device)
                 total += self.diffusion.loss(model, x0, at, eps).sum().item()
             quartiles.append(total / shape[0])
         return quartiles
@@ -197,6 +176,12 @@ class PixelJob:
         except schedulers.NonFinite as error:
             raise InvalidOutput(f"training diverged: a picture of the grid is {error}") from error
         return to_pil(x0.float().cpu().numpy(), self.data.levels)
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise InputError(f"{folder} is not a run", "begin with a run of this job, or with a .safetensors file")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.importance is None else self.importance.state_dict()

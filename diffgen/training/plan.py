@@ -94,7 +94,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
     """Check everything that can be checked without torch.
 
     options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size, keep_steps; what is not said, or
-             None, is what the run was trained with. Those that only pipelines have are refused if they ask for anything.
+             None, is what the run was trained with. Those that only pipelines have are refused if they are used.
     Raises UsageError for a wrong number or name, InputError for a wrong run.
     """
     for name, neutral in OTHERS.items():
@@ -155,7 +155,10 @@ def noise_and_prediction(model: Model) -> tuple[schedulers.NoiseSchedule, str]:
 
 def _config(run: Run) -> configuration.Config:
     if run.job != "pixels":
-        hint = 'pictures are made by runs of the job "pixels"'
+        hint = {
+            "latents": f"write it as a pipeline first: diffgen models export {run.folder} FOLDER",
+            "autoencoder": 'it is the first stage: train the job "latents" on it',
+        }.get(run.job, 'pictures are made by runs of the job "pixels"')
         raise InputError(f"{run.folder} is a run of the job {run.job!r}", hint)
     if not run.checkpoints():
         hint = f"train it first: diffgen train {run.data['name']} -o {run.folder} --resume"

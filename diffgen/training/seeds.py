@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 # What random numbers are for; each has its own stream.
-ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS = range(6)
+ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS, CAPTIONS = range(7)
 
 MASK = 2**64 - 1
 

@@ -22,7 +22,7 @@ import diffgen
 from diffgen.devices import out_of_memory
 from diffgen.errors import CannotWrite, InputError, OutOfMemory, UsageError
 from diffgen.images.publish import cannot_write, publish
-from diffgen.models.gate import read_header
+from diffgen.models.gate import read_header, sha256_of
 
 from . import checkpoint
 from .config import Train, differences, to_dict
@@ -43,7 +43,7 @@ class Order:
     folder: Path
     config: Any
     resume: bool = False
-    init: Path | None = None  # a run, or a weights file, to take the first weights from
+    init: Path | None = None  # a run, a weights file, or a folder that the job can read, with the first weights
     device: str = "auto"
 
 
@@ -104,6 +104,10 @@ def run(order: Order, job: Job, ranks: Ranks, listener: Listener, stopping: Call
             about = describe(order, job)
             stack.enter_context(locked(order.folder))
             place(order, about)
+            for name, data in job.files().items():
+                (path := order.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    publish(path, data)
 
         ranks.first(claim)
         here = read_run(order.folder)
@@ -154,9 +158,8 @@ def describe(order: Order, job: Job) -> dict[str, Any]:
     """run.json."""
     about: dict[str, Any] = {"schema": SCHEMA, **job.about(), "config": to_dict(order.config)}
     if order.init is not None:
-        path = init_file(order.init)
-        read_header(path)
-        about["init"] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        files = init_files(order.init)
+        about["init"] = {"file": (files[0] if len(files) == 1 else order.init).name, "sha256": hash_of(files)}
     versions = {"diffgen": diffgen.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return about | {"versions": versions}
 
@@ -187,25 +190,45 @@ def go_on(order: Order, here: Run, trainer: Trainer, listener: Listener) -> tupl
     newest = here.latest(warn)
     if newest is None:
         if order.init is not None:
-            initialise(trainer, init_file(order.init))
+            initialise(trainer, order.init)
         return 0, 0
     state = read_state(newest)
     return trainer.restore(newest, state), state["metrics_bytes"]
 
 
-def init_file(path: Path) -> Path:
-    """The weights file meant by a run (its average in the newest checkpoint) or by a file. Raises InputError."""
-    if not is_run(path):
-        return path
-    newest = read_run(path).latest()
-    if newest is None:
-        raise InputError(f"{path} has no checkpoint to begin with", "name a run that has one")
-    return newest / "ema.safetensors"
+def init_files(path: Path) -> list[Path]:
+    """The weights files meant by a run (its average in the newest checkpoint), by a folder, or by a file.
+
+    Raises InputError where there are none.
+    """
+    if is_run(path):
+        newest = read_run(path).latest()
+        if newest is None:
+            raise InputError(f"{path} has no checkpoint to begin with", "name a run that has one")
+        return [newest / "ema.safetensors"]
+    if not path.is_dir():
+        return [path]
+    if found := sorted(path.rglob("*.safetensors")):
+        return found
+    raise InputError(f"{path} has no weights to begin with", "name a run, a .safetensors file, or a model's folder")
+
+
+def hash_of(files: list[Path]) -> str:
+    """SHA-256 in hex of a weights file; of several, of their hashes. Raises InputError for what is no weights file."""
+    hashes = []
+    for file in files:
+        read_header(file)
+        hashes.append(sha256_of(file))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def initialise(trainer: Trainer, path: Path) -> None:
-    """Begin with the weights in a file, which must have the networks' names and shapes. Raises InputError."""
-    trainer.load_model(checkpoint.read(path, trainer.model()))
+    """Begin with the weights of a run, a file or a folder, which must fit the networks. Raises InputError."""
+    own = trainer.model()
+    if path.is_dir() and not is_run(path):
+        trainer.load_model(trainer.job.first_weights(path, own))
+    else:
+        trainer.load_model(checkpoint.read(init_files(path)[0], own))
 
 
 def estimate(order: Order, job: Job, ranks: Ranks) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def read(carried: Carried) -> Made | None:
     return ours
 
 
-def split(found: str) -> tuple[str, str, dict[str, str]]:
-    """(prompt, negative prompt, settings) of a text; no settings where no line has at least three."""
+def split(found: str) -> tuple[str, str | None, dict[str, str]]:
+    """(prompt, negative prompt or None, settings) of a text; no settings where no line has at least three."""
     lines = found.strip().split("\n")
     values = settings(lines[-1])
     if values:
@@ -63,7 +63,7 @@ def split(found: str) -> tuple[str, str, dict[str, str]]:
     negative = [line.strip() for line in lines[cut:]]
     if negative:
         negative[0] = negative[0].removeprefix("Negative prompt:").strip()
-    return "\n".join(line.strip() for line in lines[:cut]), "\n".join(negative), values
+    return "\n".join(line.strip() for line in lines[:cut]), "\n".join(negative) if negative else None, values
 
 
 def settings(line: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ def unquoted(value: str) -> str:
     return value
 
 
-def made(tool: str, prompt: str, negative: str, values: dict[str, str]) -> Made:
+def made(tool: str, prompt: str, negative: str | None, values: dict[str, str]) -> Made:
     """What the parts of such a text say."""
     width, height = size(values.get("Size"))
     found = Made(

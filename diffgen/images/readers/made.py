@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import schedulers
-from schedulers.registry import LABELS
 
-from ..metadata import base_name, printable
+from ..metadata import base_name, label_of, printable
 
 MAX_SEED = 2**64 - 1  # ComfyUI's
 NOT_SAID = ("", "automatic", "default", "native", "none")  # what tools write for "as the sampler has it"
@@ -67,17 +65,6 @@ class Made:
                 self.notes.append(f"there is no grid {plan!r} here: the scheduler's own is taken")
                 return
         self.given_grid = self.grid
-
-
-def label_of(name: str, options: Mapping[str, Any]) -> str:
-    """The label that stands for a scheduler with these options; its name where there is none for them."""
-    try:
-        usual = schedulers.info(name).options
-    except ValueError:
-        return name
-    unusual = {key: value for key, value in options.items() if key in usual and usual[key] != value}
-    labels = (label for label, (of, _, stands) in LABELS.items() if of == name and unusual and stands == unusual)
-    return next(labels, name)
 
 
 def _grid(name: str) -> str | None:

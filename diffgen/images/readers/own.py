@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from .made import Made, label_of
+from ..metadata import label_of
+from .made import Made
 
 
 def of_record(record: Mapping[str, Any]) -> Made:
@@ -68,6 +69,7 @@ def _more(record: Mapping[str, Any]) -> list[str]:
     for one in record.get("embeddings") or ():
         add("--embedding", f"{one['word']}={one['name']}")
     add("--refiner", record.get("refiner"))
+    add("--quantize", record.get("quantize"))
     if record.get("tile"):
         words.append("--tile")
     if record.get("safety") == "off":

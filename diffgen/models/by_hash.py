@@ -1,0 +1,48 @@
+"""A model on this machine, found by the hash that a picture's record has of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffgen.errors import InputError
+
+from . import cache, gate, listed
+from .find import Model, bundled_models, cached_models, check, listed_model
+
+
+def find_by_hash(digest: str, family: str | None = None) -> Model | None:
+    """The bundled, listed or cached model whose `gate.model_hash` this is; None if there is none.
+
+    `family` spares the hashing of models of other families. Files in the download cache are not hashed where their
+    names are their hashes; whoever loads the model hashes them.
+    """
+    for model in known_models():
+        if family in (None, model.family) and model.family != "run":
+            try:
+                if network_hash(model) == digest:
+                    return model
+            except InputError:  # broken: it is not what made the picture
+                continue
+    return None
+
+
+def known_models() -> Iterator[Model]:
+    """The models that have a name here: bundled, in the user's list, in the download cache."""
+    yield from bundled_models()
+    for entry in listed.entries().values():
+        try:
+            yield listed_model(entry)
+        except InputError:  # its file is gone
+            continue
+    yield from cached_models()
+
+
+def network_hash(model: Model) -> str:
+    """`gate.model_hash` of a model that is no run. Raises InputError."""
+    checked = check(model)
+    hashes = {}
+    for path in checked.network.weights:
+        known = cache.recorded(path) if model.source == "cache" else None
+        name = path.name if path == checked.file else path.relative_to(checked.folder).as_posix()
+        hashes[name] = known if known and cache.SHA256.fullmatch(known) else gate.sha256_of(path)
+    return gate.model_hash(checked, hashes)

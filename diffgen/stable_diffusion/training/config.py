@@ -1,0 +1,123 @@
+"""The configurations of the jobs "autoencoder" and "latents". No torch at import."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffgen.training.config import Train, setting
+
+
+@dataclass(frozen=True)
+class Data:
+    """How the pictures are read: squares, RGB, as pipelines make them."""
+
+    size: int | None = setting(None, 8, 1024)  # side to which pictures are scaled and cropped; unless given, their own
+    channels: int = setting(3, of=(3,))
+    held_out: float = setting(0.1, 0, 0.9)  # the part kept out of the training, where the data does not say it itself
+    memory: str = setting("auto", of=("auto", "ram", "map"))
+
+
+@dataclass(frozen=True)
+class Varied(Data):
+    """And how they are varied."""
+
+    flip: bool = False  # mirror half of the pictures
+    shift: int = setting(0, 0, 512)  # move half of the pictures by up to so many pixels; the edge is continued
+    permute: float = setting(0.0, 0, 1)  # how often a picture's three channels are permuted
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the autoencoder's losses, each a mean over the elements of a picture or of its latents."""
+
+    l1: float = setting(1.0, 0, 1000)
+    l2: float = setting(1.0, 0, 1000)
+    gradient: float = setting(1.0, 0, 1000)  # L1 of the differences of neighbouring pixels
+    kl: float = setting(1e-3, 0, 1000)  # of the latents from a standard normal
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """The sheets made on the way."""
+
+    every: int = setting(1000, 1, 10**9)
+    count: int = setting(16, 1, 1024)  # pictures, each followed by its reconstruction
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """The configuration of the job "autoencoder". `network` has arguments of diffusers' AutoencoderKL."""
+
+    job: str = setting("autoencoder", of=("autoencoder",))
+    data: Varied = Varied()
+    network: dict[str, Any] = field(
+        default_factory=lambda: {
+            "latent_channels": 16,
+            "block_out_channels": [24, 48, 128, 128],
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "mid_block_add_attention": False,
+        }
+    )
+    loss: Loss = Loss()
+    train: Train = Train()
+    sample: Reconstructions = Reconstructions()
+
+
+@dataclass(frozen=True)
+class Text:
+    """What reads the captions: CLIP's text encoder, trained from scratch with the UNet."""
+
+    tokenizer: str | None = None  # a folder with a CLIP tokenizer; unless given, CLIP's own, of 49,408 tokens
+    length: int = setting(77, 4, 512)  # tokens of a prompt, both ends included
+    width: int = setting(192, 8, 4096)
+    layers: int = setting(4, 1, 64)
+    heads: int = setting(4, 1, 64)
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The process and its objective, as far as Stable Diffusion's pipelines have it."""
+
+    noise: str = setting("scaled_linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
+    T: int = setting(1000, 2, 100_000)
+    zero_terminal_snr: bool = False  # the last step is noise alone; not with epsilon
+    prediction: str = setting("epsilon", of=("epsilon", "sample", "v_prediction"))
+    weight: str | None = setting(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
+    times: str = setting("stratified", of=("stratified", "uniform"))  # how t is drawn
+    offset_noise: float = setting(0.0, 0, 1)
+    caption_dropout: float = setting(0.1, 0, 1)  # how often the caption is empty, so that guidance works
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sheets of pictures made on the way."""
+
+    every: int = setting(1000, 1, 10**9)
+    count: int = setting(16, 1, 1024)  # pictures of the raw weights, and as many of the average
+    prompts: tuple[str, ...] = ()  # one after the other, again from the first; unless given, captions of the data
+    scheduler: str = "dpmpp_2m"
+    steps: int = setting(20, 1, 1000)
+    guidance: float = setting(2.0, 0, 100)
+
+
+@dataclass(frozen=True)
+class LatentConfig:
+    """The configuration of the job "latents". `network` has arguments of diffusers' UNet2DConditionModel."""
+
+    job: str = setting("latents", of=("latents",))
+    autoencoder: str = ""  # a run of the job "autoencoder", or a folder of diffusers with an AutoencoderKL
+    data: Data = Data()
+    text: Text = Text()
+    network: dict[str, Any] = field(
+        default_factory=lambda: {
+            "block_out_channels": [96, 192],
+            "layers_per_block": 1,
+            "attention_head_dim": 4,  # in this class: the number of heads
+            "norm_num_groups": 16,
+        }
+    )
+    diffusion: Diffusion = Diffusion()
+    train: Train = Train()
+    sample: Sample = Sample()

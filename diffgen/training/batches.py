@@ -1,0 +1,60 @@
+"""Which pictures a step sees, and at which times: pure functions of the seed and the step, for every job."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .seeds import HELD_OUT, ORDER, generator
+
+HELD_OUT_PICTURES = 256  # at most; each is asked at four times
+
+
+class Order:
+    """The pictures of step k: each epoch goes through all of them once, in an order of its own."""
+
+    def __init__(self, pictures: Tensor, batch: int, seed: int) -> None:
+        self.pictures, self.batch, self.seed = pictures, batch, seed
+        self._epoch = lru_cache(maxsize=2)(self._permutation)
+
+    def __call__(self, k: int) -> Tensor:
+        """LongTensor [batch]: numbers of pictures."""
+        n, parts = len(self.pictures), []
+        first, stop = k * self.batch, (k + 1) * self.batch
+        while first < stop:
+            epoch, begin = divmod(first, n)
+            end = min(n, begin + stop - first)
+            parts.append(self._epoch(epoch)[begin:end])
+            first += end - begin
+        return torch.cat(parts)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return self.pictures[torch.randperm(len(self.pictures), generator=generator(self.seed, ORDER, epoch))]
+
+
+def times(u: Tensor, T: int, stratified: bool) -> Tensor:
+    """Times 0 … T − 1, LongTensor [B], of u [B] uniform in [0, 1).
+
+    Stratified: one from each of B equal parts of the range, which is less variance at no cost.
+    """
+    found = (torch.arange(len(u), device=u.device) + u) * (T / len(u)) if stratified else u * T
+    return found.long().clamp_(max=T - 1)
+
+
+def some(pictures: Tensor) -> Tensor:
+    """Of the held-out pictures those that are asked: all, or evenly spread ones."""
+    if not len(pictures):
+        return pictures
+    return pictures[torch.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).long()]
+
+
+def held_out_draws(shape: tuple[int, ...], T: int, quarter: int) -> tuple[Tensor, Tensor]:
+    """(times [N] in that quarter of 0 … T − 1, noise [N, …]) for held-out examples of that shape, on the CPU.
+
+    Of no seed: runs with other seeds are measured with the same ruler.
+    """
+    g = generator(HELD_OUT, quarter)
+    u = (torch.arange(shape[0]) + torch.rand(shape[0], generator=g)) / shape[0]
+    return ((quarter + u) * (T / 4)).long().clamp_(max=T - 1), torch.randn(shape, generator=g)
