@@ -130,7 +130,7 @@ def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None)
 def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
     """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError.
 
-    `native`: for a model that is asked without a pipeline, which takes any solver but one that makes noise of pictures.
+    `native`: for a model that is asked without a pipeline, which takes any solver.
     """
     whole("--steps", values["steps"], 1, 1000)
     guidance = values["guidance"]
@@ -144,7 +144,7 @@ def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
     except (ValueError, OSError) as error:  # a grid of its own, from a file
         raise InputError(f"--grid {values['grid']}: {error}") from error
-    if native and solver.upwards:
+    if solver.upwards:
         raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
     if solver.native_only and not native:
         raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")

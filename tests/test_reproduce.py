@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,32 @@ def test_every_way_comes_out_identical(
     assert (found.identical, found.max_difference, found.differing_pixels, found.reason) == (True, 0, 0, None)
     assert found.record["pixels_sha256"] == record["pixels_sha256"] == pixels_sha256(found.image)
     assert {**found.record, "template": None, "warnings": []} == {**record, "template": None, "warnings": []}
+
+
+def test_a_controlnet_and_an_embedding(
+    tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the tiny random pipeline; the ControlNet is a folder, known by its weights."""
+    from diffusers import ControlNetModel
+
+    generator: Any = diffgen.load(str(tiny), device="cpu")
+    torch.manual_seed(5)
+    network = ControlNetModel.from_unet(generator.pipeline.unet, conditioning_channels=3)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    monkeypatch.chdir(tmp_path)
+    network.save_pretrained("net")
+    save_file({"emb_params": torch.randn(1, 16)}, "cat.safetensors")
+    shutil.copy(folder / "start.png", "start.png")
+    asked = {"controls": ["canny=start.png:0.7"], "control_models": ["net"], "embeddings": ["<cat>=cat.safetensors"]}
+    record = made(generator, Path("x.png"), prompt="a <cat>", size=32, **asked)
+    assert (len(record["controls"]), len(record["embeddings"])) == (1, 1)
+    assert reproduce("x.png", str(tiny)).identical
+    shutil.move("net", "other")
+    with pytest.raises(InputError, match="the ControlNet for canny"):
+        reproduce("x.png", str(tiny))
+    assert reproduce("x.png", str(tiny), files=["other"]).identical
 
 
 def test_a_grid_that_is_a_file(generator: ImageGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,3 +322,20 @@ def test_runs_by_the_hash_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.rmtree(Path("elsewhere/moved/checkpoints") / str(older.step))
     with pytest.raises(InputError, match="no checkpoint"):
         reproduce("old.png", "elsewhere/moved")
+
+
+def test_the_guide(diffgen_: Callable[..., Result]) -> None:
+    """Its commands run one after the other, and print what stands there; but what the model's card may change."""
+    page = (Path(__file__).parent.parent / "docs" / "metadata.md").read_text("utf-8")
+    for block in page.split("    $ diffgen ")[1:4]:
+        command, _, rest = block.partition("\n")
+        code, out, err = diffgen_(*shlex.split(command))
+        assert code == 0, err
+        shown = textwrap.dedent(rest.partition("\n\nIt reads")[0].partition("\n\nmakes")[0]).strip()
+        if command.startswith("inspect"):
+            own = ("guidance", "scheduler", "grid", "diffgen")
+            lines, expected = ([one for one in text.splitlines() if not one.startswith(own)] for text in (out, shown))
+            assert [one.split() for one in lines if one] == [one.split() for one in expected if one]
+            assert out.splitlines()[-1].startswith(shown.splitlines()[-1].partition(" --guidance")[0])
+        elif command.startswith("reproduce"):
+            assert out.strip() == shown

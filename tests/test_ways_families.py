@@ -98,6 +98,15 @@ def test_text_to_image(load: Callable[[str], ImageGenerator], family: str) -> No
     assert json.loads(ours.info["diffgen"])["family"] == family
 
 
+def test_flux_schnell_reads_256_tokens(load: Callable[[str], ImageGenerator]) -> None:
+    generator = load("flux-schnell")
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "guidance": 1.0, "scheduler": "euler"}
+    (ours,) = generator.generate(PROMPT, size=32, **options)
+    read = {n: call(theirs(generator, "FluxPipeline"), "flux", max_sequence_length=n) for n in (256, 512)}
+    assert abs(pixels(ours) - read[256]).max() <= 1
+    assert abs(pixels(ours) - read[512]).max() > 1
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_image_to_image(

@@ -14,8 +14,9 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
+from diffgen.sampling import whole
 
-from .output import Debug, Json, Output, Quiet, UnfinishedError, table
+from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table
 
 EXAMPLES = """
 Examples:
@@ -42,9 +43,7 @@ def compare(
     prompt: Annotated[list[str] | None, typer.Argument(help="What to show, for a model that takes prompts.")] = None,
     schedulers: Annotated[
         str,
-        typer.Option(
-            metavar="A,B,…|fast|all", help="Names that `schedulers list` knows.", rich_help_panel=AXES
-        ),
+        typer.Option(metavar="A,B,…|fast|all", help="Names that `schedulers list` knows.", rich_help_panel=AXES),
     ] = "fast",
     nfe: Annotated[
         str, typer.Option("--nfe", metavar="N,…", help="Budgets of function evaluations.", rich_help_panel=AXES)
@@ -72,6 +71,15 @@ def compare(
             rich_help_panel=MODEL,
         ),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA", help="What a run was trained on: measure its pictures against it.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(help="With --data: pictures of each scheduler at each budget.", rich_help_panel=MODEL)
+    ] = 500,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", rich_help_panel=MODEL)] = "auto",
     dtype: Annotated[str, typer.Option(metavar="auto|float32|float16|bfloat16", rich_help_panel=MODEL)] = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MODEL)] = False,
@@ -105,18 +113,28 @@ def compare(
     entries = plan.parse_entries(labels, [grid.strip() for grid in grids.split(",") if grid.strip()])
     budgets, seed_list = plan.parse_budgets(nfe), plan.parse_seeds(seeds)
     scales = plan.parse_guidance(guidance) if guidance else ()
+    whole("--samples", samples, 2, 100_000)
+    if data is not None and (model is None or model == "mixture"):
+        raise UsageError("--data is for a training run, which -m names")
     folder = _folder(out, resume, dry_run)
 
     environment.prepare(offline)
-    from diffgen.compare.results import as_csv, as_table, results
+    from diffgen.compare.results import as_csv, as_table, distribution_table, results
     from diffgen.compare.run import Comparison, Reference
     from diffgen.compare.sheet import sheet
-    from diffgen.compare.subjects import subject_of
+    from diffgen.compare.subjects import RunSubject, subject_of
 
     subject, prompts, scales = subject_of(model, prompt or [], scales, device, dtype)
     aim = Reference.parse(reference, exact=subject.family == "mixture")
     axes = plan.Axes(entries, budgets, seed_list, prompts, scales)
     comparison = Comparison(subject, axes, aim, folder)
+    distribution = None
+    if data is not None:
+        if not isinstance(subject, RunSubject):
+            raise UsageError(f"--data is for a training run, and {subject.name} is none")
+        from diffgen.compare.distribution import Distribution
+
+        distribution = Distribution(comparison, data, samples)
     waiting = comparison.waiting()
     evaluations = sum(job.nfe for job in waiting)
     each = comparison.warm_up() if waiting else 0.0
@@ -138,7 +156,11 @@ def compare(
     with say.progress(subject.name) as on_step:
         for _ in comparison.make(on_step):
             pass
-    found = results(comparison, _command(), round(time.perf_counter() - began, 3))
+    measured = None
+    if distribution is not None:
+        with say.progress(f"{subject.name}: {samples} pictures of each") as on_step:
+            measured = distribution.result(on_step)
+    found = results(comparison, _command(), round(time.perf_counter() - began, 3), measured)
     _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
     _write(folder, "results.csv", as_csv(found).encode())
     from io import BytesIO
@@ -155,13 +177,17 @@ def compare(
         "cells": found["cells"],
         "rows": found["rows"],
         "reference": {k: v for k, v in found["reference"].items() if k != "starts"},
+        "distribution": found["distribution"],
         "verdict": found["verdict"],
         "seconds": found["seconds"],
     }
     failed = [cell for cell in found["cells"] if cell["status"] != "done"]
     if not json:
-        for line in [*table(list(as_table(found))), "", *found["verdict"], str(folder / "report.html")]:
-            say.line(line)
+        lines = [*table(list(as_table(found))), ""]
+        if measured is not None:
+            lines += [*table(list(distribution_table(found))), ""]
+        for line in [*lines, *found["verdict"], str(folder / "report.html")]:
+            say.line(printable(line))
     if failed:
         reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
         raise UnfinishedError(

@@ -17,13 +17,13 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.images.metadata import LEVELS, encode_png
 from diffgen.images.naming import Outputs
-from diffgen.models.find import Model, find
+from diffgen.models.find import Model
 from diffgen.stable_diffusion import prompts
 from diffgen.stable_diffusion.inputs import check_switch, offload_name, quantize_name
 from diffgen.stable_diffusion.plan import Options, Plan, make_plan
 from diffgen.training import plan as runs
 
-from . import loaded, whole
+from . import loaded, models, whole
 from .observe import Seen, view_of
 from .output import Debug, Json, Output, Quiet, UnfinishedError
 
@@ -95,8 +95,8 @@ def generate(
         Texts, _option(BEGIN, "Its ControlNet: folder or file.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
     upscale: Annotated[Real, _option(BEGIN, "A second pass at so many times the size.", metavar="X")] = None,
-    upscale_mode: Annotated[str, _option(BEGIN, "What is scaled up.", metavar="lanczos|latent")] = "lanczos",
-    upscale_strength: Annotated[float, _option(BEGIN, "How much it changes.", metavar="0…1")] = 0.5,
+    upscale_mode: Annotated[Text, _option(BEGIN, "What is scaled up. \\[lanczos]", metavar="lanczos|latent")] = None,
+    upscale_strength: Annotated[Real, _option(BEGIN, "How much it changes. \\[0.5]", metavar="0…1")] = None,
     model: Annotated[
         Text, _option(MODEL, "Bundled, a path, or a hub's. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
@@ -154,7 +154,8 @@ def generate(
         options["guidance"] = cfg_scale
     if scheduler is None and sampler is not None:
         options["scheduler"] = sampler
-    plans = _plans(find(model), _lines(prompt or [], prompt_file), options)
+    lines = _lines(prompt or [], prompt_file)
+    plans = _plans(models.offer_pull(model, say, offline), lines, options)
     outputs = Outputs(out, sum(map(len, plans)), overwrite)
     seen = Seen(outputs, save_steps, bool(attention), attention_out, overwrite)
     for plan in plans:

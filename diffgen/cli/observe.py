@@ -54,6 +54,7 @@ class View:
         self.console: Any = None  # set by the progress bar that shows this
         self._text: Any = None
         self._last = float("-inf")
+        self._changed = False
 
     @property
     def color_system(self) -> str:
@@ -67,8 +68,14 @@ class View:
             if time.monotonic() - self._last >= SECONDS:
                 self._text = self._drawn(generator.sketch(x0[0]))
                 self._last = time.monotonic()
+                self._changed = True
 
         return look
+
+    def changed(self) -> bool:
+        """Is there something new to show, since this was asked before?"""
+        changed, self._changed = self._changed, False
+        return changed
 
     def finished(self, picture: Picture) -> None:
         """The picture as it came out stays on the screen; the next one begins below it."""

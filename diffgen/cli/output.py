@@ -84,9 +84,16 @@ class Output:
                     return Group(above, super().get_renderable())
 
             kind = Viewed
-        with kind(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
+        # Two threads that print, rich's own and this one, can lose lines: with pictures only this one draws.
+        settings: dict[str, Any] = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+        with kind(*columns, console=console, auto_refresh=above is None, **settings) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total, text=what: bar.update(task, completed=done, total=total, description=text)
+
+            def step(done: int, total: int, text: str = what) -> None:
+                redraw = above is not None and above.changed()
+                bar.update(task, completed=done, total=total, description=text, refresh=redraw)
+
+            yield step
 
 
 def document(command: str, **content: Any) -> None:

@@ -15,11 +15,12 @@ from typing import Annotated, Any
 import typer
 
 from diffgen import environment
+from diffgen.devices import device_name, dtype_name
 from diffgen.errors import ExitCode, UsageError
 from diffgen.models.find import find
 
 from . import Stopped, arrived, forget_signals, generate, tell
-from .loaded import keeping
+from .loaded import keeping, load
 from .output import Debug, Json, Output, Quiet, document
 
 EXAMPLES = """
@@ -62,9 +63,10 @@ def shell(
     for key, value in (("model", model), ("device", device), ("dtype", dtype), ("out", out)):
         if value not in (None, "auto"):
             session.set(key, str(value))
-    if model is not None:
-        find(model)
+    found = find(model)
     with keeping():
+        load(found, device_name(device), dtype_name(dtype), "none", "none")  # as generate asks, unless told otherwise
+        session.say.note(f"{found.name} is loaded; a prompt and its options a line, :help, :quit")
         for line in _lines(session):
             session.obey(line)
     if json:
@@ -149,7 +151,8 @@ class Session:
     def name(self, key: str) -> str:
         """The option's name. Raises UsageError for one that generate does not have."""
         name = key.lstrip("-").replace("-", "_")
-        name = next((known for known, (words, _) in self.known.items() if key in words or f"--{key}" in words), name)
+        said = {key, f"-{key}", f"--{key}"}
+        name = next((known for known, (words, _) in self.known.items() if said & set(words)), name)
         if name not in self.known:
             raise UsageError(f"generate has no option {key!r}", "see: diffgen generate --help")
         return name
@@ -198,8 +201,6 @@ def _lines(session: Session) -> Iterator[str]:
     """The lines that there are to obey; without blank ones and comments. On a terminal they are asked for."""
     terminal = sys.stdin is not None and sys.stdin.isatty()
     ask = _asker(terminal)
-    if terminal:
-        session.say.note("a prompt and its options a line; :help, :quit")
     while True:
         try:
             line = ask()

@@ -173,8 +173,8 @@ def _job(chosen: Any, pictures: DataSet, where: str, ranks: Ranks, say: Output) 
 
 
 def _configuration(file: str | None, given: dict[str, Any], folder: Path, resume: bool) -> tuple[str, Any]:
-    """(where it comes from, the configuration, of its job's kind). Flags win over the file; a run that is resumed without
-    a file has its own configuration below the flags."""
+    """(where it comes from, the configuration, of its job's kind). Flags win over the file; a run that is resumed
+    without a file has its own configuration below the flags."""
     if file is not None:
         where, tables = file, configuration.read(Path(file))
     elif resume and is_run(folder):

@@ -75,6 +75,7 @@ def page(found: dict[str, Any], folder: Path) -> str:
         levels=_levels(found),
         table=_table(found),
         duplicates=_duplicates(found),
+        distribution=_distribution(found),
         pictures=pictures,
         side=_side(pictures.size, len(found["axes"]["budgets"])),
         csv="data:text/csv;charset=utf-8;base64," + _base64(as_csv(found).encode("utf-8", "replace")),
@@ -406,6 +407,30 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
                 line.append((f"{value:g}" if number else value, value))
         lines.append({"style": styles.get(_key(row), 0), "best": bool(_best(row, ties)), "line": line})
     return {"heads": heads, "lines": lines}
+
+
+def _distribution(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The table of distances between a run's pictures and its data, real pictures last."""
+    said = found.get("distribution")
+    if not said:
+        return None
+    names = list(said["better"])
+    styles = {_key(entry): i for i, entry in enumerate(found["axes"]["entries"])}
+
+    def line(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+        figures = ["–" if values.get(name) is None else f"{values[name]:.3g}" for name in names]
+        guidance = "" if row["guidance"] is None else f"{row['guidance']:g}"
+        nfe = "" if row["nfe"] is None else row["nfe"]
+        style = styles[_key(row)] if row["nfe"] is not None else None
+        return {"label": row["label"], "grid": row["grid"], "nfe": nfe, "guidance": guidance, "style": style} | {
+            "figures": figures
+        }
+
+    real = {"label": "real pictures", "grid": "", "nfe": None, "guidance": None}
+    lines = [line(row, row["values"] or {}) for row in said["rows"]]
+    lines.append(line(real, {name: said["scales"][name]["floor"] for name in names}))
+    heads = [(name.replace("_", " "), said["better"][name]) for name in names]
+    return {key: said[key] for key in ("samples", "held_out", "data")} | {"heads": heads, "lines": lines}
 
 
 def _duplicates(found: dict[str, Any]) -> list[dict[str, Any]]:

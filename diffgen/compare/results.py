@@ -28,8 +28,10 @@ SCHEMA = "diffgen.compare/1"
 Row = tuple[Entry, int, str, float]  # what a summary is about: a scheduler at a budget, for a prompt and a guidance
 
 
-def results(comparison: Comparison, command: str, seconds: float | None = None) -> dict[str, Any]:
-    """The whole of results.json."""
+def results(
+    comparison: Comparison, command: str, seconds: float | None = None, distribution: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The whole of results.json; `distribution` is what distribution.py found, for a run with data."""
     subject = comparison.subject
     cells = [_cell(comparison, i, cell) for i, cell in enumerate(comparison.cells)]
     references = [r for start in comparison.axes.starts() if (r := _reference(comparison, *start)) is not None]
@@ -61,6 +63,7 @@ def results(comparison: Comparison, command: str, seconds: float | None = None) 
         "orders": _orders(comparison, rows, max(known) if known else 0.0),
         "grids": _grids(comparison),
         "duplicates": _duplicates(comparison, cells),
+        "distribution": distribution,
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -414,3 +417,18 @@ def as_table(found: dict[str, Any]) -> Iterator[list[str]]:
 
 def _last(row: dict[str, Any]) -> float:
     return math.inf if row["error"] is None else row["error"]["mean"]
+
+
+def distribution_table(found: dict[str, Any]) -> Iterator[list[str]]:
+    """The rows of `distribution` for a terminal, and what real pictures reach."""
+    said = found["distribution"]
+    names = list(said["better"])
+    yield ["scheduler", "grid", "NFE", *names]
+    for row in said["rows"]:
+        values = row["values"] or {}
+        yield [row["label"], row["grid"], str(row["nfe"]), *(_figure(values.get(name)) for name in names)]
+    yield ["real pictures", "", "", *(_figure(said["scales"][name]["floor"]) for name in names)]
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"

@@ -77,15 +77,19 @@ class Folder:
 
     def record(self, key: str) -> dict[str, Any] | None:
         """What is known of a finished cell; None if it is not there, or not whole."""
-        file = self.path / "cells" / f"{key}.json"
+        found = self.read(self.path / "cells" / f"{key}.json", CELL)
+        return found if found and found.get("key") == key and self.tensor_file(key).is_file() else None
+
+    @staticmethod
+    def read(file: Path, schema: str) -> dict[str, Any] | None:
+        """The content of a file of that schema; None if it is not there, or cut off in the middle."""
         if not file.is_file():
             return None
         try:
             found = read_json(file)
-        except InputError:  # cut off in the middle: it is made again
+        except InputError:
             return None
-        whole = found.get("schema") == CELL and found.get("key") == key and self.tensor_file(key).is_file()
-        return found if whole else None
+        return found if found.get("schema") == schema else None
 
     def tensor_file(self, key: str) -> Path:
         return self.path / "cells" / f"{key}.safetensors"

@@ -57,7 +57,7 @@ def animation(steps: Sequence[Step]) -> bytes:
         paper = Image.new("RGB", (frame.width, frame.height + len(text) * LINE + 4), BACK)
         paper.paste(frame, (0, 0))
         ImageDraw.Draw(paper).multiline_text((3, frame.height), "\n".join(text), INK, font(), spacing=LINE - 12)
-        frames.append(paper)
+        frames.append(paper.quantize(256, dither=Image.Dither.NONE))
     file = io.BytesIO()
     times = [MILLISECONDS] * (len(frames) - 1) + [LAST]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, disposal=1)

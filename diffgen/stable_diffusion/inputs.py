@@ -24,10 +24,11 @@ from diffgen.sampling import MAX_SEED, whole
 Source = str | os.PathLike[str] | Image.Image
 
 DRAWN = {"canny": edges.canny, "scribble": edges.scribble}  # the maps that are drawn here; others are given
-MODES = ("latent", "lanczos")
+MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZATIONS = ("none", "int8")
 STRENGTH = 0.75  # of image to image, unless said
+UPSCALE_STRENGTH = 0.5  # of the second pass
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def read_input(source: Source, mode: str = "RGB") -> Input:
         image = source.convert(mode)
         return Input(None, pixels_sha256(image), image)
     path = Path(source)
+    if re.match(r"\w+://", str(source)):
+        raise InputError(f"{source} is a URL: pictures are read from files only", "download it first")
     image = read_image(path, mode)
     return Input(path.name, file_sha256(path), image)
 
@@ -183,8 +186,15 @@ def read_embedding(text: str) -> Embedding:
     return Embedding(word, Path(name), file_sha256(Path(name)))
 
 
-def check_upscale(factor: float, mode: str, strength: float) -> Upscale:
-    """A second pass, its numbers checked. Raises UsageError."""
+def check_upscale(factor: float | None, mode: str | None, strength: float | None) -> Upscale | None:
+    """A second pass, its numbers checked; None is "not said". Raises UsageError."""
+    if factor is None:
+        for what, value in (("--upscale-mode", mode), ("--upscale-strength", strength)):
+            if value is not None:
+                raise UsageError(f"{what} is for the second pass that --upscale makes", "add --upscale 2")
+        return None
+    mode = MODES[0] if mode is None else mode
+    strength = UPSCALE_STRENGTH if strength is None else strength
     if mode not in MODES:
         raise UsageError(f"--upscale-mode must be {' or '.join(MODES)} (got {mode!r})")
     number("--upscale", factor, 1, 8)

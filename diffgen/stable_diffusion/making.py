@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 REFINED = 0.8  # the share of the noise's way after which a refiner takes over, as its makers have it
 
+SCHNELL_TOKENS = 256  # what T5 reads for Flux schnell, as its makers say; other models: the pipeline's own default
+
 Watch = Callable[[list[Shot], int, Tensor], None]
 
 
@@ -124,6 +126,7 @@ class Run:
                 syntax=plan.syntax,
                 clip_skip=plan.clip_skip,
                 guided=guided,
+                t5_length=SCHNELL_TOKENS if plan.checked.variant == "schnell" else None,
             )
             prompt = embedded.arguments(len(shots))
             size = (plan.width, plan.height)

@@ -14,7 +14,7 @@ from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
-from diffgen.sampling import DEFAULTS, parse_size, which_seeds, whole
+from diffgen.sampling import DEFAULTS, MAX_SIDE, parse_size, which_seeds, whole
 
 from . import inputs, prompt_syntax, sizes
 from . import prompts as prompt_rules
@@ -23,7 +23,6 @@ from .inputs import Control, Embedding, Input, Inputs, Lora, Source, Upscale, Va
 from .styles import apply_styles
 from .wildcards import Wildcards
 
-UPSCALE_STRENGTH = 0.5
 MAX_CLIP_SKIP = 12
 
 
@@ -54,8 +53,8 @@ class Options(TypedDict, total=False):
     loras: Sequence[str]  # PATH[:SCALE]
     embeddings: Sequence[str]  # WORD=FILE
     upscale: float | None
-    upscale_mode: str  # lanczos or latent
-    upscale_strength: float
+    upscale_mode: str | None  # lanczos (unless said) or latent
+    upscale_strength: float | None
     refiner: str | None  # a model of the family sdxl-refiner
     variation_seed: int | None
     variation_strength: float | None
@@ -215,6 +214,9 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
 def _check_together(plan: Plan) -> None:
     """Does all that was asked for go together, and with this model? Raises UsageError."""
     family, mask = plan.checked.family, plan.mask is not None
+    if max(plan.final_size) > MAX_SIDE:
+        size = "x".join(map(str, plan.final_size))
+        raise UsageError(f"the pictures would have {size} pixels, at most {MAX_SIDE} a side", "ask for less with --size")
     transformer = "transformer" in plan.checked.components
     if family == "unconditional":
         for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling", "attention"):
@@ -272,7 +274,6 @@ class _Said:
         folders = options.get("wildcards")
         self.wildcards = Wildcards(None if folders is None else list(folders))
         window = options.get("guidance_interval")
-        upscale = options.get("upscale")
         self.values: dict[str, Any] = {
             "given": frozenset(key for key, value in options.items() if value is not None),
             **which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds")),
@@ -283,10 +284,8 @@ class _Said:
             "clip_skip": whole("--clip-skip", options.get("clip_skip", 1), 1, MAX_CLIP_SKIP),
             "rescale": inputs.number("--guidance-rescale", options.get("guidance_rescale", 0.0), 0, 1),
             "interval": (0.0, 1.0) if window is None else inputs.interval(window),
-            "upscale": None
-            if upscale is None
-            else inputs.check_upscale(
-                upscale, options.get("upscale_mode", "lanczos"), options.get("upscale_strength", UPSCALE_STRENGTH)
+            "upscale": inputs.check_upscale(
+                options.get("upscale"), options.get("upscale_mode"), options.get("upscale_strength")
             ),
             "variation": inputs.check_variation(options.get("variation_seed"), options.get("variation_strength")),
             "refiner": _refiner(options.get("refiner")),

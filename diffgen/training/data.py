@@ -84,7 +84,7 @@ class DataSet:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 in hex of all that training depends on: values, classes, captions, what is held out, in their order."""
+        """SHA-256 in hex of all that training depends on, in its order: values, classes, captions, what is held out."""
         captions = self.captions
         if captions is not None and all(said == ((said[0][0], 1.0),) for said in captions):
             captions = [said[0][0] for said in captions]  # type: ignore[misc]
@@ -113,8 +113,8 @@ class DataSet:
         """(train, test): LongTensors of picture numbers, ascending; `test` has the fraction `held_out` of each class.
 
         By a hash of (seed, the picture's values): the same wherever the data lies, and equal pictures of a class stay
-        together. Of two pictures or more, at least one is held out unless `held_out` is 0. Where the data says itself what
-        is held out, that counts instead.
+        together. Of two pictures or more, at least one is held out unless `held_out` is 0. Where the data says
+        itself what is held out, that counts instead.
         Raises ValueError for a fraction outside [0, 1).
         """
         if not 0 <= held_out < 1:

@@ -1,12 +1,13 @@
 """What the model is told about a picture: English and Chinese names and keywords, with and without the style.
 
-One caption in ten is empty, for guidance. Of the others, by chance,
+By chance,
   55 %  the English name, one in three with its article        "red apple", "a red apple"
   13 %  another name, a keyword, or a pair of keywords         "fruit red"
   24 %  a Chinese name                                         "红苹果"
    8 %  a Chinese keyword
 and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
-"…, flat style". A concept that lacks one kind is called by its name instead.
+"…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out besides, for
+guidance: `diffusion.caption_dropout`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from data import STYLES
 
 CHINESE_STYLES = {"noto": "诺托风格", "flat": "扁平风格", "modern": "现代风格"}
 KINDS = {"name": 0.55, "keyword": 0.13, "zh": 0.24, "zh_keyword": 0.08}
-EMPTY, STYLED = 0.10, 0.75
+STYLED = 0.75
 
 
 def names(work: Path) -> dict[str, dict]:
@@ -47,20 +48,28 @@ def styled(text: str, style: str, kind: str) -> list[str]:
     return [f"{text}，{CHINESE_STYLES[style]}", f"{text}，{style}风格", english] if kind[:2] == "zh" else [english]
 
 
-def phrase(concept: str, entry: dict, style: str, draw: Random) -> str:
-    """A caption of a picture, for training."""
-    if draw.random() < EMPTY:
-        return ""
-    (kind,) = draw.choices(list(KINDS), list(KINDS.values()))
-    if not texts(concept, entry)[kind]:
-        kind = "zh" if kind == "zh_keyword" and entry["zh"] else "name"
-    text = draw.choice(texts(concept, entry)[kind])
-    if kind == "name" and draw.random() < 1 / 3:
-        text = article(text)
-    if draw.random() >= STYLED:
-        return text
-    ways = styled(text, style, kind)
-    return draw.choices(ways, (4, 1, 1)[: len(ways)])[0]
+def mixture(concept: str, entry: dict, style: str) -> dict[str, float]:
+    """{caption: how often it is drawn} of a picture, for training; together 1."""
+    found: dict[str, float] = {}
+
+    def add(text: str, weight: float) -> None:
+        found[text] = found.get(text, 0.0) + weight
+
+    choices, shares = texts(concept, entry), dict.fromkeys(KINDS, 0.0)
+    for kind, share in KINDS.items():
+        instead = "zh" if kind == "zh_keyword" and entry["zh"] else "name"
+        shares[kind if choices[kind] else instead] += share
+    for kind, share in shares.items():
+        for name in choices[kind]:
+            one = share / len(choices[kind])
+            called = {name: one * 2 / 3, article(name): one / 3} if kind == "name" else {name: one}
+            for text, weight in called.items():
+                add(text, weight * (1 - STYLED))
+                ways = styled(text, style, kind)
+                parts = (4, 1, 1)[: len(ways)]
+                for way, part in zip(ways, parts, strict=True):
+                    add(way, weight * STYLED * part / sum(parts))
+    return found
 
 
 def prompt(concept: str, entry: dict, style: str, kind: str, draw: Random) -> str | None:

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffgen.training.run import read_run
+
 NOTO_LICENCE = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
 README = """---
 license: apache-2.0
@@ -37,15 +39,15 @@ trained elsewhere.
 {pictures} pictures of {concepts} concepts: `noto` from Debian's `fonts-noto-color-emoji` (SIL Open Font License 1.1, LICENSE-noto),
 `flat` and `modern` from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji` (BSD) and, with the CLDR
 keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical pictures one was kept. {held_out} of the pictures,
-a tenth of the (concept, style) pairs of concepts that have all three, never trained the diffusion model: `held_out` in card.json.
+a tenth of the (concept, style) pairs of concepts that have all three, were never trained on: `held_out` in card.json.
 Captions: a name (English 55 %, Chinese 24 %) or a keyword (13 %, 8 %), three in four with the style; one in ten was empty.
 
 ## Training
 
-`samples/emoji/make.py`, seed 0. Autoencoder: {vae_steps} steps of 32 pictures, L1 + gradient + L2 and a small KL term. UNet and text
-encoder together: {steps} steps of {batch} ({images} pictures), {prediction}, scaled-linear schedule, AdamW at 1e-3, a moving
-average of the weights, the project's own `GaussianDiffusion.loss`. Trained on: {machine}; {vae_minutes} minutes for the
-autoencoder, {minutes} for the rest{energy}.
+`samples/emoji/make.py`, which is `diffgen train` with vae.toml and then latents.toml, seed 0. Autoencoder: {vae_steps} steps of
+{vae_batch} pictures, L1 + gradient + L2 and a small KL term. UNet and text encoder together: {images} pictures in steps of {batch},
+{prediction}, {noise} schedule, AdamW at {learning_rate:g}, a moving average of the weights. Trained on: {machine}; {vae_minutes} minutes for
+the autoencoder, {minutes} for the rest{energy}.
 
 ## Figures
 
@@ -53,7 +55,6 @@ autoencoder, {minutes} for the rest{energy}.
 
 | what | value |
 |---|---|
-| autoencoder, PSNR on {vae_held_out} pictures of concepts it was not trained on | {psnr:.1f} dB |
 {figures}
 
 Defaults: {defaults}.
@@ -68,8 +69,16 @@ RIGHT = "nearest of all pictures of the style is the right one"
 
 
 def rows(measured: dict) -> str:
-    """The lines of the table that come from measure.json."""
+    """The lines of the table, from measure.json."""
     found = [
+        (
+            f"autoencoder, PSNR on the {apart['pictures']} held-out pictures",
+            f"{apart['psnr_held_out_db']:.1f} dB",
+        )
+        for apart in [measured.get("autoencoder")]
+        if apart
+    ]
+    found += [
         (
             f"{measured[key]['prompts']} {what}: {RIGHT}",
             f"{measured[key]['accuracy']:.3f} ± {measured[key]['plus_minus']:.3f}",
@@ -98,29 +107,37 @@ def rows(measured: dict) -> str:
     return "\n".join(f"| {what} | {value} |" for what, value in found)
 
 
-def minutes(work: Path, stage: str) -> int:
-    return round(json.loads((work / f"{stage}.timing.json").read_text())["seconds"] / 60)
+def machine_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} threads of {platform.machine()}"
 
 
-def main(work: Path, machine: str, watts: float | None) -> None:
-    folder = work / "emoji"
-    vae, diffusion, measured = (
-        json.loads((work / f"{name}.json").read_text("utf-8")) for name in ("vae", "diffusion", "measure")
-    )
+def minutes(run: Path) -> float:
+    """How long a run took, all its starts together, by its timing.jsonl."""
+    seconds = [json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines()]
+    ends = [a for a, b in zip(seconds, [*seconds[1:], 0.0], strict=True) if b < a]  # each start counts from 0
+    return sum(ends) / 60
+
+
+def main(work: Path, machine: str, watts: float | None = None, before: float = 0.0) -> None:
+    """`before`: minutes that the weights with which work/latents began had been trained."""
+    folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
+    measured = json.loads((work / "measure.json").read_text("utf-8"))
     packages = work / "npm" / "node_modules"
     shutil.copyfile(NOTO_LICENCE, folder / "LICENSE-noto")
     shutil.copyfile(packages / "fluentui-emoji" / "LICENSE", folder / "LICENSE-fluent")
     shutil.copyfile(packages / "emojibase-data" / "LICENSE", folder / "LICENSE-emojibase")
     card = json.loads((folder / "card.json").read_text("utf-8"))
-    time = {stage: minutes(work, stage) for stage in ("vae", "diffusion")}
+    time = {"vae": minutes(vae.folder), "latents": before + minutes(latents.folder)}
     card["figures"] = {
         "accuracy": measured["english"]["accuracy"],
         "accuracy_prompts": measured["english"]["prompts"],
         "accuracy_chinese": measured["chinese"]["accuracy"],
         **({"accuracy_held_out": measured["held_out"]["accuracy"]} if "held_out" in measured else {}),
-        "psnr_held_out_db": round(vae["psnr_held_out_db"], 2),
-        "pictures_trained_on": diffusion["images"],
-        "training_minutes": sum(time.values()),
+        **({"psnr_held_out_db": measured["autoencoder"]["psnr_held_out_db"]} if "autoencoder" in measured else {}),
+        "pictures_trained_on": card["trained_on_images"],
+        "training_minutes": round(sum(time.values())),
         **{k: measured[k] for k in ("diversity", "sliced_wasserstein", "memorisation", "cost") if k in measured},
     }
     card["sha256"] = {
@@ -133,17 +150,17 @@ def main(work: Path, machine: str, watts: float | None) -> None:
         concepts=len(card["concepts"]),
         pictures=len(np.load(work / "data.npz")["names"]),
         held_out=len(card["held_out"]),
-        vae_steps=vae["steps"],
-        steps=diffusion["steps"],
-        batch=diffusion["batch"],
-        images=diffusion["images"],
-        prediction=json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"],
+        vae_steps=vae.config["train"]["steps"],
+        vae_batch=vae.config["train"]["batch_size"],
+        batch=latents.config["train"]["batch_size"],
+        images=card["trained_on_images"],
+        prediction=latents.prediction,
+        noise=latents.noise["name"],
+        learning_rate=latents.config["train"]["learning_rate"],
         machine=machine,
-        vae_minutes=time["vae"],
-        minutes=time["diffusion"],
+        vae_minutes=round(time["vae"]),
+        minutes=round(time["latents"]),
         energy="" if watts is None else f"; about {watts * sum(time.values()) / 60 / 1000:.2f} kWh at {watts:.0f} W",
-        vae_held_out=vae["held_out"],
-        psnr=vae["psnr_held_out_db"],
         prompts=measured["english"]["prompts"],
         seed=measured["seed"],
         figures=rows(measured),
@@ -158,9 +175,8 @@ def main(work: Path, machine: str, watts: float | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument(
-        "--machine", default=f"{torch.get_num_threads()} threads of {platform.machine()}", help="what it was trained on"
-    )
+    parser.add_argument("--machine", default=machine_name(), help="what it was trained on")
     parser.add_argument("--watts", type=float, help="of the machine while training, estimated")
+    parser.add_argument("--before", type=float, default=0.0, help="minutes that the weights it began with had taken")
     arguments = parser.parse_args()
-    main(arguments.work, arguments.machine, arguments.watts)
+    main(arguments.work, arguments.machine, arguments.watts, arguments.before)

@@ -1,32 +1,67 @@
-"""One command for the whole recipe: data, autoencoder, diffusion, measurements. What is finished is not done again.
+"""One command for the whole recipe: data, autoencoder, diffusion, export, measurements, card.
 
     pip install -e '.[recipe]' -c constraints.txt
     apt-get install fonts-noto-color-emoji libcairo2        # and npm, for the SVG pictures
     python samples/emoji/make.py samples/emoji/work
 
-Stop it at any time; the same command goes on from the last checkpoint. The finished model is work/emoji; copy it to
-diffgen/models/bundled/emoji to ship it.
+Both trainings are `diffgen train`, with vae.toml and latents.toml, on a GPU if there is one. Stop it at any time: the same
+command goes on from the last checkpoint, and what is finished is not done again. The finished model is work/emoji; copy it
+to diffgen/models/bundled/emoji to ship it.
 """
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
+
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-here = Path(__file__).parent
-work = Path(sys.argv[1]) if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else None
-if work is None:
-    raise SystemExit(__doc__)
-work.mkdir(parents=True, exist_ok=True)
+import card
+import data
+import export
+import folder
+import measure
 
-for script, product, extra in (
-    ("data.py", "data.npz", []),
-    ("vae.py", "vae.json", []),
-    ("diffusion.py", "diffusion.json", []),
-    ("measure.py", "measure.json", ["--model", str(work / "emoji")]),
-    ("card.py", "emoji/README.md", []),
-):
-    if not (work / product).exists():
-        print(f"== {script}", flush=True)
-        subprocess.run([sys.executable, here / script, work, *extra], check=True)
+HERE = Path(__file__).resolve().parent
+
+
+def train(work: Path, name: str, config: Path, *options: str) -> None:
+    """Raises SystemExit with the command's exit code if it is stopped or fails."""
+    command = [sys.executable, "-m", "diffgen", "train", "data", "-o", name, "--config", str(config.resolve())]
+    done = subprocess.run([*command, "--resume", *options], cwd=work, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def main(work: Path, vae: Path, latents: Path, init: Path | None = None, prompts: int = 300) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "data.npz").exists():
+        data.build(work, 64)
+    if not (work / "data" / "metadata.jsonl").exists():
+        folder.main(work)
+    train(work, "vae", vae)
+    train(work, "latents", latents, *(() if init is None else ("--init", str(init.resolve()))))
+    if not (work / "emoji" / "card.json").exists():
+        export.main(work)
+    if not (work / "measure.json").exists():
+        model = str(work.resolve() / "emoji")
+        measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost=True)
+    if not (work / "emoji" / "README.md").exists():
+        card.main(work, card.machine_name())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--vae", type=Path, default=HERE / "vae.toml", help="configuration of the autoencoder")
+    parser.add_argument("--latents", type=Path, default=HERE / "latents.toml", help="configuration of the rest")
+    parser.add_argument("--init", type=Path, help="a model's folder whose weights the second stage begins with")
+    a = parser.parse_args()
+    try:
+        main(a.work, a.vae, a.latents, a.init)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -12,6 +12,7 @@ distance. A prompt is answered right if the nearest of all pictures of its style
                      1 for new pictures, towards 0 for copies
   sliced_wasserstein between the made and all true pictures; floor: between as many true ones and all the others;
                      ceiling: between noise and the true ones
+  autoencoder        mean PSNR in dB of decode(encode(picture)) over the held-out pictures, which trained nothing
   cost               seconds of a picture and peak memory, two threads, in a process of its own
 """
 
@@ -38,6 +39,7 @@ from PIL import Image
 import diffgen
 from diffgen.images.sheet import sheet
 from diffgen.models.find import find
+from diffgen.stable_diffusion.training.parts import read_autoencoder
 from diffgen.training.metrics import memorisation_ratio, sliced_wasserstein
 
 COLUMNS, SHOWN = 16, 32  # of the contact sheet; pairs of a group
@@ -146,6 +148,18 @@ def cost(model: str) -> dict:
     }
 
 
+@torch.no_grad()
+def psnr(folder: Path, pictures: np.ndarray) -> float:
+    """Mean over pictures uint8 [N, H, W, 3] of the PSNR in dB of the model's autoencoder, its output rounded to 8 bits."""
+    vae, _ = read_autoencoder(folder)
+    values = []
+    for batch in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(64):
+        y = vae.decode(vae.encode(batch.float() / 127.5 - 1).latent_dist.mean).sample.clamp(-1, 1)
+        mse = ((y.add(1).mul(127.5).round() - batch) / 255).square().mean((1, 2, 3))
+        values.append(-10 * mse.clamp_min(1e-10).log10())
+    return torch.cat(values).mean().item()
+
+
 def diversity(generator, asked: Sequence[tuple[int, str, str]], seeds: int, draw: random.Random) -> tuple[dict, list]:
     """Mean distances between pictures of one prompt, and between the first pictures of two; and rows of pictures."""
     rows = [generator.generate(text, seed=draw.randrange(2**32), count=seeds, batch_size=seeds) for _, text, _ in asked]
@@ -207,6 +221,8 @@ def main(work: Path, model: str, prompts: int, held_out: int, seed: int, out: Pa
     }
     if kept:
         apart = pictures.held_out
+        decibels = round(psnr(find(model).folder, pictures.pictures[apart]), 2)
+        figures["autoencoder"] = {"psnr_held_out_db": decibels, "pictures": int(apart.sum())}
         figures["memorisation"] = {
             "ratio": round(memorisation_ratio(made, true[~apart], true[apart]), 4),
             "ratio_held_out_prompts": round(

@@ -34,7 +34,7 @@ class Coder(nn.Module):
         self.vae = vae
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(reconstruction [B, 3, H, W], KL divergence of each picture's latents from a standard normal, a mean, [B])."""
+        """(reconstruction [B, 3, H, W], mean KL divergence of each picture's latents from a standard normal [B])."""
         posterior = self.vae.encode(x).latent_dist
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         y = self.vae.decode(mean + (0.5 * logvar).exp() * noise, return_dict=False)[0]
@@ -108,7 +108,7 @@ class AutoencoderJob:
         return c.l1 * d.abs().flatten(1).mean(1) + c.l2 * d.square().flatten(1).mean(1) + c.gradient * edges
 
     def _draw(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What step k draws for the whole global batch: noise, mirrored, moved by (rows, columns), order of channels."""
+        """What step k draws for the global batch: noise, mirrored, moved by (rows, columns), order of channels."""
         c, g, n = self.config.data, generator(self.seed, STEP, k), self.batch
         flip, move, permute = torch.rand(3, n, generator=g)
         shift = torch.randint(-c.shift, c.shift + 1, (n, 2), generator=g) * (move < 0.5)[:, None]

@@ -30,9 +30,7 @@ class Tokens:
         self.tokenizer = tokenizer
         self.of, self.ends = torch.tensor(rows), torch.cat(ends)  # of each (picture, caption)
         self.last = torch.tensor(starts[1:]) - 1  # the place of each picture's last caption
-        self.heaviest = torch.tensor(
-            [rows[start + max(range(len(said)), key=lambda j: said[j][1])] for start, said in zip(starts, captions)]  # noqa: B023
-        )
+        self.heaviest = torch.tensor([numbers[max(said, key=lambda one: one[1])[0]] for said in captions])
         self.texts = list(numbers)
         self.ids = read(tokenizer, self.texts)
         room = tokenizer.model_max_length

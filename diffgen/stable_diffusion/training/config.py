@@ -61,7 +61,7 @@ class AutoencoderConfig:
         }
     )
     loss: Loss = Loss()
-    train: Train = Train()
+    train: Train = field(default_factory=Train)
     sample: Reconstructions = Reconstructions()
 
 
@@ -119,5 +119,5 @@ class LatentConfig:
         }
     )
     diffusion: Diffusion = Diffusion()
-    train: Train = Train()
+    train: Train = field(default_factory=Train)
     sample: Sample = Sample()

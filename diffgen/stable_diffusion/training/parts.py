@@ -59,7 +59,7 @@ def _without(prefix: str) -> Layout:
 
 
 def read_autoencoder(path: Path, which: str = "ema") -> tuple[Any, float | None]:
-    """(AutoencoderKL in float32, the factor that its latents are scaled by) of a run, of its folder, or of a pipeline's.
+    """(AutoencoderKL in float32, the factor that its latents are scaled by) of a run, or of its or a pipeline's folder.
 
     Of a run of the job "autoencoder" the factor is None: it is chosen by who uses it. Raises InputError.
     """

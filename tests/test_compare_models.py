@@ -1,0 +1,200 @@
+"""compare and tune as commands: on the bundled model, a run and the mixture; what they write and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diffgen
+from diffgen.compare.subjects import PipelineSubject, subject_of
+from diffgen.training.data import open_data
+from diffgen.training.evaluate import evaluate
+
+RUN = """
+[network]
+width = 8
+multipliers = [1]
+attention = [false]
+blocks = 1
+[diffusion]
+T = 30
+noise = "cosine"
+prediction = "v_prediction"
+[train]
+steps = 20
+batch_size = 32
+held_out_every = 20
+[sample]
+count = 2
+steps = 4
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from diffgen.cli import run as command
+
+    place = tmp_path_factory.mktemp("runs")
+    (place / "run.toml").write_text(RUN)
+    assert command(["train", "digits", "-o", str(place / "digits"), "--config", str(place / "run.toml"), "-q"]) == 0
+    return place / "digits"
+
+
+def test_the_bundled_model_is_asked_as_generate_asks_it(diffgen_, tmp_path: Path) -> None:
+    """The native loop with the guided network gives the pixels of the pipeline; every cell is there."""
+    code, out, err = diffgen_(
+        "compare", "a red apple", "--schedulers", "dpmpp_2m,euler_ancestral", "--nfe", "4", "--seeds", "7",
+        "--guidance", "3", "--reference", "heun:8", "-o", "c", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)["result"]
+    assert {path.name for path in Path("c").iterdir()} >= {"report.html", "results.json", "results.csv", "grid.png"}
+    pictures = {c["scheduler"]: np.asarray(Image.open(Path("c") / c["image"])) for c in result["cells"]}
+    for scheduler in ("dpmpp_2m", "euler_ancestral"):
+        made = diffgen.load("emoji").generate("a red apple", seed=7, steps=4, guidance=3.0, scheduler=scheduler)[0]
+        assert np.abs(np.asarray(made).astype(int) - pictures[scheduler].astype(int)).max() <= 1
+    assert all(cell["nfe"] == 4 and cell["status"] == "done" for cell in result["cells"])
+    assert [cell["error"] is None for cell in result["cells"]] == [False, True]
+
+
+def test_two_prompts_in_one_batch_are_asked_like_each_alone() -> None:
+    subject, _, _ = subject_of("emoji", ["a cat"], [2.0], "cpu", "auto")
+    assert isinstance(subject, PipelineSubject)
+    x = torch.cat([subject.start(seed)[0] for seed in (1, 2)])
+    t = torch.tensor([700.0, 700.0])
+    with torch.inference_mode():
+        both = subject.network(["a cat", "a red apple"], 2.0)(x, t)
+        alone = [subject.network([p], 2.0)(x[i : i + 1], t[:1]) for i, p in enumerate(("a cat", "a red apple"))]
+    assert torch.allclose(both, torch.cat(alone), atol=2e-5)
+
+
+def test_a_run_against_its_data(diffgen_, run: Path) -> None:
+    options = ("compare", "3", "-m", run, "--schedulers", "ddim,ddpm", "--nfe", "4", "--seeds", "0-1")
+    options += ("--data", "digits", "--samples", "60", "--reference", "dpmpp_2m:8", "-o", "c", "--json")
+    code, out, err = diffgen_(*options)
+    assert code == 0, err
+    said = json.loads(out)["result"]["distribution"]
+    assert [row["scheduler"] for row in said["rows"]] == ["euler", "ddpm"]
+    assert said["samples"] == 60
+    found = evaluate(run, open_data("digits"), samples=60, steps=4, scheduler="ddim", guidance=1.0, bits=False)
+    for name, value in said["rows"][0]["values"].items():
+        assert value == pytest.approx(found["metrics"][name]["value"], rel=1e-5), name
+        assert said["scales"][name]["floor"] == pytest.approx(found["metrics"][name]["floor"])
+    assert "Against the data" in Path("c/report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()}
+    code, _, err = diffgen_(*options, "--resume")
+    assert code == 0, err
+    assert {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (["a"], 2, "add -o FOLDER"),
+        (["a", "-o", "c", "--schedulers", "eular"], 2, "did you mean 'euler'"),
+        (["a", "-o", "c", "--nfe", "0"], 2, "--nfe"),
+        (["a", "-o", "c", "--seeds", "x"], 2, "--seeds"),
+        (["a", "-o", "c", "--guidance", "many"], 2, "--guidance"),
+        (["a", "-o", "c", "--grids", "nothing.json"], 3, "nothing.json"),
+        (["-m", "mixture", "a", "-o", "c"], 2, "neither prompts"),
+        (["-m", "mixture", "-o", "c", "--reference", "lcm:50"], 2, "draws noise"),
+        (["-m", "mixture", "-o", "c", "--reference", "heun"], 2, "SCHEDULER:NFE"),
+        (["-m", "mixture", "-o", "c", "--data", "digits"], 2, "--data is for a training run"),
+        (["-m", "nothing", "a", "-o", "c"], 3, "there is no model 'nothing'"),
+        (["-o", "c"], 2, "needs a prompt"),
+        (["--report", "nowhere"], 3, "holds no comparison"),
+    ],
+)  # fmt: skip
+def test_what_compare_refuses(diffgen_, args: list[str], code: int, says: str) -> None:
+    got, out, err = diffgen_("compare", *args, "--json")
+    assert (got, json.loads(out)["ok"]) == (code, False)
+    assert says in err
+    assert not Path("c/results.json").exists()
+
+
+def test_a_folder_that_is_in_use_is_left_alone(diffgen_, tmp_path: Path) -> None:
+    Path("c").mkdir()
+    Path("c/mine.txt").write_text("mine")
+    code, _, err = diffgen_("compare", "-m", "mixture", "-o", "c")
+    assert code == 6
+    assert "--resume" in err
+    assert [path.name for path in Path("c").iterdir()] == ["mine.txt"]
+    assert diffgen_("compare", "-m", "mixture", "-o", "c/mine.txt")[0] == 6
+
+
+def test_a_dry_run_counts_and_writes_nothing(diffgen_) -> None:
+    code, out, _ = diffgen_(
+        "compare",
+        "-m",
+        "mixture",
+        "--schedulers",
+        "euler,heun",
+        "--nfe",
+        "4,5",
+        "--seeds",
+        "0-2",
+        "--dry-run",
+        "--json",
+    )
+    result = json.loads(out)["result"]
+    assert code == 0
+    assert (result["cells"], result["to_do"]) == (12, 15)
+    assert result["evaluations"] == 3 * (4 + 5 + 3 + 5)
+    assert list(Path().iterdir()) == []
+
+
+def test_the_page_is_made_again(diffgen_) -> None:
+    assert (
+        diffgen_("compare", "-m", "mixture", "--schedulers", "euler", "--nfe", "4", "--seeds", "0", "-o", "c")[0] == 0
+    )
+    page = Path("c/report.html").read_text()
+    Path("c/report.html").unlink()
+    code, out, _ = diffgen_("compare", "--report", "c")
+    assert (code, out.strip()) == (0, "c/report.html")
+    assert Path("c/report.html").read_text() == page
+    Path("c/results.json").write_text('{"schema": "diffgen.compare/1"}')
+    assert diffgen_("compare", "--report", "c")[0] == 3
+
+
+def test_a_tuned_grid_from_the_command_to_a_picture(diffgen_) -> None:
+    code, out, err = diffgen_(
+        "tune", "-m", "mixture", "--scheduler", "dpmpp_2m", "--nfe", "4", "-o", "g.json", "--iterations", "40",
+        "--noises", "4", "--batch-size", "4", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)["result"]
+    assert result["ratio"] < 0.95
+    with Image.open("g.png") as picture:
+        assert picture.width > 500
+    assert diffgen_("tune", "-m", "mixture", "--scheduler", "dpmpp_2m", "--nfe", "4", "-o", "g.json")[0] == 6
+    code, out, err = diffgen_(
+        "compare", "-m", "mixture", "--schedulers", "dpmpp_2m", "--grids", "karras,g.json", "--nfe", "4", "--seeds",
+        "800-801", "-o", "c", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    rows = {row["grid"]: row["error"]["mean"] for row in json.loads(out)["result"]["rows"]}
+    assert rows["g.json"] < rows["karras"]
+    code, _, err = diffgen_("generate", "a red apple", "--grid", "g.json", "-o", "x.png")
+    assert code == 3
+    assert "tuned for another model" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (["--scheduler", "dpmpp_2m", "--nfe", "4"], 2),
+        (["--scheduler", "dpmpp_2m", "--nfe", "4", "-o", "g.txt"], 2),
+        (["--scheduler", "dpmpp_2m", "--nfe", "0", "-o", "g.json"], 2),
+        (["--scheduler", "heun", "--nfe", "4", "-o", "g.json"], 2),
+        (["--scheduler", "ddpm", "--nfe", "4", "-o", "g.json"], 2),
+        (["--scheduler", "dpmpp_2m", "--nfe", "4", "-o", "nowhere/g.json"], 6),
+    ],
+)
+def test_what_tune_refuses(diffgen_, args: list[str], code: int) -> None:
+    assert diffgen_("tune", "-m", "mixture", *args)[0] == code
+    assert list(Path().iterdir()) == []
