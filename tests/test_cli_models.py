@@ -196,7 +196,8 @@ def on_a_terminal(answer, *command, **environment):
 
 def test_on_a_terminal_it_asks_first(tmp_path):
     hub = Hub()
-    hub.add("org/name", make_folder(tmp_path / "repo"))
+    for name in ("name", "second"):
+        hub.add(f"org/{name}", make_folder(tmp_path / name))
     home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "TERM": "dumb"}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **home}
     said = on_a_terminal(b"n\n", "-c", ASK, "org/name", **environment)
@@ -206,6 +207,9 @@ def test_on_a_terminal_it_asks_first(tmp_path):
     assert hub.fetched() == ["model_index.json"]
     said = on_a_terminal(b"y\n", "-c", ASK, "org/name", **environment)
     assert said.rstrip().endswith("cache")
+    said = on_a_terminal(b"n\n", "-m", "diffgen", "generate", "a cat", "-m", "org/second", **environment)
+    assert "org/second@" in said
+    assert "error: there is no folder 'org/second'" in said
     before = len(hub.requests)
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     assert "NotCached" in on_a_terminal(b"y\n", "-c", ASK, "org/other", **offline)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -369,8 +370,8 @@ def test_weights_lie_in_memory_as_files_have_them(make: Any):
     assert all(weight.is_contiguous() for weight in network.state_dict().values())
 
 
-@both
-def test_it_learns_a_single_picture(make: Any):
+@pytest.mark.parametrize(("make", "steps"), [(unet, 50), (dit, 120)])
+def test_it_learns_a_single_picture(make: Any, steps: int):
     """x_t of one known x0 tells the noise exactly: the loss of a network that says nothing is 1, the floor 0."""
     torch.manual_seed(0)
     network = build({"name": make.__name__, "channels": 1, **(SMALL_UNET if make is unet else SMALL_DIT)})
@@ -378,7 +379,7 @@ def test_it_learns_a_single_picture(make: Any):
     x0 = pictures(1, 1, 8, 8).sign().expand(16, -1, -1, -1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     losses = []
-    for _ in range(50):
+    for _ in range(steps):
         loss = d.loss(network, x0, torch.randint(1000, (16,)), torch.randn(16, 1, 8, 8)).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -420,7 +421,10 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
         ({"name": "vae", "channels": 3}, "unknown network 'vae'"),
         ({"name": ["unet"], "channels": 3}, "unknown network"),
         ({"name": "unet"}, "channels is missing"),
-        ({"name": "unet", "channels": 3, "wdith": 64}, "a unet has no 'wdith'; it takes channels"),
+        (
+            {"name": "unet", "channels": 3, "wdith": 64},
+            "a unet has no 'wdith'; did you mean 'width'? it takes channels",
+        ),
         ({"name": "dit", "channels": 3, "multipliers": [1]}, "a dit has no 'multipliers'"),
         ({"name": "unet", "channels": 0}, "channels must be a whole number, 1 to 1024; got 0"),
         ({"name": "unet", "channels": True}, "channels must be a whole number"),
@@ -457,7 +461,7 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
     ],
 )
 def test_what_does_not_fit_is_not_built(description: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match="^" + message.replace("'", ".").split("(")[0]):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
         build(description)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgen.errors import InputError
+from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config
 from diffgen.training.config import Config, differences, parse, read, to_dict, with_values
 
@@ -61,6 +62,7 @@ def test_every_key_arrives_with_its_type() -> None:
         ("[train]\nstepz = 3", "unknown key train.stepz", "did you mean train.steps?"),
         ("[trian]\nsteps = 3", "unknown key trian", "did you mean train?"),
         ("steps = 3", "unknown key steps", "did you mean train.steps or sample.steps?"),
+        ("stps = 3", "unknown key stps", "did you mean train.steps or sample.steps?"),
         ("[sample]\nprecision = 'float32'", "unknown key sample.precision", "did you mean train.precision?"),
         ("[data]\nxyzzy = 3", "unknown key data.xyzzy", "there are data.size, data.channels"),
         ("[train]\nsteps = 0", "train.steps is 0: it must lie between 1 and 1e+09", ""),
@@ -133,9 +135,12 @@ def values_of(kind: Any) -> st.SearchStrategy[Any]:
     return st.builds(kind, **keys)
 
 
-@given(values_of(Config))
-def test_what_is_written_down_is_read_again(made: Config) -> None:
-    assert parse(json.loads(json.dumps(to_dict(made))), "run.json") == made
+KINDS = {"pixels": Config, "autoencoder": AutoencoderConfig, "latents": LatentConfig}
+
+
+@given(st.one_of(*map(values_of, KINDS.values())))
+def test_what_is_written_down_is_read_again(made: Any) -> None:
+    assert parse(json.loads(json.dumps(to_dict(made))), "run.json", type(made)) == made
 
 
 @given(values_of(Config), values_of(Config))
@@ -153,6 +158,30 @@ def test_flags_win() -> None:
     assert parse(with_values({}, {"train.steps": 5}), "").train.steps == 5
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "samples/configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "samples").glob("*/*.toml")), ids=lambda path: path.name)
 def test_the_samples_are_configurations(path: Path) -> None:
-    parse(read(path), path)
+    if path.name != "pyproject.toml":
+        parse(read(path), path, KINDS[read(path)["job"]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("[sample]\nprompts = 'a'", "sample.prompts is 'a', not a list of texts", ""),
+        ("[sample]\nprompts = ['a', 3]", "sample.prompts is ['a', 3], not a list of texts", ""),
+        ("autoencoder = 3", "autoencoder is 3, not a text", ""),
+        (
+            "[text]\ncaption_dropout = 0.1",
+            "unknown key text.caption_dropout",
+            "did you mean diffusion.caption_dropout?",
+        ),
+        ("[diffusion]\nprediction = 'flow_prediction'", "diffusion.prediction is 'flow_prediction'", "v_prediction"),
+        ("job = 'pixels'", "job is 'pixels'", "there are latents"),
+    ],
+)
+def test_other_jobs_have_their_own_keys(text: str, message: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(tomllib.loads(text), "a.toml", LatentConfig)
+    assert caught.value.message.startswith(f"a.toml: {message}")
+    assert hint in caught.value.hint
+    assert parse({"sample": {"prompts": ["a", "a"]}}, "", LatentConfig).sample.prompts == ("a", "a")

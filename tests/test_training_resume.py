@@ -181,6 +181,17 @@ def test_a_run_goes_on_only_as_it_was_begun(
     assert contents(tmp_path / "run") == contents(finished)
 
 
+def test_a_key_that_is_newer_than_the_run_has_its_default(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    about = json.loads((tmp_path / "run/run.json").read_text())
+    del about["config"]["train"]["keep"]
+    (tmp_path / "run/run.json").write_text(json.dumps(about))
+    assert run(tmp_path, "train", "digits", "-o", "run", "--resume")[0] == 0
+    code, _, err = run(tmp_path, "train", "digits", "-o", "run", "--resume", "--seed", "1")
+    assert code == 2
+    assert "another configuration: config.train.seed: 0, now 1;" in err
+
+
 def test_other_data_is_another_configuration(finished: Path, tmp_path: Path) -> None:
     from PIL import Image
 

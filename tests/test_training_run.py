@@ -171,6 +171,8 @@ def test_a_damaged_checkpoint_is_left_out_and_told_of(copy: Path) -> None:
         lambda said: said.update(files={}),
         lambda said: said["files"].update({"../../x.safetensors": {"bytes": 1, "sha256": ""}}),
         lambda said: said["files"].update({"model.safetensors": 3}),
+        lambda said: said.update(metrics_bytes=said["metrics_bytes"] + 1),
+        lambda said: said["pending"].update(loss=[0.5]),
     ],
 )
 def test_a_state_that_cannot_be(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:

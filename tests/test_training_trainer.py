@@ -266,9 +266,17 @@ def test_older_checkpoints_go_and_one_between_counts_for_nothing(tmp_path: Path)
     run = Run(tmp_path, "pixels", {}, {}, {}, {}, "", "", {})
     for step in (10, 20, 30, 34, 40):
         checkpoint.write(tmp_path, step, {"model": {"w": torch.ones(2)}}, {})
-        checkpoint.prune(run, 2, 10)
+        checkpoint.prune(run, step, 2, 10)
         names = [folder.name for folder in run.checkpoints()]
         assert names == {10: ["10"], 20: ["20", "10"], 30: ["30", "20"], 34: ["34", "30"], 40: ["40", "30"]}[step]
+
+
+def test_a_newer_checkpoint_is_a_damaged_one_and_costs_no_sound_one(tmp_path: Path) -> None:
+    run = Run(tmp_path, "pixels", {}, {}, {}, {}, "", "", {})
+    for step in (40, 30):  # a run that went back to 20, since 40 is damaged
+        checkpoint.write(tmp_path, step, {"model": {"w": torch.ones(2)}}, {})
+    checkpoint.prune(run, 30, 1, 10)
+    assert [folder.name for folder in run.checkpoints()] == ["40", "30"]
 
 
 class Diverging:

@@ -245,7 +245,9 @@ def test_a_word_that_stands_for_known_words_means_them(
     assert generator.fits == ["x.safetensors: <thing> is 2 vectors"]
     (expected,) = generator.generate("a red apple on the circle", seed=3, steps=3)
     assert (pixels(ours) == pixels(expected)).all()
-    assert json.loads(ours.info["diffgen"])["embeddings"][0]["word"] == "<thing>"
+    record = json.loads(ours.info["diffgen"])
+    assert record["embeddings"][0]["word"] == "<thing>"
+    assert not any("'thing'" in warning for warning in record["warnings"])  # "never saw" it
     assert (pixels(generator.generate("a <thing> on the circle", seed=3, steps=3)[0]) != pixels(ours)).any()
 
 

@@ -104,7 +104,7 @@ def test_flux_schnell_reads_256_tokens(load: Callable[[str], ImageGenerator]) ->
     (ours,) = generator.generate(PROMPT, size=32, **options)
     read = {n: call(theirs(generator, "FluxPipeline"), "flux", max_sequence_length=n) for n in (256, 512)}
     assert abs(pixels(ours) - read[256]).max() <= 1
-    assert abs(pixels(ours) - read[512]).max() > 1
+    assert abs(pixels(ours) - read[256]).sum() < abs(pixels(ours) - read[512]).sum()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,13 +51,15 @@ def strip(steps: Sequence[Step]) -> Image.Image:
 
 def animation(steps: Sequence[Step]) -> bytes:
     """The steps of one run as a GIF that repeats, one frame for each. Raises ValueError for none."""
-    frames = []
-    for frame, step in zip(_frames(steps, 192, 512), steps, strict=True):
-        text = wrapped(f"inside one run: {step.evaluation}/{len(steps)}  t {step.t:.4g}", frame.width)
-        paper = Image.new("RGB", (frame.width, frame.height + len(text) * LINE + 4), BACK)
-        paper.paste(frame, (0, 0))
-        ImageDraw.Draw(paper).multiline_text((3, frame.height), "\n".join(text), INK, font(), spacing=LINE - 12)
-        frames.append(paper.quantize(256, dither=Image.Dither.NONE))
+    pictures, frames = _frames(steps, 192, 512), []
+    width, height = pictures[0].size
+    texts = [wrapped(f"inside one run: {step.evaluation}/{len(steps)}  t {step.t:.4g}", width) for step in steps]
+    below = max(map(len, texts)) * LINE + 4
+    for picture, text in zip(pictures, texts, strict=True):
+        paper = Image.new("RGB", (width, height + below), BACK)
+        paper.paste(picture, (0, 0))
+        ImageDraw.Draw(paper).multiline_text((3, height), "\n".join(text), INK, font(), spacing=LINE - 12)
+        frames.append(paper)
     file = io.BytesIO()
     times = [MILLISECONDS] * (len(frames) - 1) + [LAST]
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, disposal=1)

@@ -5,7 +5,9 @@ Both are called as network(x, t, label=None, context=None) and say by `config` h
 
 from __future__ import annotations
 
+import difflib
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -26,11 +28,17 @@ def build(description: dict[str, Any]) -> nn.Module:
     config = dict(description)
     name = config.pop("name", None)
     if not isinstance(name, str) or name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; there are {', '.join(NETWORKS)}")
+        raise ValueError(f"unknown network {name!r}; {_meant(str(name), NETWORKS)}there are {', '.join(NETWORKS)}")
     known = inspect.signature(NETWORKS[name]).parameters
     unknown = [key for key in config if key not in known]
     if unknown:
-        raise ValueError(f"a {name} has no {', '.join(map(repr, unknown))}; it takes {', '.join(known)}")
+        said = f"{_meant(unknown[0], known)}it takes {', '.join(known)}"
+        raise ValueError(f"a {name} has no {', '.join(map(repr, unknown))}; {said}")
     if "channels" not in config:
         raise ValueError(f"channels is missing: {name} needs to know the pictures' channels")
     return NETWORKS[name](**config)
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

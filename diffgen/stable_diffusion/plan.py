@@ -159,7 +159,8 @@ class Plan(sampling.Plan):
         """The words of a prompt that the model never saw, as far as that is known."""
         if self.known is None:
             return ()
-        return tuple(prompt_rules.unknown_words(self.known, prompt, self.syntax))
+        added = {word for embedding in self.embeddings for word in prompt_rules.words(embedding.word)}
+        return tuple(prompt_rules.unknown_words(self.known | added, prompt, self.syntax))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
@@ -216,7 +217,9 @@ def _check_together(plan: Plan) -> None:
     family, mask = plan.checked.family, plan.mask is not None
     if max(plan.final_size) > MAX_SIDE:
         size = "x".join(map(str, plan.final_size))
-        raise UsageError(f"the pictures would have {size} pixels, at most {MAX_SIDE} a side", "ask for less with --size")
+        raise UsageError(
+            f"the pictures would have {size} pixels, at most {MAX_SIDE} a side", "ask for less with --size"
+        )
     transformer = "transformer" in plan.checked.components
     if family == "unconditional":
         for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling", "attention"):

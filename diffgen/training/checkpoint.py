@@ -23,7 +23,7 @@ from diffgen.errors import CannotWrite, InputError, InvalidOutput
 from diffgen.images.publish import cannot_write, publish, sync_folder
 from diffgen.models.gate import read_header
 
-from .run import STATE_SCHEMA, Run
+from .run import STATE_SCHEMA, Run, state_hash
 
 TEMPORARY = ".diffgen-"
 
@@ -46,6 +46,7 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
             publish(temporary / f"{name}.safetensors", data)
             sums[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         about = {"schema": STATE_SCHEMA, "step": step, "files": sums, **state}
+        about["sha256"] = state_hash(about)
         publish(temporary / "state.json", (json.dumps(about, indent=1) + "\n").encode())
         final.parent.mkdir(exist_ok=True)
         if final.exists():  # a damaged one, in whose place this run has come again
@@ -62,12 +63,13 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
     return final
 
 
-def prune(run: Run, keep: int, every: int) -> None:
-    """Remove older checkpoints, all but the newest `keep` of those at multiples of `every`, and the newest.
+def prune(run: Run, step: int, keep: int, every: int) -> None:
+    """Remove checkpoints older than the one of `step`, but for the newest `keep` − 1 of those at multiples of `every`.
 
-    So an interrupted run ends with the same ones as one that was not.
+    So an interrupted run ends with the same ones as one that was not. Newer ones are damaged, or this run would have
+    begun there: they count for nothing, and are written over once it comes there again.
     """
-    older = run.checkpoints()[1:]
+    older = [folder for folder in run.checkpoints() if int(folder.name) < step]
     regular = [folder for folder in older if int(folder.name) % every == 0]
     for folder in older:
         if folder not in regular[: keep - 1]:

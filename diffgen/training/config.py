@@ -203,8 +203,9 @@ def nearest(name: str, prefix: str, kind: Any, root: Any) -> str:
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
     tables = {f.name: f.default for f in dataclasses.fields(root) if dataclasses.is_dataclass(f.default)}
-    elsewhere = [f"{key}.{name}" for key, table in tables.items() if hasattr(table, name)]
-    if elsewhere:
+    keys = [(table, f.name) for table, default in tables.items() for f in dataclasses.fields(default)]
+    near = difflib.get_close_matches(name, {key for _, key in keys}, n=1, cutoff=0.7)
+    if elsewhere := [f"{table}.{key}" for table, key in keys if key in near]:
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"there are {', '.join(prefix + key for key in here)}"
 

@@ -68,4 +68,4 @@ def save(trainer: Trainer, run: Run, log: Log, step: int) -> None:
     if trainer.ranks.main:
         state = {"images": step * trainer.config.batch_size, "pending": pending, "metrics_bytes": log.sync()}
         checkpoint.write(run.folder, step, files, state)
-        checkpoint.prune(run, trainer.config.keep, trainer.config.checkpoint_every)
+        checkpoint.prune(run, step, trainer.config.keep, trainer.config.checkpoint_every)

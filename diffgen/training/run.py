@@ -2,7 +2,7 @@
 
     run.json           configuration, data, network, versions; written once
     metrics.jsonl      losses by step; no clock in it. Times are in timing.jsonl
-    checkpoints/<step> complete ones only: model, ema, optimizer .safetensors and state.json, which has their hashes
+    checkpoints/<step> complete ones only: model, ema, optimizer .safetensors and state.json, which has all hashes
     samples/<step>.png pictures made on the way: the raw weights above, their average below
 
 A run comes from anywhere: its files are checked as a model's are, and nothing in them is executed.
@@ -11,6 +11,7 @@ A run comes from anywhere: its files are checked as a model's are, and nothing i
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -170,7 +171,15 @@ def read_state(folder: Path) -> dict[str, Any]:
             digest = hashlib.file_digest(opened, "sha256").hexdigest() if size == said.get("bytes") else ""
         if digest != said.get("sha256"):
             raise InputError(f"{file}: its bytes are not those that were written", "use an older checkpoint")
+    if (expected := state_hash(state)) != state.get("sha256", expected):
+        raise InputError(f"{path}: its values are not those that were written", "use an older checkpoint")
     return state
+
+
+def state_hash(state: dict[str, Any]) -> str:
+    """SHA-256 in hex of what a state.json says, but for this hash itself."""
+    said = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def weights_file(checkpoint: Path, which: str) -> Path:

@@ -25,7 +25,7 @@ from diffgen.images.publish import cannot_write, publish
 from diffgen.models.gate import read_header, sha256_of
 
 from . import checkpoint
-from .config import Train, differences, to_dict
+from .config import Train, differences, parse, to_dict
 from .job import Job
 from .log import Listener, Log
 from .loop import train
@@ -173,6 +173,8 @@ def place(order: Order, about: dict[str, Any]) -> None:
         publish(path, (json.dumps(about, indent=1) + "\n").encode())
         return
     said = json.loads(path.read_bytes())
+    if before.job == about["job"]:  # a key that is newer than the run has its default
+        said["config"] = to_dict(parse(before.config, path, type(order.config)))
     keys = (about.keys() | said.keys()) - {"versions"}
     if order.init is None and before.latest() is not None:
         keys -= {"init"}  # its weights are in the checkpoint

@@ -83,7 +83,7 @@ class Trainer:
         return total
 
     def learning_rate(self, k: int) -> float:
-        """Up in a line over `warmup` steps, then constant; in the last part, `decay`, down to 0 by a cosine or a line."""
+        """Up in a line over `warmup` steps, then constant; in the last part, `decay`, down to 0 by cosine or line."""
         up, done = min(1.0, (k + 1) / max(1, self.config.warmup)), k / self.config.steps
         done = max(0.0, 1 - (1 - done) / self.config.decay) if self.config.decay < 1 else done
         down = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}

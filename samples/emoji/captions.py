@@ -6,8 +6,8 @@ By chance,
   24 %  a Chinese name                                         "红苹果"
    8 %  a Chinese keyword
 and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
-"…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out besides, for
-guidance: `diffusion.caption_dropout`.
+"…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out
+besides, for guidance: `diffusion.caption_dropout`.
 """
 
 from __future__ import annotations

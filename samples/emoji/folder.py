@@ -1,4 +1,4 @@
-"""Write the data set as `diffgen train` reads any data: pictures with a metadata.jsonl; and the tokenizer of its captions.
+"""Write the data set as `diffgen train` reads any: pictures with a metadata.jsonl; and the tokenizer of its captions.
 
     python samples/emoji/folder.py work/          # work/data.npz, work/names.json -> work/data/, work/tokenizer/
 

@@ -4,9 +4,9 @@
     apt-get install fonts-noto-color-emoji libcairo2        # and npm, for the SVG pictures
     python samples/emoji/make.py samples/emoji/work
 
-Both trainings are `diffgen train`, with vae.toml and latents.toml, on a GPU if there is one. Stop it at any time: the same
-command goes on from the last checkpoint, and what is finished is not done again. The finished model is work/emoji; copy it
-to diffgen/models/bundled/emoji to ship it.
+Both trainings are `diffgen train`, with vae.toml and latents.toml, on a GPU if there is one. Stop it at any time: the
+same command goes on from the last checkpoint, and what is finished is not done again. The finished model is work/emoji;
+copy it to diffgen/models/bundled/emoji to ship it.
 """
 
 from __future__ import annotations

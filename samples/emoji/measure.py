@@ -150,7 +150,7 @@ def cost(model: str) -> dict:
 
 @torch.no_grad()
 def psnr(folder: Path, pictures: np.ndarray) -> float:
-    """Mean over pictures uint8 [N, H, W, 3] of the PSNR in dB of the model's autoencoder, its output rounded to 8 bits."""
+    """Mean over pictures uint8 [N, H, W, 3] of the PSNR in dB of the model's autoencoder, rounded to 8 bits."""
     vae, _ = read_autoencoder(folder)
     values = []
     for batch in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(64):

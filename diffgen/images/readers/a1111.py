@@ -149,7 +149,7 @@ def tags(found: Made) -> None:
 
 
 def without_tags(prompt: str) -> str:
-    return " ".join(_TAG.sub("", prompt).split(" ")).strip()
+    return _TAG.sub("", prompt).strip()
 
 
 def _automatic(found: Made, values: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ links to the first sampler, its texts, its model and its latents; every node is 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..read import DESCRIPTION, MAKE, MODEL, Carried
 from .made import Made, entries, name, number, parsed, seed, side, steps, table, text, whole
 
 MAX_NODES = 5_000
+MAX_SAVES = 20  # nodes that save or show a picture, from each of which a walk begins
+MAX_CHAIN = 50  # nodes between a text and its encoder's layers
 Node = dict[str, Any]  # class_type, inputs
 
 TEXTS = ("text", "prompt", "text_g", "text_l", "clip_g", "clip_l", "t5xxl", "positive_prompt", "value", "string")
@@ -143,13 +146,16 @@ class _Graph:
     def samplers(self) -> list[Node]:
         """The sampler that made the picture, and those before it, whose latents or picture it began with."""
         saves = [node for node in self.nodes.values() if node["class_type"].startswith(("Save", "Preview"))]
-        last = next((above for save in saves for above in self.up(save) if _samples(above)), None)
+        last = next((above for save in saves[:MAX_SAVES] for above in self.up(save) if _samples(above)), None)
         last = last or next((node for node in self.nodes.values() if _samples(node)), None)
         chain = [] if last is None else [last]
         while last is not None and len(chain) < 20:
             before = self.link(last, "latent_image") or self.link(last, "samples")
             keys = ("samples", "latent", "pixels", "image", "latent_image", "upscaled", "input")
-            last = next((node for node in self.up(before, keys) if _samples(node) and node not in chain), None)
+            last = next(
+                (node for node in self.up(before, keys) if _samples(node) and all(node is not one for one in chain)),
+                None,
+            )
             chain += [] if last is None else [last]
         return chain
 
@@ -186,11 +192,10 @@ class _Graph:
                 made.notes.append("it was made with a ControlNet")
             if above["class_type"] == "FluxGuidance":
                 made.guidance = number(self.value(above, "guidance"))
-            texts = (text(self.value(above, key, TEXTS)) for key in TEXTS if key in above["inputs"])
+            texts = [text(self.value(above, key, TEXTS)) for key in TEXTS if key in above["inputs"]]
             found |= dict.fromkeys(one for one in texts if one is not None and (one or len(nodes) == 1))
-            clip = next(
-                (n for n in self.up(self.link(above, "clip"), ("clip",)) if "stop_at_clip_layer" in n["inputs"]), None
-            )
+            chain = itertools.islice(self.up(self.link(above, "clip"), ("clip",)), MAX_CHAIN)
+            clip = next((one for one in chain if "stop_at_clip_layer" in one["inputs"]), None)
             if clip is not None and (layer := whole(self.value(clip, "stop_at_clip_layer"), -100, -1)):
                 made.clip_skip = -layer
         if len(found) > 1:

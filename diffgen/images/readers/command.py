@@ -9,7 +9,6 @@ from .made import Made
 from .own import plain
 
 MAX_SEED = 2**32 - 1
-UNKNOWN = re.compile(r"\bAND\b|\[[^\[\]]*[:|][^\[\]]*\]")  # A1111's syntax that is not known here
 
 
 def command(made: Made, model: str | None = None) -> tuple[list[str], list[str]]:
@@ -75,7 +74,8 @@ def _prompt(made: Made, prompt: str, notes: list[str]) -> str:
     """A tool's prompt, written so that it means the same here."""
     if made.syntax != "a1111":
         return prompt
-    if UNKNOWN.search(prompt):
+    bracketed = re.findall(r"\[([^\[\]]*)\]", prompt)
+    if re.search(r"\bAND\b", prompt) or any(":" in part or "|" in part for part in bracketed):
         notes.append("AND, [a:b:0.5] and [a|b] have no meaning here: they are read as text")
     prompt = a1111.without_tags(prompt)
     return re.sub(r"(?<!\\)([{}])", r"\\\1", prompt).replace("__", r"\_\_")

@@ -64,15 +64,15 @@ class AutoencoderJob:
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         }
         self.about_network = arguments(AutoencoderKL, network, follows, where)
-        torch.manual_seed(mix(self.seed, WEIGHTS))
-        vae = build("AutoencoderKL", self.about_network, where)
-        self.factor = 2 ** (levels - 1)
-        if side % self.factor:
+        shrinks = 2 ** max(0, levels - 1)
+        if side % shrinks:
             raise InputError(
                 f"{where}: {levels} levels halve a side of {side} pixels {levels - 1} times, to no whole number"
             )
+        torch.manual_seed(mix(self.seed, WEIGHTS))
+        vae = build("AutoencoderKL", self.about_network, where)
         self.networks: dict[str, nn.Module] = {"vae": Coder(vae)}
-        self.latents = (vae.config.latent_channels, side // self.factor, side // self.factor)
+        self.latents = (vae.config.latent_channels, side // shrinks, side // shrinks)
         self._draws = lru_cache(maxsize=1)(self._draw)
 
     def about(self) -> dict[str, Any]:

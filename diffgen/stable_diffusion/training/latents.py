@@ -193,7 +193,8 @@ class LatentJob:
             raise InputError(
                 f"{folder}: a model of the family {checked.family}, and this job trains Stable Diffusion 1"
             )
-        cpu, held = torch.device("cpu"), {}
+        cpu = torch.device("cpu")
+        held: dict[str, Tensor] = {}
         for name in self.networks:
             network = load_network(checked.components[name], cpu, torch.float32)
             held |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}

@@ -1,0 +1,422 @@
+"""The jobs "autoencoder" and "latents": what they draw, what they save, what comes out of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import clip_tokenizer
+from training_runs import contents
+
+import diffgen
+import schedulers
+from diffgen.errors import InputError
+from diffgen.models import gate
+from diffgen.stable_diffusion.export import save_latent_run, save_run
+from diffgen.stable_diffusion.load import load_pipeline
+from diffgen.stable_diffusion.training.autoencoder import AutoencoderJob, moved
+from diffgen.stable_diffusion.training.captions import EMPTY, Tokens
+from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
+from diffgen.stable_diffusion.training.latents import LatentJob
+from diffgen.stable_diffusion.training.parts import read_autoencoder
+from diffgen.training import config as configuration
+from diffgen.training import start
+from diffgen.training.data import open_data
+from diffgen.training.parallel import Ranks
+from diffgen.training.run import read_run
+from diffgen.training.trainer import Trainer
+from schedulers.noise import from_diffusers_config
+
+TRAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "held_out_every": 2, "checkpoint_every": 2, "keep": 1}
+TRAIN |= {"learning_rate": 0.01, "warmup": 1}
+VAE: dict[str, Any] = {
+    "job": "autoencoder",
+    "data": {"flip": True, "shift": 2, "permute": 0.5},
+    "network": {"latent_channels": 4, "block_out_channels": [4, 8], "norm_num_groups": 2},
+    "train": TRAIN,
+    "sample": {"every": 4, "count": 2},
+}
+LATENTS: dict[str, Any] = {
+    "job": "latents",
+    "text": {"length": 8, "width": 8, "layers": 1, "heads": 2},
+    "network": {"block_out_channels": [4, 8], "norm_num_groups": 2, "attention_head_dim": 2},
+    "diffusion": {"prediction": "v_prediction"},
+    "train": {**TRAIN, "ema": [0.05, 0.1]},
+    "sample": {"every": 4, "count": 2, "steps": 2},
+}
+CAPTIONS = {"text": ["red apple", "a red apple", "green circle"], "weights": [5, 3, 2]}
+
+
+class Silent:
+    def note(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def moved(self, step: int) -> None: ...
+    def said(self, line: dict[str, Any]) -> None: ...
+
+
+def write_data(folder: Path, size: tuple[int, int] = (8, 8), **said: Any) -> Path:
+    """Six pictures, the fifth of which is held out."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "held_out": i == 4, **(said or CAPTIONS)}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def config_of(tables: dict[str, Any], **changed: Any) -> Any:
+    kind = AutoencoderConfig if tables["job"] == "autoencoder" else LatentConfig
+    return configuration.parse({**tables, **changed}, "a.toml", kind)
+
+
+def train(folder: Path, job: Any, **order: Any) -> dict[str, Any]:
+    """Until step `stop`, if it is given."""
+    steps, stop = itertools.count(1), order.pop("stop", None)
+    return start.run(start.Order(folder, job.config, **order), job, Ranks("cpu"), Silent(), lambda: next(steps) == stop)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """data/, tokenizer/, and a finished run of each job: vae/, latents/."""
+    folder = tmp_path_factory.mktemp("latents")
+    data = open_data(write_data(folder / "data"))
+    clip_tokenizer().save_pretrained(folder / "tokenizer")
+    train(folder / "vae", AutoencoderJob(config_of(VAE), data))
+    train(folder / "latents", latent_job(folder))
+    return folder
+
+
+def latent_job(place: Path, **changed: Any) -> LatentJob:
+    text = {**LATENTS["text"], "tokenizer": str(place / "tokenizer"), **changed.pop("text", {})}
+    return LatentJob(
+        config_of(LATENTS, autoencoder=str(place / "vae"), text=text, **changed), open_data(place / "data"), "a.toml"
+    )
+
+
+def test_an_interrupted_training_ends_in_the_same_bytes(place: Path, tmp_path: Path) -> None:
+    data = open_data(place / "data")
+    makers: dict[str, Callable[[], Any]] = {
+        "vae": lambda: AutoencoderJob(config_of(VAE), data),
+        "latents": lambda: latent_job(place),
+    }
+    for name, make in makers.items():
+        assert train(tmp_path / name, make(), stop=3)["step"] == 3
+        assert train(tmp_path / name, make(), resume=True)["started_at"] == 3
+        assert contents(tmp_path / name) == contents(place / name)
+        weights = load_file(place / name / "checkpoints" / "4" / "model.safetensors")
+        average = load_file(place / name / "checkpoints" / "4" / "ema.safetensors")
+        assert any(not torch.equal(tensor, average[key]) for key, tensor in weights.items())
+        held_out = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+        quartiles = [line["held_out_raw_quartiles"] for line in held_out if "held_out_raw" in line]
+        assert [len(values) for values in quartiles] == [1 if name == "vae" else 4] * 2
+
+
+@pytest.mark.parametrize("name", ["vae", "latents"])
+def test_the_loss_of_a_batch_is_that_of_its_parts(place: Path, name: str) -> None:
+    """What a position draws depends on nothing but the seed, the step and the position."""
+    job: Any = AutoencoderJob(config_of(VAE), open_data(place / "data")) if name == "vae" else latent_job(place)
+    job.prepare(torch.device("cpu"), torch.enable_grad)
+    with torch.no_grad():
+        whole = job.loss(job.networks, 7, slice(0, 4))
+        parts = torch.cat([job.loss(job.networks, 7, slice(i, i + 1)) for i in range(4)])
+        other = job.loss(job.networks, 8, slice(0, 4))
+    torch.testing.assert_close(whole, parts)
+    assert not torch.allclose(whole, other)
+    assert 4 not in torch.cat([job.indices(k) for k in range(10)]).tolist()  # which is held out
+
+
+# The autoencoder
+
+
+def test_loss_of_the_autoencoder(place: Path) -> None:
+    """Against sums written out, and diffusers' divergence."""
+    job = AutoencoderJob(
+        config_of(VAE, data={}, loss={"l1": 2, "l2": 3, "gradient": 5, "kl": 7}), open_data(place / "data")
+    )
+    job.prepare(torch.device("cpu"), torch.enable_grad)
+    coder: Any = job.networks["vae"]
+    with torch.no_grad():
+        loss = job.loss(job.networks, 0, slice(0, 4))
+        noise, *_ = job._draws(0)
+        x = job.pictures(job.indices(0))
+        posterior = coder.vae.encode(x).latent_dist
+        y = coder.vae.decode(posterior.mean + posterior.std * noise).sample
+    for i in range(4):
+        d = (y - x)[i].numpy()
+        edges = np.abs(np.diff(d, axis=1)).mean() + np.abs(np.diff(d, axis=2)).mean()
+        expected = 2 * np.abs(d).mean() + 3 * (d**2).mean() + 5 * edges
+        expected += 7 * posterior.kl()[i].item() / posterior.mean[i].numel()
+        assert loss[i].item() == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.integers(-9, 9), st.integers(-9, 9))
+def test_a_moved_picture_continues_its_edge(down: int, right: int) -> None:
+    x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    found = moved(x, torch.tensor([[down, right], [0, 0]]))
+    expected = [[x[0, :, min(max(i - down, 0), 3), min(max(j - right, 0), 4)] for j in range(5)] for i in range(4)]
+    assert torch.equal(found[0], torch.stack([torch.stack(row) for row in expected]).permute(2, 0, 1))
+    assert torch.equal(found[1], x[1])
+
+
+def test_variations_are_those_asked_for(place: Path) -> None:
+    job = AutoencoderJob(config_of(VAE, train={**TRAIN, "batch_size": 2000}), open_data(place / "data"))
+    job.prepare(torch.device("cpu"), torch.enable_grad)
+    _, flip, shift, order = job._draws(0)
+    assert flip.float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert set(shift.flatten().tolist()) == {-2, -1, 0, 1, 2}
+    assert (shift == 0).all(1).float().mean().item() == pytest.approx(0.5 + 0.5 / 25, abs=0.05)
+    same = (order == torch.tensor([0, 1, 2])).all(1).float().mean().item()
+    assert same == pytest.approx(0.5 + 0.5 / 6, abs=0.05)
+    assert torch.equal(order.sort(1).values, torch.tensor([0, 1, 2]).expand(2000, 3))
+    job = AutoencoderJob(config_of(VAE, data={}), open_data(place / "data"))
+    job.prepare(torch.device("cpu"), torch.enable_grad)
+    _, flip, shift, order = job._draws(0)
+    assert not flip.any()
+    assert not shift.any()
+    assert (order == torch.tensor([0, 1, 2])).all()
+
+
+# Captions
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_a_caption_is_drawn_as_often_as_its_weight_says(weights: list[list[float]]) -> None:
+    captions = [tuple((f"apple {'a ' * i}{'b ' * j}", w) for j, w in enumerate(row)) for i, row in enumerate(weights)]
+    tokens = Tokens(captions, clip_tokenizer())
+    u = (torch.arange(4000) + 0.5) / 4000
+    for i, said in enumerate(captions):
+        chosen = tokens.choose(torch.full((4000,), i), u)
+        total = sum(w for _, w in said)
+        for text, weight in said:
+            rate = (chosen == tokens.texts.index(text)).float().mean().item()
+            assert rate == pytest.approx(weight / total, abs=1 / 2000)
+        assert tokens.texts[tokens.heaviest[i]] == max(said, key=lambda one: one[1])[0]
+    last = torch.tensor([len(captions) - 1])
+    assert tokens.choose(last, torch.tensor([1 - 2**-24])).item() == tokens.texts.index(captions[-1][-1][0])
+
+
+def test_captions_are_dropped_as_often_as_asked(place: Path) -> None:
+    job = latent_job(place, train={**TRAIN, "batch_size": 4000}, diffusion={"caption_dropout": 0.25})
+    job.prepare(torch.device("cpu"), torch.enable_grad)
+    drawn = job._draws(3).caption
+    rates = torch.bincount(drawn, minlength=4) / len(drawn)
+    assert job.tokens.texts == ["", "red apple", "a red apple", "green circle"]
+    assert rates.tolist() == pytest.approx([0.25, 0.75 * 0.5, 0.75 * 0.3, 0.75 * 0.2], abs=0.03)
+    assert job.ids[EMPTY].tolist() == job.tokenizer("", padding="max_length").input_ids
+
+
+def test_captions_that_are_cut_off_are_counted(place: Path) -> None:
+    assert latent_job(place, text={"length": 4}).notes == ("1 of 4 captions are longer than 4 tokens and are cut off",)
+    assert latent_job(place).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"text": []}, "line 1: the list of texts is empty"),
+        ({"text": ["a", 3]}, "line 1: the text 3 is no text"),
+        ({"text": ["a", "b"], "weights": [1]}, r"line 1: weights is \[1\], not 2 positive numbers"),
+        ({"text": ["a", "b"], "weights": [1, 0]}, "not 2 positive numbers"),
+        ({"text": ["a", "b"], "weights": "x"}, "not 2 positive numbers"),
+        ({"text": "a", "held_out": 1}, "line 1: held_out is 1, not true or false"),
+        ({"text": "a", "held_out": True}, "all pictures are held out"),
+    ],
+)
+def test_metadata_that_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        open_data(write_data(tmp_path / "data", **said))
+
+
+def test_what_is_drawn_and_held_out_is_in_the_fingerprint(tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [{}, {"text": "a"}, {"text": ["a"]}, {"text": ["a", "b"]}]
+    ways += [{"text": ["a", "b"], "weights": [2, 1]}, {"text": "a", "held_out": False}]
+    found = [open_data(write_data(tmp_path / str(i), **said)).fingerprint for i, said in enumerate(ways)]
+    assert found[1] != found[5]
+    assert len(set(found)) == 5  # a list of one is that one
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Every weight, the latents' scale, the tokens; and pictures come out of it."""
+    import diffusers
+
+    run = read_run(place / "latents")
+    save_latent_run(run, tmp_path / "out", {"resolution": 8}, dtype=dtype)
+    pipe = load_pipeline(gate.check_folder(tmp_path / "out"), torch.device("cpu"), torch.float32)
+    theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    average = load_file(place / "latents" / "checkpoints" / "4" / "ema.safetensors")
+    vae, factor = read_autoencoder(place / "latents" / "vae")
+    expected = {**average, **{f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}}
+    for pipeline in (pipe, theirs):
+        found = {
+            f"{name}.{key}": tensor
+            for name in ("unet", "text_encoder", "vae")
+            for key, tensor in getattr(pipeline, name).state_dict().items()
+            if not key.endswith("position_ids")
+        }
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(tensor.float(), expected[key].to(dtype).float()) for key, tensor in found.items())
+        assert pipeline.vae.config.scaling_factor == factor
+    assert pipe.tokenizer.model_max_length == theirs.tokenizer.model_max_length == 8
+    job = latent_job(place)
+    for text in job.tokens.texts:
+        asked = {"padding": "max_length", "max_length": 8}
+        assert pipe.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
+        assert theirs.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
+    (picture,) = diffgen.load(tmp_path / "out").generate("red apple", steps=2)
+    assert picture.size == (8, 8)
+    job.prepare(torch.device("cpu"), torch.enable_grad)  # the latents are of unit size, and are those of the pictures
+    assert job.latents[job.train].std().item() == pytest.approx(1, abs=0.01)
+    x = job.data.to_float(job.data.images)
+    with torch.no_grad():
+        torch.testing.assert_close(job.latents, vae.encode(x).latent_dist.mean * factor)
+        torch.testing.assert_close(job.decode(job.latents), vae.decode(job.latents / factor).sample)
+
+
+@pytest.mark.parametrize("noise", ["linear", "scaled_linear", "cosine", "sigmoid", "laplace"])
+@pytest.mark.parametrize(("T", "zero"), [(1000, False), (500, True)])
+def test_the_exported_scheduler_is_the_process(place: Path, tmp_path: Path, noise: str, T: int, zero: bool) -> None:
+    run = dataclasses.replace(read_run(place / "latents"), noise={"name": noise, "T": T, "zero_terminal_snr": zero})
+    save_run(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    found, prediction = from_diffusers_config(config)
+    expected = schedulers.NoiseSchedule.named(noise, T=T)
+    expected = expected.zero_terminal_snr() if zero else expected
+    assert prediction == "v_prediction"
+    np.testing.assert_allclose(found.alphas_cumprod, expected.alphas_cumprod, rtol=1e-9, atol=1e-12)
+    assert (expected.alphas_cumprod[-1] == 0) == zero
+
+
+def test_a_run_that_begins_with_a_model(place: Path, tmp_path: Path) -> None:
+    """In half precision; with another tokenizer the embeddings go with the tokens."""
+    save_latent_run(read_run(place / "latents"), tmp_path / "model")
+    job = latent_job(place)
+    trainer = Trainer(job, job.config.train, Ranks("cpu"))
+    start.initialise(trainer, tmp_path / "model")
+    average = load_file(place / "latents" / "checkpoints" / "4" / "ema.safetensors")
+    assert all(torch.equal(tensor, average[key].half().float()) for key, tensor in trainer.model().items())
+    train(tmp_path / "run", latent_job(place), init=tmp_path / "model")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["init"]["file"] == "model"
+    train(tmp_path / "again", latent_job(place), init=place / "latents")
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["init"]["file"] == "ema.safetensors"
+
+    ours = clip_tokenizer().get_vocab()
+    fewer = {token: i for i, token in enumerate(sorted(ours.keys() - {"flat</w>"}))} | {"new</w>": len(ours) - 1}
+    path = tmp_path / "other" / "tokenizer.json"
+    path.parent.mkdir()
+    table = json.loads((place / "tokenizer" / "tokenizer.json").read_text())
+    merges = [pair for pair in table["model"]["merges"] if "".join(pair) in fewer]
+    path.write_text(json.dumps({"model": {"vocab": fewer, "merges": merges}}))
+    other = latent_job(place, text={"tokenizer": str(path.parent), "length": 12})
+    trainer = Trainer(other, other.config.train, Ranks("cpu"))
+    before = trainer.model()["text_encoder.embeddings.token_embedding.weight"].clone()
+    start.initialise(trainer, tmp_path / "model")
+    model, half = trainer.model(), {key: tensor.half().float() for key, tensor in average.items()}
+    rows, theirs = (where["text_encoder.embeddings.token_embedding.weight"] for where in (model, half))
+    for token, i in fewer.items():
+        assert torch.equal(rows[i], before[i] if token == "new</w>" else theirs[ours[token]])
+    places, theirs = (where["text_encoder.embeddings.position_embedding.weight"] for where in (model, half))
+    assert torch.equal(places, torch.cat([theirs, theirs[-1:].expand(4, -1)]))
+
+
+def test_the_autoencoder_can_begin_with_a_folder(place: Path) -> None:
+    job = AutoencoderJob(config_of(VAE), open_data(place / "data"))
+    trainer = Trainer(job, job.config.train, Ranks("cpu"))
+    start.initialise(trainer, place / "latents" / "vae")
+    average = load_file(place / "vae" / "checkpoints" / "4" / "ema.safetensors")
+    assert all(torch.equal(tensor, average[key]) for key, tensor in trainer.model().items())
+
+
+# What does not go together
+
+
+def test_what_does_not_go_together_is_named(place: Path, tmp_path: Path) -> None:
+    data = open_data(place / "data")
+    for tables, changed, message in (
+        (VAE, {"network": {"block_out_channels": [4, 8, 8, 8, 8]}}, "5 levels halve a side of 8 pixels 4 times"),
+        (VAE, {"network": {"in_channels": 4}}, "network.in_channels follows from the data"),
+        (VAE, {"network": {"width": 4}}, "unknown key network.width"),
+        (VAE, {"network": {"norm_num_groups": 3}}, "makes no AutoencoderKL"),
+        (LATENTS, {}, "a.toml: it names no autoencoder"),
+        (LATENTS, {"autoencoder": str(tmp_path / "none")}, "there is no such folder"),
+        (LATENTS, {"autoencoder": str(place / "latents")}, "a run of the job 'latents', not of an autoencoder"),
+        (LATENTS, {"network": {"sample_size": 4}}, "network.sample_size follows from the data"),
+        (LATENTS, {"network": {"block_out_channels": [4, 4, 4, 4]}}, "latents of 4x4 cannot be halved 3 times"),
+        (LATENTS, {"text": {"width": 9, "heads": 2}}, "text.width 9 is no multiple"),
+        (LATENTS, {"text": {"tokenizer": str(place / "vae")}}, "neither tokenizer.json nor vocab.json"),
+        (LATENTS, {"diffusion": {"zero_terminal_snr": True}}, "epsilon"),
+        (LATENTS, {"sample": {"scheduler": "eular"}}, "euler"),
+    ):
+        if tables is LATENTS and changed and "autoencoder" not in changed:
+            changed = {"autoencoder": str(place / "vae"), "text": {"tokenizer": str(place / "tokenizer")}, **changed}
+        kind: Any = AutoencoderJob if tables is VAE else LatentJob
+        with pytest.raises(InputError) as caught:
+            kind(config_of(tables, **changed), data, "a.toml")
+        assert message in f"{caught.value.message} {caught.value.hint}"
+    with pytest.raises(InputError, match="no captions"):
+        LatentJob(config_of(LATENTS), dataclasses.replace(data, captions=None))
+    with pytest.raises(InputError, match="8x16 pixels, not squares"):
+        AutoencoderJob(config_of(VAE), open_data(write_data(tmp_path / "oblong", (16, 8))))
+    trainer = Trainer(job := latent_job(place), job.config.train, Ranks("cpu"))
+    with pytest.raises(InputError, match="has no weights to begin with"):
+        start.hash_of(start.init_files(place / "data"))
+    other = latent_job(place, text={"width": 16})
+    save_latent_run(read_run(place / "latents"), tmp_path / "model")
+    with pytest.raises(InputError, match="has the shape"):
+        start.initialise(Trainer(other, other.config.train, Ranks("cpu")), tmp_path / "model")
+    del trainer
+
+
+def test_the_command(place: Path, tmp_path: Path, diffgen_: Callable[..., tuple[int, str, str]]) -> None:
+    """Both stages by `diffgen train`, export, and a picture; the first stage has no prompts, the second no pictures."""
+    (tmp_path / "vae.toml").write_text(toml(VAE))
+    (tmp_path / "latents.toml").write_text(toml({**LATENTS, "autoencoder": "vae"}))
+    with (tmp_path / "latents.toml").open("a") as file:
+        file.write(f"[text]\ntokenizer = {json.dumps(str(place / 'tokenizer'))}\nlength = 8\nwidth = 8\nheads = 2\n")
+    for name in ("vae", "latents"):
+        code, out, err = diffgen_("train", place / "data", "-o", name, "--config", f"{name}.toml", "--steps", 2)
+        assert (code, out) == (0, f"{name}\n"), err
+    assert "the captions are not used" not in err
+    code, _, err = diffgen_("train", place / "data", "-o", "vae", "--resume")
+    assert code == 0
+    assert "is finished" in err
+    code, _, err = diffgen_("generate", "red apple", "-m", "latents")
+    assert code == 3
+    assert "diffgen models export latents FOLDER" in err
+    code, out, err = diffgen_("models", "export", "latents", "model")
+    assert (code, out) == (0, "model\n"), err
+    code, _, err = diffgen_("generate", "red apple", "-m", "model", "-o", "a.png", "--steps", 2)
+    assert code == 0 and Image.open("a.png").size == (8, 8), err
+    code, _, err = diffgen_("models", "export", "vae", "other")
+    assert code == 3
+    assert "autoencoder" in err
+    (tmp_path / "wrong.toml").write_text('job = "latent"')
+    code, _, err = diffgen_("train", place / "data", "-o", "x", "--config", "wrong.toml")
+    assert code == 3
+    assert "there are pixels, autoencoder, latents" in err
+
+
+def toml(tables: dict[str, Any]) -> str:
+    """The keys, then the tables; `text` is left out."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
+    for name, table in tables.items():
+        if isinstance(table, dict) and name != "text":
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
