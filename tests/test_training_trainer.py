@@ -163,6 +163,13 @@ def test_the_learning_rate(schedule: str, rates: list[float | None]) -> None:
         assert rate is None or trainer.learning_rate(k) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(("schedule", "middle"), [("constant", 4.0), ("linear", 2.0), ("cosine", 2.0)])
+def test_a_learning_rate_that_falls_in_the_last_fifth(schedule: str, middle: float) -> None:
+    trainer = trainer_of(config(train={"schedule": schedule, "decay": 0.2, "learning_rate": 4.0, "steps": 200}))
+    rates = [trainer.learning_rate(k) for k in (10, 100, 160, 180)]
+    assert rates == pytest.approx([4, 4, 4, middle])
+
+
 def test_in_bfloat16_the_loss_is_nearly_that_of_float32() -> None:
     exact, fast = (trainer_of(config(train={"precision": p})) for p in ("float32", "bfloat16"))
     kinds: set[torch.dtype] = set()

@@ -95,7 +95,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a diffusion model from scratch: of pixels, or of the latents of an autoencoder, which is a job of its own."""
+    """Train a diffusion model from scratch: of pixels or, by its configuration, of latents with captions."""
     rank = int(os.environ.get("RANK", "0"))
     say = Output("train", json, quiet or rank > 0)
     device, folder = device_name(device), Path(out)

@@ -210,11 +210,14 @@ def diffusion_of(config: Config, levels: int) -> GaussianDiffusion:
 
 
 def scheduler_of(config: Config, diffusion: GaussianDiffusion) -> schedulers.Scheduler:
-    """What the grids are sampled with; x̂0 is kept in the pictures' range. Raises ValueError for an unknown name."""
+    """What the grids are sampled with; x̂0 is kept in the pictures' range. Raises ValueError for an unknown name, and
+    for a number of steps that it cannot do."""
     try:
-        return schedulers.get(
+        scheduler = schedulers.get(
             config.sample.scheduler, noise=diffusion.noise, prediction=diffusion.prediction, clip_sample=True
         )
+        scheduler.grid(config.sample.steps)
+        return scheduler
     except ValueError as error:
         raise ValueError(f"[sample]: scheduler: {error}") from error
 

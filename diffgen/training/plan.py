@@ -35,6 +35,8 @@ OTHERS = {
     "controls": None,
     "control_models": None,
     "upscale": None,
+    "upscale_mode": None,
+    "upscale_strength": None,
     "refiner": None,
     "loras": None,
     "embeddings": None,
