@@ -131,6 +131,15 @@ def test_a_full_disk_ends_it_and_the_checkpoint_before_is_whole(finished: Path, 
     assert contents(tmp_path / "run") == contents(finished)
 
 
+def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path) -> None:
+    """The first file that meets the limit is TensorBoard's, which a thread writes."""
+    config = write_config(tmp_path, log_every=1)
+    train = ["train", "digits", "-o", "run", "--config", config, "--checkpoint-every", 1000, "-q"]
+    code, out, err = run(tmp_path, *train, largest_file=3000)
+    assert (code, out) == (6, "")
+    assert re.fullmatch(r"error: cannot write run/tensorboard: [^\n]*\n", err)
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "missing", "state"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(finished, tmp_path / "run")

@@ -278,6 +278,16 @@ def test_older_checkpoints_go_and_one_between_counts_for_nothing(tmp_path: Path)
         assert names == {10: ["10"], 20: ["20", "10"], 30: ["30", "20"], 34: ["34", "30"], 40: ["40", "30"]}[step]
 
 
+def test_what_a_kill_left_half_written_goes(tmp_path: Path) -> None:
+    (tmp_path / ".diffgen-1").mkdir()
+    (tmp_path / ".diffgen-1/model.safetensors").write_bytes(b"half")
+    (tmp_path / "samples").mkdir()
+    for name in (".diffgen-2", "10.png"):
+        (tmp_path / "samples" / name).write_bytes(b"")
+    checkpoint.sweep(tmp_path)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["samples", "samples/10.png"]
+
+
 def test_a_newer_checkpoint_is_a_damaged_one_and_costs_no_sound_one(tmp_path: Path) -> None:
     run = Run(tmp_path, "pixels", {}, {}, {}, {}, "", "", {})
     for step in (40, 30):  # a run that went back to 20, since 40 is damaged
@@ -330,6 +340,12 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path: Path) ->
         (config(diffusion=Diffusion(T=5, noise="linear")), "a.toml: .diffusion."),
         (config(diffusion=Diffusion(objective="hybrid")), "a.toml: .diffusion.: the hybrid objective"),
         (dataclasses.replace(config(), sample=Sample(scheduler="eular")), "a.toml: .sample.: scheduler: .*euler"),
+        (
+            dataclasses.replace(
+                config(diffusion=Diffusion(T=50, noise="cosine")), sample=Sample(scheduler="ddpm", steps=60)
+            ),
+            "a.toml: .sample.: scheduler: 60 steps are too many",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_named(made: Config, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -117,6 +118,7 @@ def train(
     environment.prepare()
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
+        threading.excepthook = lambda args: None  # TensorBoard's writing thread; the log raises what it met
     from diffgen.training import start
     from diffgen.training.data import open_data
     from diffgen.training.parallel import Elsewhere, Ranks

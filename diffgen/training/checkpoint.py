@@ -81,7 +81,7 @@ def prune(run: Run, step: int, keep: int, every: int) -> None:
 
 def sweep(run: Path) -> None:
     """Remove what a kill left half-written. Only with the run's lock held."""
-    for leftover in run.glob(f"{TEMPORARY}*"):
+    for leftover in [*run.glob(f"{TEMPORARY}*"), *run.glob(f"samples/{TEMPORARY}*")]:
         shutil.rmtree(leftover, ignore_errors=True)
         with contextlib.suppress(OSError):
             leftover.unlink()

@@ -37,7 +37,9 @@ def train(work: Path, name: str, config: Path, *options: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def main(work: Path, vae: Path, latents: Path, init: Path | None = None, prompts: int = 300) -> None:
+def main(
+    work: Path, vae: Path, latents: Path, init: Path | None = None, prompts: int = 300, with_cost: bool = True
+) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "data.npz").exists():
         data.build(work, 64)
@@ -49,7 +51,7 @@ def main(work: Path, vae: Path, latents: Path, init: Path | None = None, prompts
         export.main(work)
     if not (work / "measure.json").exists():
         model = str(work.resolve() / "emoji")
-        measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost=True)
+        measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost)
     if not (work / "emoji" / "README.md").exists():
         card.main(work, card.machine_name())
 
