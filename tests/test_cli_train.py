@@ -45,6 +45,14 @@ assert "torch" not in sys.modules
     assert sorted(os.listdir(tmp_path)) == ["bad.toml", "range.toml"]
 
 
+@pytest.mark.parametrize(("rank", "documents"), [("0", 1), ("1", 0)])
+def test_of_the_processes_of_torchrun_one_prints_the_document(tmp_path: Path, rank: str, documents: int) -> None:
+    command = [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--steps", "0", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.count('"ok": false')) == (2, documents)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [

@@ -78,7 +78,8 @@ def tell(caught: BaseException, options: Sequence[str]) -> int:
 
         traceback.print_exception(caught)
     error, code = _explain(caught)
-    fail(command, "--json" in options, error, code, result)
+    alone = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
+    fail(command, alone and "--json" in options, error, code, result)
     return code
 
 
