@@ -75,6 +75,7 @@ def errors(solver: _Solver, run: Run, starts: Starts) -> float:
 
 def main(model: str, guidance: float, grids: list[str], choose: int, judge: int) -> None:
     environment.prepare(offline=True)
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers, of its older algorithms
     asked = () if model == "mixture" else (guidance,)
     subject, prompts, (scale, *_) = subject_of(model, (), asked, "auto", "auto", drawn=2000)
     for file in grids:

@@ -281,3 +281,81 @@ def test_results_are_json(small) -> None:
     _, found, _ = small
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["schema"] == "diffgen.compare/1"
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 5000, "-8", "", "3"])
+def test_no_reference(number: str) -> None:
+    with pytest.raises(UsageError, match="--reference must be"):
+        Reference.parse(f"euler:{number}", exact=False)
+
+
+def test_many_seeds_have_students_interval_too() -> None:
+    for n in (31, 32, 60, 400):
+        found = metrics.interval([0.0, 1.0] * (n // 2) + [0.5] * (n % 2))
+        half = scipy.stats.t.ppf(0.975, n - 1) * np.std([0.0, 1.0] * (n // 2) + [0.5] * (n % 2), ddof=1) / math.sqrt(n)
+        assert found.high - found.mean == pytest.approx(half, rel=2e-4)
+
+
+@pytest.mark.parametrize("damage", ["no picture", "cut off"])
+def test_half_a_cell_is_made_again(tmp_path: Path, damage: str) -> None:
+    comparison, _, made = compared(tmp_path / "made", "euler", "5", "0")
+    if damage == "no picture":
+        (tmp_path / "made" / "images" / f"{made[0]}.png").unlink()
+    else:
+        file = comparison.folder.tensor_file(made[0])
+        file.write_bytes(file.read_bytes()[:-9])
+    assert compared(tmp_path / "made", "euler", "5", "0")[2] == made[:1]
+
+
+class Failing(MixtureSubject):
+    """The mixture, whose network answers nothing useful for one seed, or whose solution cannot be found."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.seed, self.model_hash = seed, f"failing {seed}"
+
+    def start(self, seed: int):
+        noise, generator = super().start(seed)
+        return noise * (math.nan if seed == self.seed else 1), generator
+
+    def exact(self, noise: torch.Tensor) -> torch.Tensor:
+        if self.seed is None:
+            raise ValueError("no solution")
+        return super().exact(noise.nan_to_num())
+
+
+def of(subject: MixtureSubject, folder: Path) -> dict:
+    axes = plan.Axes(plan.parse_entries(["euler", "deis"]), (5,), (0, 1, 2), ("",), (1.0,))
+    comparison = Comparison(subject, axes, Reference.parse("auto", exact=True), folder)
+    for _ in comparison.make():
+        pass
+    return results(comparison, "diffgen compare")
+
+
+def test_a_mean_over_the_seeds_that_went_well_is_not_ranked(tmp_path: Path) -> None:
+    found = of(Failing(1), tmp_path)
+    assert [(row["done"], row["failed"], row["rank"]) for row in found["rows"]] == [(2, 1, None)] * 2
+    assert not any("nearest" in sentence for sentence in found["verdict"])
+    assert any("2 of 6 cells failed: not finite" in sentence for sentence in found["verdict"])
+
+
+def test_a_reference_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    found = of(Failing(None), tmp_path)
+    assert found["reference"]["reason"] == "no solution"
+    assert "A reference could not be made: no solution." in found["verdict"]
+    assert {cell["status"] for cell in found["cells"]} == {"done"}
+
+
+def test_a_tuned_grid_at_another_budget_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    times = [999, 700, 400, 100]
+    file.write_text(json.dumps({"schema": "diffgen.grid/1", "solver": "euler", "nfe": 4, "times": times}))
+    axes = plan.Axes(plan.parse_entries(["euler"], [str(file)]), (4, 6), (0,), ("",), (1.0,))
+    comparison = Comparison(MixtureSubject(), axes, None, tmp_path / "made")
+    assert comparison.notes() == ["the grid mine.json was tuned for 4 steps; it is interpolated to 6"]
+    for _ in comparison.make():
+        pass
+    assert results(comparison, "")["verdict"][-1].startswith("The grid mine.json was tuned for 4 steps")

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
 import diffgen
+from diffgen.compare import plan
+from diffgen.compare.run import Comparison
 from diffgen.compare.subjects import PipelineSubject, subject_of
 from diffgen.training.data import open_data
 from diffgen.training.evaluate import evaluate
@@ -60,6 +63,24 @@ def test_the_bundled_model_is_asked_as_generate_asks_it(diffgen_, tmp_path: Path
         assert np.abs(np.asarray(made).astype(int) - pictures[scheduler].astype(int)).max() <= 1
     assert all(cell["nfe"] == 4 and cell["status"] == "done" for cell in result["cells"])
     assert [cell["error"] is None for cell in result["cells"]] == [False, True]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "unconditional"])
+def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) -> None:
+    """Also by a scheduler that draws noise, from the generator of the seed."""
+    model = str(tiny.build(tmp_path / "model", family=family))
+    prompt, guidance = ([], ()) if family == "unconditional" else (["a red apple"], (3.0,))
+    subject, prompts, guidance = subject_of(model, prompt, guidance, "cpu", "float32")
+    axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "euler_ancestral"]), (3,), (5,), prompts, guidance)
+    comparison = Comparison(subject, axes, None, tmp_path / "made")
+    made = [comparison.folder.record(job.key) for job in comparison.make()]
+    generator = diffgen.load(model, "cpu", "float32")
+    options = {} if family == "unconditional" else {"guidance": 3.0}
+    for cell, record in zip(comparison.cells, made, strict=True):
+        assert record is not None
+        picture = np.asarray(Image.open(tmp_path / "made" / record["image"]).convert("RGB"))
+        again = generator.generate(*prompt, seed=5, steps=3, scheduler=cell.entry.label, **options)[0].convert("RGB")
+        assert np.abs(np.asarray(again).astype(int) - picture.astype(int)).max() <= 1
 
 
 def test_two_prompts_in_one_batch_are_asked_like_each_alone() -> None:
@@ -198,3 +219,14 @@ def test_a_tuned_grid_from_the_command_to_a_picture(diffgen_) -> None:
 def test_what_tune_refuses(diffgen_, args: list[str], code: int) -> None:
     assert diffgen_("tune", "-m", "mixture", *args)[0] == code
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [("axes", {"seeds": []}), ("command", {}), ("axes", []), ("cells", ["x"])])
+def test_a_damaged_comparison_makes_no_page(diffgen_, damage: tuple) -> None:
+    found = {"schema": "diffgen.compare/1", "cells": [], "rows": [], "command": "", damage[0]: damage[1]}
+    Path("c").mkdir()
+    (Path("c") / "results.json").write_text(json.dumps(found))
+    code, _, err = diffgen_("compare", "--report", "c")
+    assert code == 3
+    assert "damaged" in err
+    assert "Traceback" not in err

@@ -31,7 +31,7 @@ def test_the_average_is_the_weighted_sum(length: float) -> None:
     """Against the sum itself: step i has the weight (1 − β_i)·Π_{j > i} β_j, which tends to ∝ i^γ."""
     n = 400
     values = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    betas = np.array([decay(length, i) for i in range(1, n + 1)])
+    betas = np.array([decay(exponent(length), i) for i in range(1, n + 1)])
     weights = (1 - betas) * np.append(np.cumprod(betas[::-1])[::-1][1:], 1)
     parameter = torch.nn.Parameter(torch.zeros(3))
     average = Average({"p": parameter}, length)

@@ -185,3 +185,11 @@ def test_other_jobs_have_their_own_keys(text: str, message: str, hint: str) -> N
     assert caught.value.message.startswith(f"a.toml: {message}")
     assert hint in caught.value.hint
     assert parse({"sample": {"prompts": ["a", "a"]}}, "", LatentConfig).sample.prompts == ("a", "a")
+
+
+def test_a_learned_variance_that_nothing_trains_is_refused() -> None:
+    from diffgen.training.pixels import diffusion_of
+
+    chosen = config.Config(diffusion=config.Diffusion(variance="learned_range", objective="simple"))
+    with pytest.raises(ValueError, match="leaves a learned variance untrained"):
+        diffusion_of(chosen, 256)

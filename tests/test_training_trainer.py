@@ -15,7 +15,7 @@ from diffgen.errors import InputError, InvalidOutput
 from diffgen.training import checkpoint, seeds
 from diffgen.training.config import Config, Data, Diffusion, Sample, Train
 from diffgen.training.data import open_data
-from diffgen.training.ema import decay
+from diffgen.training.ema import decay, exponent
 from diffgen.training.loop import held_out, samples
 from diffgen.training.parallel import Ranks
 from diffgen.training.pixels import PixelJob
@@ -130,7 +130,7 @@ def test_a_step_is_adamw_with_clipping_and_averages() -> None:
             p.grad *= min(1, 0.5 / norm)
         optimizer.step()
         for name, p in other.weights.items():
-            beta = decay(0.1, k + 1)
+            beta = decay(exponent(0.1), k + 1)
             averages[name] = beta * averages[name] + (1 - beta) * p.detach()
         assert trainer.step(k).item() == pytest.approx(loss.item(), rel=1e-5)
         assert trainer.gradients[-1].item() == pytest.approx(norm.item(), rel=1e-4)

@@ -113,3 +113,8 @@ def test_what_cannot_be_tuned() -> None:
         tune(MixtureSubject(), "euler_ancestral", 5, lambda seed: "")
     with pytest.raises(ValueError, match="exactly 4"):
         tune(MixtureSubject(), "heun", 4, lambda seed: "")
+
+
+def test_held_out_noises_are_never_learned_from() -> None:
+    with pytest.raises(ValueError, match="769 are too many"):
+        tune(MixtureSubject(), "dpmpp_2m", 5, lambda seed: "", settings=Settings(noises=769))

@@ -137,18 +137,26 @@ def compare(
         distribution = Distribution(comparison, data, samples)
     waiting = comparison.waiting()
     evaluations = sum(job.nfe for job in waiting)
-    each = comparison.warm_up() if waiting else 0.0
+    each = comparison.warm_up() if waiting or distribution is not None else 0.0
     counted = {
         "cells": len(comparison.cells),
         "to_do": len(waiting),
         "evaluations": evaluations,
         "seconds_estimated": round(each * evaluations, 3),
     }
+    if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
+        counted["data_evaluations"] = samples * sum(nfe for *_, nfe, _ in distribution.settings())
+        counted["seconds_estimated"] = round(each * (evaluations + counted["data_evaluations"]), 3)
     say.note(
         f"{subject.name}: {len(entries)} schedulers, {len(budgets)} budgets, {len(seed_list)} seeds: "
         f"{len(comparison.cells)} cells, {len(waiting)} to do with their references, {evaluations} evaluations, "
         f"about {_time(each * evaluations)} ({each * 1000:.3g} ms each)"
     )
+    if distribution is not None:
+        more = counted["data_evaluations"]
+        say.note(f"--data: {more} evaluations of single pictures, {_time(each * more)} at most")
+    for note in comparison.notes():
+        say.warn(note)
     if dry_run:
         say.result(counted | {"dry_run": True}, [f"{name}\t{value}" for name, value in counted.items()])
         return
@@ -193,6 +201,8 @@ def compare(
         raise UnfinishedError(
             DiffgenError(f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"), result
         )
+    if comparison.reference_failure:
+        raise UnfinishedError(DiffgenError(f"a reference could not be made: {comparison.reference_failure}"), result)
     if json:
         say.result(result)
 
@@ -226,6 +236,8 @@ def _write(folder: Path, name: str, data: bytes) -> None:
 
 def _report(say: Output, folder: Path) -> None:
     """The page again, from what is stored."""
+    from jinja2 import TemplateError
+
     from diffgen.compare.report import page
     from diffgen.models.gate import read_json
 
@@ -238,7 +250,7 @@ def _report(say: Output, folder: Path) -> None:
         raise InputError(f"{folder / 'results.json'}: no comparison of this version (schema {found.get('schema')!r})")
     try:
         html = page(found, folder)
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, TemplateError) as error:
         raise InputError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
     _write(folder, "report.html", html.encode())
     path = str(folder / "report.html")

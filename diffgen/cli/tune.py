@@ -69,8 +69,8 @@ def tune(
     if guidance is not None:
         plan.parse_guidance(str(guidance))
     whole("--iterations", iterations, 1, 100_000)
-    whole("--noises", noises, 1, SEEDS)
-    whole("--batch-size", batch_size, 1, noises)
+    whole("--noises", noises, 1, SEEDS - HELD_OUT)
+    whole("--batch-size", batch_size, 1, SEEDS)
     path, picture_path = _paths(out, overwrite)
 
     environment.prepare(offline)
@@ -85,7 +85,7 @@ def tune(
     def prompt_of(seed: int) -> str:
         return prompts[seed % len(prompts)]
 
-    settings = Settings(iterations=iterations, noises=noises, batch=batch_size)
+    settings = Settings(iterations=iterations, noises=noises, held_out=HELD_OUT, batch=min(batch_size, noises))
     say.note(
         f"{subject.name}: {entry.scheduler}, {nfe} evaluations, guidance {scale:g}; "
         f"{settings.noises} noises to learn from, {settings.held_out} held out"
@@ -107,7 +107,7 @@ def tune(
     say.result(result, [*table(rows), str(path), str(picture_path)])
 
 
-SEEDS = 800  # tuning draws from seeds below
+SEEDS, HELD_OUT = 800, 32  # tuning draws from seeds below 800; the last 32 choose, and are not learned from
 
 
 def _paths(out: str | None, overwrite: bool) -> tuple[Path, Path]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from diffgen.devices import out_of_memory
-from diffgen.errors import DiffgenError
+from diffgen.errors import DiffgenError, InputError
 from diffgen.images.publish import publish
 from diffgen.training.evaluate import BETTER, data_of, in_proportion
 from diffgen.training.evaluate_plan import make_evaluation_plan
@@ -38,7 +38,10 @@ class Distribution:
         assert isinstance(subject, RunSubject)
         self.comparison, self.subject, self.samples = comparison, subject, samples
         plan = make_evaluation_plan(subject.generator.run.folder, samples=samples)
-        self.data = data_of(plan, data)
+        try:
+            self.data = data_of(plan, data)
+        except InputError as error:
+            raise InputError(error.message, "give the data that it was trained on") from error
         self.real = Reference(self.data, plan.run.config.get("data", {}).get("held_out", 0.1))
         self.labels: Tensor | None = None
         if subject.data["classes"]:

@@ -56,6 +56,7 @@ def results(
             "kind": _kind(comparison),
             "name": None if comparison.reference is None else _reference_name(comparison),
             "error": max(known) if known else None,
+            "reason": comparison.reference_failure,
             "starts": references,
         },
         "cells": cells,
@@ -67,7 +68,7 @@ def results(
         "versions": versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return found | {"verdict": verdict(found)}
+    return found | {"verdict": [*verdict(found), *(f"{n[0].upper()}{n[1:]}." for n in comparison.notes())]}
 
 
 def _kind(comparison: Comparison) -> str:
@@ -213,10 +214,15 @@ def _by_setting(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, str, float], 
     return groups
 
 
+def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that can be ranked, the nearest first: of all seeds, since a mean over those that went well flatters."""
+    return sorted((r for r in rows if r["error"] is not None and not r["failed"]), key=lambda r: r["error"]["mean"])
+
+
 def _rank(rows: list[dict[str, Any]]) -> None:
     """1 is nearest to the reference. A row whose interval overlaps that of the best of a rank shares it; of one seed
     there is no rank."""
-    judged = sorted((r for r in rows if r["error"] is not None), key=lambda r: r["error"]["mean"])
+    judged = _judged(rows)
     if any(r["error"]["n"] < 2 for r in judged):
         return
     for i, row in enumerate(judged):
@@ -318,7 +324,7 @@ def verdict(found: dict[str, Any]) -> list[str]:
     several = len(found["axes"]["prompts"]) > 1 or len(found["axes"]["guidance"]) > 1
     for (budget, prompt, guidance), rows in _by_setting(found["rows"]).items():
         where = f" ({prompt!r}, guidance {guidance:g})" if several else ""
-        judged = sorted((r for r in rows if r["error"] is not None), key=lambda r: r["error"]["mean"])
+        judged = _judged(rows)
         if not judged:
             continue
         best, n = judged[0], judged[0]["error"]["n"]
@@ -353,7 +359,12 @@ def verdict(found: dict[str, Any]) -> list[str]:
             "rank."
         )
     if failed := [c for c in found["cells"] if c["status"] == "failed"]:
-        sentences.append(f"{len(failed)} of {len(found['cells'])} cells failed: {failed[0]['reason']}.")
+        sentences.append(
+            f"{len(failed)} of {len(found['cells'])} cells failed: {failed[0]['reason']}. Where one of a scheduler's "
+            "seeds failed, it has no rank."
+        )
+    if reason := found["reference"].get("reason"):
+        sentences.append(f"A reference could not be made: {reason}.")
     if odd := [d for d in found["duplicates"] if not d["expected"]]:
         i, j = odd[0]["cells"][0]
         a, b = found["cells"][i], found["cells"][j]

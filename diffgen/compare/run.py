@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 import time
 import warnings
@@ -28,7 +29,8 @@ from diffgen.errors import DiffgenError, InputError
 from diffgen.images.metadata import encode_png
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.publish import publish
-from diffgen.models.gate import read_json
+from diffgen.models.gate import read_header, read_json
+from diffgen.sampling import grid_notes
 
 from .plan import Axes, Cell, Entry
 from .subjects import Counter, Subject
@@ -55,7 +57,7 @@ class Reference:
         if text == "auto":
             return cls(None) if exact else cls(*AUTOMATIC)
         label, _, number = text.rpartition(":")
-        if not label or not number.isdigit() or not 4 <= int(number) <= MAX_BUDGET:
+        if not label or not re.fullmatch("[0-9]{1,9}", number) or not 4 <= int(number) <= MAX_BUDGET:
             raise UsageError(
                 f"--reference must be auto, none or SCHEDULER:NFE with an NFE from 4 to {MAX_BUDGET} (got {text!r})",
                 "for example --reference dpmpp_2m:200",
@@ -78,7 +80,12 @@ class Folder:
     def record(self, key: str) -> dict[str, Any] | None:
         """What is known of a finished cell; None if it is not there, or not whole."""
         found = self.read(self.path / "cells" / f"{key}.json", CELL)
-        return found if found and found.get("key") == key and self.tensor_file(key).is_file() else None
+        if not found or found.get("key") != key or not (self.path / "images" / f"{key}.png").is_file():
+            return None
+        try:
+            return found if "x0" in read_header(self.tensor_file(key)) else None
+        except InputError:
+            return None
 
     @staticmethod
     def read(file: Path, schema: str) -> dict[str, Any] | None:
@@ -130,6 +137,7 @@ class Comparison:
         self._networks: dict[tuple[str, float], Any] = {}
         self._schedulers: dict[Entry, schedulers.Scheduler] = {}
         self.failures: dict[int, str] = {i: c.failure for i, c in enumerate(self.cells) if c.failure}
+        self.reference_failure: str | None = None  # why a reference could not be made
 
     # What there is to do
 
@@ -162,6 +170,12 @@ class Comparison:
             steps = scheduler.steps_for(budget)
             jobs.append(self._job(self.reference.entry, steps, scheduler.nfe(steps), seed, prompt, guidance))
         return jobs
+
+    def notes(self) -> list[str]:
+        """What to know of tuned grids that are used for another number of steps or guidance than their own."""
+        settings = dict.fromkeys((c.entry.grid, c.steps, c.guidance) for c in self.cells if c.steps is not None)
+        found = [grid_notes({"grid": grid, "steps": steps, "guidance": scale}) for grid, steps, scale in settings]
+        return list(dict.fromkeys(note for notes in found for note in notes))
 
     def waiting(self) -> list[Job]:
         """The jobs that are not done yet."""
@@ -240,6 +254,8 @@ class Comparison:
             key = self.key(cell)
             if key in reasons:
                 self.failures[i] = reasons[key]
+        own = [job.key for start in self.axes.starts() for job in self.reference_jobs(*start)]
+        self.reference_failure = next((reasons[key] for key in own if key in reasons), None)
 
     def _make(self, job: Job) -> None:
         noise, generator = self.subject.start(job.seed)
@@ -268,7 +284,7 @@ class Comparison:
             torch.cuda.reset_peak_memory_stats(self.subject.device)
         self._wait()
         began = time.perf_counter()
-        with warnings.catch_warnings():  # of an interpolated grid: the results say for what it was tuned
+        with warnings.catch_warnings():  # of an interpolated grid: `notes` says it once
             warnings.simplefilter("ignore")
             x0 = scheduler.sample(counter, x, grid, generator)
         self._wait()

@@ -85,7 +85,6 @@ class Learned(torch.nn.Module):
     def __init__(self, noise: NoiseSchedule, start: Sequence[Point], corrections: bool) -> None:
         super().__init__()
         self.noise, self.start = noise, list(start)
-        self.fixed = 2 if start[0].alpha == 0 and len(start) > 1 else 1  # pure noise stays where it is
         self.top = noise.at(t=noise.t_max - 1).lam if start[0].alpha == 0 else start[0].lam
         self.bottom = noise.at(t=noise.t_min).lam
         moving = [p.lam for p in start[1:]]
@@ -144,6 +143,8 @@ def tune(
     """
     if is_stochastic(label):
         raise ValueError(f"{label} draws noise on the way: it has no solution that its grid could come nearer to")
+    if settings.noises + settings.held_out > SEEDS_BELOW:
+        raise ValueError(f"of {SEEDS_BELOW} noises {settings.held_out} are held out: {settings.noises} are too many")
     base = _Solver(subject, label, guidance)
     steps = base.scheduler("karras").steps_for(nfe)
     if base.scheduler("karras").nfe(steps) != nfe:
@@ -222,7 +223,12 @@ class _Solver:
     def __init__(self, subject: Subject, label: str, guidance: float) -> None:
         self.subject, self.label, self.guidance = subject, label, guidance
         self._built: dict[str, schedulers.Scheduler] = {}
-        self._networks: dict[tuple[str, ...], Network] = {}
+
+        @functools.lru_cache(maxsize=16)  # those of the held-out noises; every part to learn from is another
+        def network(prompts: tuple[str, ...]) -> Network:
+            return subject.network(prompts, guidance)
+
+        self._network = network
 
     def scheduler(self, grid: str) -> schedulers.Scheduler:
         if grid not in self._built:
@@ -276,7 +282,7 @@ class _Solver:
         optimiser.step()
 
     def sampled(self, scheduler: schedulers.Scheduler, grid: Grid, starts: Starts, gradients: bool = False) -> Tensor:
-        """The results [S·B, …] in batches, on the CPU if no gradient is asked for."""
+        """The results [S·B, …] in batches, on the CPU."""
         results = []
         size = len(starts.x) if self.subject.family == "mixture" else BATCH
         for first in range(0, len(starts.x), size):
@@ -288,11 +294,6 @@ class _Solver:
                 warnings.simplefilter("ignore")
                 results.append(scheduler.sample(asked, x, grid).cpu())
         return torch.cat(results)
-
-    def _network(self, prompts: tuple[str, ...]) -> Network:
-        if prompts not in self._networks:
-            self._networks[prompts] = self.subject.network(prompts, self.guidance)
-        return self._networks[prompts]
 
 
 BATCH, SLICE = 16, 4  # examples in one call of a network; the same where gradients are kept

@@ -216,6 +216,7 @@ class Run:
                 self._seen(shots, i, t, ways.unpacked(pipeline, x0, *size))
 
         pipeline.scheduler = ways.watched(self.generator.scheduler(plan), watch)
+        pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
         return ways.call(
             pipeline,
             prompt,

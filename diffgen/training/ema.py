@@ -32,21 +32,20 @@ def exponent(length: float) -> float:
     return low
 
 
-def decay(length: float, n: int) -> float:
+def decay(gamma: float, n: int) -> float:
     """EDM2 eq. 127: β_n = (1 − 1/n)^(γ + 1), by which the average is multiplied at step n = 1, 2, …; β_1 is 0."""
-    return (1 - 1 / n) ** (exponent(length) + 1)
+    return (1 - 1 / n) ** (gamma + 1)
 
 
 class Average:
     """One average of named parameters, in float32, updated once a step without reading anything back."""
 
     def __init__(self, parameters: Mapping[str, Tensor], length: float) -> None:
-        self.power = exponent(length) + 1
+        self.gamma = exponent(length)
         self.length = length
-        self.names = list(parameters)
         self.sources = [local(p.detach()) for p in parameters.values()]
         self.values = [p.float().clone() for p in self.sources]
 
     def update(self, n: int) -> None:
         """Take in the weights as they are after step n, counted from 1."""
-        torch._foreach_lerp_(self.values, self.sources, 1 - (1 - 1 / n) ** self.power)
+        torch._foreach_lerp_(self.values, self.sources, 1 - decay(self.gamma, n))

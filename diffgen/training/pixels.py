@@ -195,6 +195,8 @@ def diffusion_of(config: Config, levels: int) -> GaussianDiffusion:
     """The process that a configuration asks for. Raises ValueError where its parts do not go together."""
     c = config.diffusion
     objective = c.objective or ("hybrid" if c.variance == "learned_range" else "simple")
+    if c.variance == "learned_range" and objective == "simple":
+        raise ValueError('[diffusion]: objective = "simple" leaves a learned variance untrained: "hybrid" trains it')
     try:
         return GaussianDiffusion(
             schedulers.NoiseSchedule.named(c.noise, T=c.T),
