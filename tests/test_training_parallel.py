@@ -66,9 +66,9 @@ def test_a_killed_process_ends_the_training_and_resume_ends_in_the_same_bytes(tw
     config = write_config(tmp_path, 0.0, 50, 10)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*torchrun, "-m", "diffgen", "train", "digits", "-o", "run", "--config", config, "--device", "cpu"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
-    )
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # those of the other run: torchrun itself would set 1
+    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     while lines(tmp_path / "run/timing.jsonl") < 2:
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.005)
