@@ -97,19 +97,26 @@ def whole(what: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
-    """The seeds in "0-7", "1,5,9", "0-3,100", or the numbers. Raises UsageError."""
+def parse_numbers(
+    option: str, text: str | Sequence[int], low: int, high: int, most: int = MAX_PICTURES
+) -> tuple[int, ...]:
+    """The numbers in "0-7", "1,5,9", "0-3,100", or the numbers, each once, at most `most`. Raises UsageError."""
     found: list[int] = []
     for part in text.split(",") if isinstance(text, str) else text:
-        low, dash, high = (piece.strip() for piece in str(part).partition("-"))
-        ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (low, high or low)]
-        if not 0 <= ends[0] <= ends[1] <= MAX_SEED or ends[1] - ends[0] >= MAX_PICTURES or (dash and not high):
+        first, dash, last = (piece.strip() for piece in str(part).partition("-"))
+        ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (first, last or first)]
+        if not max(low, 0) <= ends[0] <= ends[1] <= high or ends[1] - ends[0] >= most or (dash and not last):
             raise UsageError(
-                f"--seeds must be numbers and ranges from 0 to {MAX_SEED} (got {text!r})", "for example 0-7,42"
+                f"{option} must be numbers and ranges from {low} to {high} (got {text!r})", "for example 0-7,42"
             )
         found += range(ends[0], ends[1] + 1)
-    whole("--seeds: how many", len(found), 1, MAX_PICTURES)
+    whole(f"{option}: how many", len(found), 1, most)
     return tuple(dict.fromkeys(found))
+
+
+def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
+    """The seeds in "0-7", "1,5,9", "0-3,100", or the numbers. Raises UsageError."""
+    return parse_numbers("--seeds", text, 0, MAX_SEED)
 
 
 def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
 from diffgen.sampling import whole
 
-from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table
+from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text
 
 EXAMPLES = """
 Examples:
@@ -150,11 +150,11 @@ def compare(
     say.note(
         f"{subject.name}: {len(entries)} schedulers, {len(budgets)} budgets, {len(seed_list)} seeds: "
         f"{len(comparison.cells)} cells, {len(waiting)} to do with their references, {evaluations} evaluations, "
-        f"about {_time(each * evaluations)} ({each * 1000:.3g} ms each)"
+        f"about {time_text(each * evaluations)} ({each * 1000:.3g} ms each)"
     )
     if distribution is not None:
         more = counted["data_evaluations"]
-        say.note(f"--data: {more} evaluations of single pictures, {_time(each * more)} at most")
+        say.note(f"--data: {more} evaluations of single pictures, {time_text(each * more)} at most")
     for note in comparison.notes():
         say.warn(note)
     if dry_run:
@@ -263,9 +263,3 @@ MAX_RESULTS = 256 << 20
 def _command() -> str:
     """What was typed."""
     return shlex.join(["diffgen", *sys.argv[1:]])
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -21,7 +21,7 @@ from diffgen.training import config as configuration
 from diffgen.training.run import is_run, read_run
 
 from . import patient
-from .output import Debug, Json, Output, Quiet, UnfinishedError
+from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
 
 if TYPE_CHECKING:
     from diffgen.training.data import DataSet
@@ -199,19 +199,13 @@ def _estimated(result: dict[str, Any]) -> list[str]:
         f"data        {data['name']}: {data['count']} pictures, {width}x{height}, {data['channels']} channels{classes}",
         f"parameters  {result['parameters']:,}",
         f"memory      about {_size(sizes['total'])} on {result['device']} ({parts})",
-        f"time        about {_time(result['seconds'])} for {result['steps']} steps of "
+        f"time        about {time_text(result['seconds'])} for {result['steps']} steps of "
         f"{result['seconds_per_step']:.3g} s in {result['precision']}, by {result['timed_steps']} that were timed",
     ]
 
 
 def _size(n: int) -> str:
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Screen:
@@ -240,4 +234,4 @@ class Screen:
         if self.bar is None and (now - self.told >= SILENCE or step == self.steps):
             self.told = now
             left = (now - self.began) / max(1, step - (self.first or 0)) * (self.steps - step)
-            self.note(f"step {step} of {self.steps}: {self.text}, {_time(left)} left")
+            self.note(f"step {step} of {self.steps}: {self.text}, {time_text(left)} left")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import schedulers
 from diffgen.errors import InputError, UsageError
-from diffgen.sampling import MAX_SEED, check_grid_model, whole
+from diffgen.sampling import MAX_SEED, check_grid_model, parse_numbers
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
@@ -164,28 +164,12 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
     return tuple(found.values())
 
 
-def parse_numbers(option: str, text: str, low: int, high: int) -> tuple[int, ...]:
-    """Whole numbers from "5,10,20" or "0-7", each once, in their order. Raises UsageError."""
-    numbers: dict[int, None] = {}
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", part)
-        if not match:
-            raise UsageError(f"{option} must be whole numbers, like 5,10,20 or 0-7 (got {text!r})")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first >= MAX_CELLS:
-            raise UsageError(f"{option}: {part.strip()!r} is no range of at most {MAX_CELLS} rising numbers")
-        for number in (first, last):
-            whole(option, number, low, high)
-        numbers |= dict.fromkeys(range(first, last + 1))
-    return tuple(numbers)
-
-
 def parse_budgets(text: str) -> tuple[int, ...]:
-    return tuple(sorted(parse_numbers("--nfe", text, 1, MAX_BUDGET)))
+    return tuple(sorted(parse_numbers("--nfe", text, 1, MAX_BUDGET, MAX_CELLS)))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    return parse_numbers("--seeds", text, 0, MAX_SEED)
+    return parse_numbers("--seeds", text, 0, MAX_SEED, MAX_CELLS)
 
 
 def parse_guidance(text: str) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class Comparison:
         self.cells = axes.cells(subject)
         self._networks: dict[tuple[str, float], Any] = {}
         self._schedulers: dict[Entry, schedulers.Scheduler] = {}
+        self._walks: dict[tuple[Entry, int], dict[str, Any]] = {}
         self.failures: dict[int, str] = {i: c.failure for i, c in enumerate(self.cells) if c.failure}
         self.reference_failure: str | None = None  # why a reference could not be made
 
@@ -199,19 +201,26 @@ class Comparison:
             "versions": versions(),
         }
         if entry is not None:
-            scheduler = self.scheduler(entry)
-            grid = scheduler.grid(steps)
-            points = [(p.t, p.alpha, p.sigma) for p in grid.points]
-            content |= {"solver": scheduler.name, "options": scheduler.options | scheduler.limits}
-            content |= {"points": points, "corrections": grid.corrections}
+            content |= self._walked(entry, steps)
         text = json.dumps(content, sort_keys=True, default=float)
         return Job(entry, steps, nfe, seed, prompt, guidance, hashlib.sha256(text.encode()).hexdigest()[:32])
 
-    @property
+    @cached_property
     def _start_shape(self) -> tuple[int, ...]:
-        if not hasattr(self, "_shape"):
-            self._shape = tuple(self.subject.start(0)[0].shape)
-        return self._shape
+        return tuple(self.subject.start(0)[0].shape)
+
+    def _walked(self, entry: Entry, steps: int) -> dict[str, Any]:
+        """What of a job's content its scheduler and its steps say; the same for all seeds and prompts."""
+        if (entry, steps) not in self._walks:
+            scheduler = self.scheduler(entry)
+            grid = scheduler.grid(steps)
+            self._walks[entry, steps] = {
+                "solver": scheduler.name,
+                "options": scheduler.options | scheduler.limits,
+                "points": [(p.t, p.alpha, p.sigma) for p in grid.points],
+                "corrections": grid.corrections,
+            }
+        return self._walks[entry, steps]
 
     # Doing it
 

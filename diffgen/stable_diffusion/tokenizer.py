@@ -19,6 +19,7 @@ from diffgen.errors import InputError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, read_json
 
 from .prompts import read_vocabulary
+from .tokens import special_tokens as known_tokens
 
 T5_EXTRA = 100  # <extra_id_0> … <extra_id_99>, which spiece.model leaves out and tokenizer.json names
 
@@ -30,8 +31,7 @@ def load_tokenizer(folder: Path, length: int, special_tokens: Mapping[str, str] 
     InputError.
     """
     vocabulary, merges = read_vocabulary(folder)
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
-    special |= _special_tokens(folder, (*special, "unk_token")) | dict(special_tokens or {})
+    special = known_tokens(folder) | dict(special_tokens or {})
     outside = [token for token in special.values() if token not in vocabulary]
     if outside:
         raise InputError(f"{folder}: the token {outside[0]!r} is not in the vocabulary")
@@ -51,18 +51,6 @@ def load_t5_tokenizer(folder: Path, length: int) -> T5Tokenizer:
         return T5Tokenizer(vocab=pieces, _spm_precompiled_charsmap=normalization, model_max_length=length)
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise InputError(f"{folder}: makes no T5 tokenizer: {error}") from error
-
-
-def _special_tokens(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """The special tokens, as far as the folder's configuration names them: a text, or an object with `content`."""
-    found = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (folder / file).exists():
-            for name, value in read_json(folder / file, MAX_TOKENIZER_FILE).items():
-                token = value.get("content") if isinstance(value, dict) else value
-                if name in names and isinstance(token, str):
-                    found[name] = token
-    return found
 
 
 def _from_json(path: Path) -> tuple[list[tuple[str, float]], bytes | None]:
