@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import platform
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffgen
 import schedulers
-from diffgen.errors import DiffgenError, InputError, UsageError
+from diffgen.errors import DiffgenError, InputError, InvalidOutput, UsageError
 from diffgen.models.gate import sha256_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from diffgen.images.strip import Step
     from diffgen.models.find import Model
+    from schedulers.scheduler import Scheduler
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
@@ -76,6 +79,62 @@ class Picture:
     error: DiffgenError | None = None
     steps: tuple[Step, ...] = ()
     attention: Mapping[str, Any] = field(default_factory=dict)
+
+
+def finished(pictures: Iterable[Picture], metadata: str) -> list[Image.Image]:
+    """The images of a plan's pictures, their metadata in `.info`: full, params (without our own record) or none.
+
+    Raises UsageError for another level before a picture is made, and the error of one that came out wrong.
+    """
+    from diffgen.images.metadata import LEVELS, info_of
+
+    if metadata not in LEVELS:
+        raise UsageError(f"metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
+    images = []
+    for picture in pictures:
+        if picture.image is None:
+            raise picture.error or InvalidOutput(f"no picture of {picture.prompt!r}")
+        picture.image.info.update(info_of(picture.record, metadata))
+        images.append(picture.image)
+    return images
+
+
+def record_of(generator: Any, plan: Plan, scheduler: Scheduler, shot: Any, nfe: int, **more: Any) -> dict[str, Any]:
+    """What the record of any picture says, but for its pixels' hash; `more` is what this kind of model adds.
+
+    All that is needed to make the picture again: its keys are listed in images/metadata.py.
+    """
+    import torch
+
+    from diffgen.images.metadata import SCHEMA
+
+    versions = {"diffgen": diffgen.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    record = {
+        "schema": SCHEMA,
+        "prompt": shot.prompt,
+        "negative": "",
+        "seed": shot.seed,
+        "index": shot.index,
+        "steps": plan.steps,
+        "nfe": nfe,
+        "guidance": plan.guidance,
+        "scheduler": scheduler.name,
+        "scheduler_options": scheduler.options,
+        "grid": scheduler.grid_name,
+        **grid_file(plan.grid),
+        "width": plan.width,
+        "height": plan.height,
+        "model": generator.model.name,
+        "model_hash": generator.model_hash,
+        "prediction": generator.prediction,
+        "device": generator.device.type,
+        "dtype": str(generator.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "batch_size": plan.batch_size,
+        "rng": "CPU",
+        "warnings": plan.warnings(shot.prompt),
+    }
+    return record | more | {"versions": versions | more.get("versions", {})}
 
 
 def parse_size(size: Any) -> tuple[int, int]:

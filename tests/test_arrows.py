@@ -20,13 +20,13 @@ LEVELS = {
     "diffgen.networks": 1,
     "diffgen.images": 1,
     "diffgen.models": 1,
-    "diffgen.sampling": 2,
-    "diffgen.training": 3,
     "diffgen": 2,  # the version, and `load`, which alone may reach up
-    "diffgen.stable_diffusion": 4,
-    "diffgen.compare": 5,
-    "diffgen.cli": 6,
-    "diffgen.__main__": 7,
+    "diffgen.sampling": 3,
+    "diffgen.training": 4,
+    "diffgen.stable_diffusion": 5,
+    "diffgen.compare": 6,
+    "diffgen.cli": 7,
+    "diffgen.__main__": 8,
 }
 FILES = sorted(path for package in ("diffgen", "schedulers") for path in (ROOT / package).rglob("*.py"))
 

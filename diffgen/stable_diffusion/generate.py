@@ -13,11 +13,10 @@ from torch import Tensor
 
 import schedulers
 from diffgen.devices import choose_device, choose_dtype, out_of_memory
-from diffgen.errors import InputError, InvalidOutput, UsageError
-from diffgen.images.metadata import LEVELS, info_of
+from diffgen.errors import InputError, UsageError
 from diffgen.images.pixels import to_pil
 from diffgen.models import find, gate
-from diffgen.sampling import Picture, check_grid_model
+from diffgen.sampling import Picture, check_grid_model, finished
 from schedulers.scheduler import Scheduler
 
 from . import adapters, export, memory
@@ -78,15 +77,7 @@ class ImageGenerator:
         hears of each evaluation of the network. `metadata` is full, params (without our own record) or none.
         Raises UsageError (a number, name or combination), InputError (a file), OutOfMemory, InvalidOutput (not finite).
         """
-        if metadata not in LEVELS:
-            raise UsageError(f"metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
-        images = []
-        for picture in self.pictures(make_plan(self.model, prompt, **options), on_step):
-            if picture.image is None:
-                raise picture.error or InvalidOutput(f"no picture of {picture.prompt!r}")
-            picture.image.info.update(info_of(picture.record, metadata))
-            images.append(picture.image)
-        return images
+        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
 
     def scheduler(self, plan: Plan) -> Scheduler:
         """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together."""

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import diffgen
-from diffgen.images.metadata import SCHEMA, base_name
-from diffgen.sampling import grid_file
+from diffgen import sampling
+from diffgen.images.metadata import base_name
 from schedulers.scheduler import Scheduler
 
 from .plan import Plan, Shot
@@ -21,43 +17,24 @@ if TYPE_CHECKING:
 
 def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
     """The record of a picture, but for its pixels' hash and what was done about memory."""
-    return {
-        "schema": SCHEMA,
-        "prompt": shot.prompt,
-        "negative": shot.negative,
-        "seed": shot.seed,
-        "index": shot.index,
-        "steps": plan.steps,
-        "nfe": nfe,
-        "guidance": plan.guidance,
-        "scheduler": scheduler.name,
-        "scheduler_options": scheduler.options,
-        "grid": scheduler.grid_name,
-        **grid_file(plan.grid),
-        "width": plan.final_size[0],
-        "height": plan.final_size[1],
-        **_asked(generator, plan, shot),
-        "model": generator.model.name,
-        "model_hash": generator.model_hash,
-        "model_files": {
-            name.replace("/", ":"): digest for name, digest in generator.hashes.items() if name.endswith(".safetensors")
-        },
-        "family": generator.model.family,
-        "prediction": generator.prediction,
-        "device": generator.device.type,
-        "dtype": str(generator.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "batch_size": plan.batch_size,
-        "rng": "CPU",
-        "versions": {
-            "diffgen": diffgen.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "diffusers": version("diffusers"),
-            "transformers": version("transformers"),
-        },
-        "warnings": plan.warnings(shot.prompt),
+    files = {
+        name.replace("/", ":"): digest for name, digest in generator.hashes.items() if name.endswith(".safetensors")
     }
+    width, height = plan.final_size
+    return sampling.record_of(
+        generator,
+        plan,
+        scheduler,
+        shot,
+        nfe,
+        negative=shot.negative,
+        width=width,
+        height=height,
+        model_files=files,
+        family=generator.model.family,
+        versions={name: version(name) for name in ("diffusers", "transformers")},
+        **_asked(generator, plan, shot),
+    )
 
 
 def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:

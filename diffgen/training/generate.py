@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import diffgen
 import schedulers
 from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
-from diffgen.images.metadata import LEVELS, SCHEMA, info_of
 from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from diffgen.models import gate
 from diffgen.models.find import Model
-from diffgen.sampling import Picture, check_grid_model, grid_file
+from diffgen.sampling import Picture, check_grid_model, finished, record_of
 from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
@@ -72,15 +69,7 @@ class RunGenerator:
         or none.
         Raises UsageError (a number or name), OutOfMemory, InvalidOutput (not finite).
         """
-        if metadata not in LEVELS:
-            raise UsageError(f"metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
-        images = []
-        for picture in self.pictures(make_plan(self.model, prompt, **options), on_step):
-            if picture.image is None:
-                raise picture.error or InvalidOutput("no picture")
-            picture.image.info.update(info_of(picture.record, metadata))
-            images.append(picture.image)
-        return images
+        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
 
     def scheduler(self, plan: RunPlan) -> Scheduler:
         """The plan's scheduler for this run's noise and prediction, x̂0 kept in the range of pixels.
@@ -146,7 +135,19 @@ class RunGenerator:
                 pixels = torch.full((1, 1, 1, 1), torch.nan)
             for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
                 steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
-                yield self._finish(x, shot, self._record(plan, scheduler, shot, done - before), steps)
+                record = record_of(
+                    self,
+                    plan,
+                    scheduler,
+                    shot,
+                    done - before,
+                    model_files={"ema.safetensors": self.model_hash},
+                    family="run",
+                    training_step=self.step,
+                    training_data=self.run.data["name"],
+                    warnings=[*plan.warnings(shot.prompt), *self.damaged],
+                )
+                yield self._finish(x, shot, record, steps)
 
     def _sample(
         self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], watch: Callable[[int, Any, Any], None]
@@ -186,40 +187,3 @@ class RunGenerator:
         image = to_pil(x[None].cpu().numpy(), self.run.data["levels"])[0]
         record["pixels_sha256"] = pixels_sha256(image)
         return Picture(shot.prompt, shot.seed, image, record, steps=steps)
-
-    def _record(self, plan: RunPlan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
-        """All that is needed to make the picture again, but for its pixels' hash."""
-        return {
-            "schema": SCHEMA,
-            "prompt": shot.prompt,
-            "negative": "",
-            "seed": shot.seed,
-            "index": shot.index,
-            "steps": plan.steps,
-            "nfe": nfe,
-            "guidance": plan.guidance,
-            "scheduler": scheduler.name,
-            "scheduler_options": scheduler.options,
-            "grid": scheduler.grid_name,
-            **grid_file(plan.grid),
-            "width": plan.width,
-            "height": plan.height,
-            "model": self.model.name,
-            "model_hash": self.model_hash,
-            "model_files": {"ema.safetensors": self.model_hash},
-            "family": "run",
-            "training_step": self.step,
-            "training_data": self.run.data["name"],
-            "prediction": self.prediction,
-            "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "batch_size": plan.batch_size,
-            "rng": "CPU",
-            "versions": {
-                "diffgen": diffgen.__version__,
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-            },
-            "warnings": [*plan.warnings(shot.prompt), *self.damaged],
-        }
