@@ -222,7 +222,7 @@ def _asker(terminal: bool) -> Callable[[], str]:
     """What reads the next line; raises EOFError at the end."""
     if terminal and sys.stdout.isatty():
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (the history of this session's lines, in memory only)
+            import readline  # noqa: F401  (remembers the lines, in memory only)
         return lambda: input("diffgen> ")
 
     def read() -> str:
