@@ -402,9 +402,9 @@ def explicit(
 
 def tuned(path: str | Path) -> Explicit:
     """The grid of a JSON file: {"schema": "diffgen.grid/1", "solver": …, "nfe": …, "sigmas": [N] or "times": [N],
-    "model_times": [N] if the network is told other times, "corrections": [N][2] if the solver's coefficients are
-    corrected, "model_hash" and "guidance" where it was tuned for one}; other keys are for people. Raises OSError, and
-    ValueError that names the file and what is wrong with it."""
+    "model_times": [N] if the network is told other times, "corrections": [N][M] if the solver's coefficients are
+    corrected, M ≤ max(N, 2), "model_hash" and "guidance" where it was tuned for one}; other keys are for people. Raises
+    OSError, and ValueError that names the file and what is wrong with it."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -425,8 +425,9 @@ def tuned(path: str | Path) -> Explicit:
             raise ValueError('"corrections" must be a list of lists')
         corrections = tuple(_numbers("corrections", row) for row in rows)
         count = len(levels["sigmas"] or levels["times"] or ())
-        if corrections and (len(corrections) != count or any(len(row) != 2 for row in corrections)):
-            raise ValueError(f'"corrections" must be {count} pairs of numbers')
+        widths = {len(row) for row in corrections}
+        if corrections and (len(corrections) != count or len(widths) > 1 or max(widths) > max(count, 2)):
+            raise ValueError(f'"corrections" must be {count} rows of equally many numbers, at most {max(count, 2)}')
         more: dict[str, Any] = {"model_hash": model_hash, "guidance": guidance, "corrections": corrections}
         return explicit(**levels, name=path.name, solver=found["solver"], **more)
     except (ValueError, RecursionError) as error:

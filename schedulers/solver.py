@@ -111,9 +111,9 @@ def solver(
 def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any]]) -> Callable[..., Steps]:
     """A solver of one evaluation a step with a learned correction of its coefficients.
 
-    After evaluation i the state moves on by c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)), as far as there is a
-    past; zeros change nothing. `corrections` has a row (c_i1, c_i2) for each evaluation of the whole grid; a run that
-    begins mid-way has the last of them.
+    After evaluation i the state moves on by c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)) + …, as far as there
+    is a past; zeros change nothing. `corrections` has a row (c_i1, c_i2, …) for each evaluation of the whole grid; a
+    run that begins mid-way has the last of them.
     """
 
     def steps(x: Any, grid: Grid, noise: Any) -> Steps:
@@ -122,7 +122,7 @@ def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any
         x, p = next(inner)
         for row in corrections[len(corrections) - (len(grid) - 1) :]:
             d = yield x, p
-            past = [d.x0, *past[:2]]
+            past = [d.x0, *past[: len(row)]]
             last = False
             try:
                 x, p = inner.send(d)

@@ -298,9 +298,17 @@ def test_a_tuned_grid_is_interpolated_and_says_so(tmp_path: Path) -> None:
         fixed.set_timesteps(8)
 
 
-def test_corrections_of_a_tuned_grid(tmp_path: Path) -> None:
-    """x moves on by c₁·(x0 − the one before) + c₂·(that − the one before it), by hand for Euler, and in steps."""
-    sigmas, rows = [10.0, 4.0, 1.0, 0.2], [[0.5, 0.3], [0.2, 0.7], [-0.1, 0.15], [0.05, -0.2]]
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0.5, 0.3], [0.2, 0.7], [-0.1, 0.15], [0.05, -0.2]],
+        [[0.5], [0.2], [-0.1], [0.05]],
+        [[0.5, 0.3, 0.1, 9.0], [0.2, 0.7, 0.3, 9.0], [-0.1, 0.15, 0.2, 9.0], [0.05, -0.2, 0.3, 9.0]],
+    ],
+)
+def test_corrections_of_a_tuned_grid(rows: list[list[float]], tmp_path: Path) -> None:
+    """x moves on by c₁·(x0 − the one before) + c₂·(that − the one before it) + …, by hand for Euler, and in steps."""
+    sigmas = [10.0, 4.0, 1.0, 0.2]
     path = write(tmp_path / "g.json", solver="euler", nfe=4, sigmas=sigmas, corrections=rows)
     s = schedulers.get("euler", grid=path)
     network = Mixture.random(1).denoiser(s.noise)
@@ -340,8 +348,10 @@ def test_corrections_of_a_tuned_grid(tmp_path: Path) -> None:
         ({"sigmas": {"a": 1}}, "list of 1 to"),
         ({"sigmas": list(range(20_000, 0, -1))}, "list of 1 to"),
         ({"model_times": [1, 2]}, "2 model_times for 3"),
-        ({"corrections": [[0, 0]]}, "must be 3 pairs"),
-        ({"corrections": [[0], [0], [0]]}, "must be 3 pairs"),
+        ({"corrections": [[0, 0]]}, "must be 3 rows"),
+        ({"corrections": [[0], [0], [0, 0]]}, "must be 3 rows of equally many"),
+        ({"corrections": [[0] * 4] * 3}, "at most 3"),
+        ({"corrections": [[], [], []]}, "list of 1 to"),
         ({"corrections": [1, 2, 3]}, "list of 1 to"),
         ({"model_hash": 5}, "must be a text"),
         ({"guidance": "3"}, "must be a text"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
+import unicodedata
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,7 +26,7 @@ from diffgen.errors import InputError
 from diffgen.models import gate, single_file
 from diffgen.stable_diffusion import convert
 from diffgen.stable_diffusion.load import load_controlnet, load_pipeline, load_refiner, load_safety_checker
-from diffgen.stable_diffusion.tokenizer import load_t5_tokenizer, load_tokenizer
+from diffgen.stable_diffusion.tokenizer import _from_sentencepiece, load_t5_tokenizer, load_tokenizer
 from diffgen.stable_diffusion.weights import CLASSES
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -146,6 +148,48 @@ def variant(folder: Path, copy: Path, **changes: Any) -> Path:
     return copy
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux", "flux-schnell"])
+def test_a_file_with_t5_loads_without_a_folder(
+    family: str, folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks as small as the others, but with all rows of CLIP's and T5's vocabularies, which come with diffgen.
+
+    The networks' configurations beside those vocabularies are replaced by small ones. The picture is what diffusers
+    makes with the same weights.
+    """
+    from transformers import CLIPTokenizer
+
+    torch.manual_seed(1)
+    pipe, kind = theirs(folder(family)), family.removesuffix("-schnell")
+    configs = tmp_path / "configs"
+    shutil.copytree(single_file.CONFIGS, configs)
+    for name in [name for name in networks(pipe) if name.startswith("text_encoder")]:
+        small = pipe.components[name]
+        t5 = type(small).__name__ == "T5EncoderModel"
+        special = {} if t5 else {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+        config = type(small.config)(**small.config.to_dict() | special | {"vocab_size": 32128 if t5 else 49408})
+        large = type(small)(config).eval().requires_grad_(False)
+        if (family, name) == ("sd3", "text_encoder"):  # whose projection no file holds
+            large.text_projection.weight.copy_(torch.eye(16))
+        if t5:
+            tokenizer: Any = load_t5_tokenizer(configs / "t5_tokenizer", 77)
+        else:
+            tokenizer = CLIPTokenizer.from_pretrained(configs / "clip_tokenizer", model_max_length=16)
+        if (family, name) == ("sd3", "text_encoder_2"):
+            tokenizer.pad_token = "!"
+        pipe.register_modules(**{name: large, name.replace("text_encoder", "tokenizer"): tokenizer})
+    parts = {}
+    for name, network in networks(pipe).items():
+        network.save_pretrained(configs / kind / name)
+        parts[name] = (original_layout.config(configs / kind / name), network.state_dict())
+    held = original_layout.single_file(parts, kind)
+    save_file({name: tensor.contiguous().clone() for name, tensor in held.items()}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(single_file, "CONFIGS", configs)
+    ours = load_pipeline(single_file.check_file(tmp_path / "x.safetensors"), CPU, F32)
+    where = configs / kind
+    assert (picture(ours, where) == picture(pipe, where)).all()
+
+
 @pytest.mark.parametrize(("name", "changes"), [("lcm", {"time_cond_proj_dim": 8}), ("inpaint", {"in_channels": 9})])
 def test_variants_from_folder_and_file(
     name: str, changes: dict[str, Any], folder: Callable[[str], Path], tmp_path: Path
@@ -193,9 +237,8 @@ def by_diffusers(family: str, part: str, config: dict[str, Any], network: Any, f
     return utils.convert_ldm_clip_checkpoint(file, prefix)
 
 
-NETWORKS = [
-    (family, part) for family, parts in original_layout.LAYOUTS.items() if family != "flux" for part in parts
-]  # diffusers' converter knows Flux at its real width only
+ALL = [(family, part) for family, parts in original_layout.LAYOUTS.items() for part in parts]
+NETWORKS = [pair for pair in ALL if pair[0] != "flux"]  # diffusers' converter knows Flux at its real width only
 
 
 @pytest.mark.parametrize(("family", "part"), [*NETWORKS, ("flux", "vae"), ("flux", "text_encoder")])
@@ -216,7 +259,7 @@ def test_conversion_is_diffusers_own(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
 
 
-@pytest.mark.parametrize(("family", "part"), [pair for pair in NETWORKS if pair != ("sd3", "text_encoder_3")])
+@pytest.mark.parametrize(("family", "part"), ALL)
 def test_conversion_fits_the_real_networks(family: str, part: str) -> None:
     """With the configurations that come with diffgen, by names and shapes."""
     folder = single_file.CONFIGS / family / part
@@ -489,6 +532,33 @@ def test_clips_tokenizer_that_comes_with_diffgen_is_clips() -> None:
     assert tokenizer("a", padding="max_length").input_ids[-1] == 49407
     second = load_tokenizer(single_file.CONFIGS / "clip_tokenizer", 77, {"pad_token": "!"})
     assert second("a", padding="max_length").input_ids[2:] == [49407] + [0] * 74
+
+
+def most_probable(text: str, scores: dict[str, float]) -> float:
+    """The sum of the scores of the best division of a text of one space between words, by dynamic programming."""
+    text = "▁" + unicodedata.normalize("NFKC", text).replace(" ", "▁")
+    best = [0.0] + [-math.inf] * len(text)
+    for end in range(1, len(text) + 1):
+        best[end] = max(best[at] + scores.get(text[at:end], -math.inf) for at in range(max(0, end - 24), end))
+    return best[-1]
+
+
+def test_t5s_tokenizer_that_comes_with_diffgen_is_t5s() -> None:
+    """The ids that transformers' documentation of T5 prints; and the definition of a unigram tokenizer."""
+    folder = single_file.CONFIGS / "t5_tokenizer"
+    assert gate.check_tokenizer(folder) == [folder / "spiece.model"]
+    tokenizer = load_t5_tokenizer(folder, 512)
+    assert tokenizer("The house is wonderful.").input_ids == [37, 629, 19, 1627, 5, 1]
+    documented = [2116, 43, 2008, 24, 293, 53, 3, 9, 1782, 19, 207, 21, 25, 1]
+    assert tokenizer("studies have shown that owning a dog is good for you").input_ids == documented
+    assert tokenizer("  a\tphoto  \n").input_ids == tokenizer("a photo").input_ids
+    assert tokenizer("🍎").input_ids == [3, 2, 1]
+    pieces, normalization = _from_sentencepiece(folder / "spiece.model")
+    assert (len(pieces), len(normalization)) == (32100, 237_539)
+    scores = dict(pieces[3:32000])
+    for text in ("a photograph of an astronaut riding a horse", "Zürich, café: １２ ﬁne ⅷ", "qwxzjkvq 100mm f/1.8"):
+        ids = tokenizer(text).input_ids[:-1]
+        assert sum(pieces[i][1] for i in ids) == pytest.approx(most_probable(text, scores), abs=1e-4)
 
 
 # ControlNets and the safety checker

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from test_models_gate import make_folder
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
 from diffgen.errors import InputError
 from diffgen.models import families, gate
@@ -245,11 +253,37 @@ def test_a_base_beside_the_file_supplies_what_lacks(tmp_path):
         check_file(path)
 
 
-def test_flux_needs_a_base(tmp_path):
-    for shapes in (FLUX, {**FLUX, **CLIPS, "text_encoders.t5xxl.transformer.shared.weight": (32128, 4096)}):
-        with pytest.raises(InputError, match="it lacks") as caught:
-            check_file(write(tmp_path / "flux.safetensors", shapes))
+T5 = {"text_encoders.t5xxl.transformer.shared.weight": (32128, 4096)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "family", "encoder"),
+    [({**SD3, **T5}, "sd3", "text_encoder_3"), ({**FLUX, **CLIPS, **T5, **BOTH_VAE}, "flux", "text_encoder_2")],
+)
+def test_t5_comes_with_its_tokenizer(tmp_path, shapes, family, encoder):
+    checked = check_file(write(tmp_path / "x.safetensors", shapes))
+    assert (checked.family, checked.folder) == (family, tmp_path)
+    assert set(checked.components) == set(families.FAMILIES[family].parts)
+    assert dict(checked.components[encoder].tensors).keys() == T5.keys()
+    assert checked.components[encoder.replace("text_encoder", "tokenizer")].folder == CONFIGS / "t5_tokenizer"
+    without = {name: shape for name, shape in shapes.items() if name not in T5}
+    if family == "sd3":
+        assert {encoder, "tokenizer_3"}.isdisjoint(check_file(write(tmp_path / "y.safetensors", without)).components)
+    else:
+        with pytest.raises(InputError, match="lacks text_encoder_2") as caught:
+            check_file(write(tmp_path / "flux.safetensors", without))
         assert "flux/" in caught.value.hint
+
+
+def test_fluxs_configuration_follows_the_header(tmp_path):
+    rest = {**CLIPS, **T5, **BOTH_VAE}
+    schnell = check_file(write(tmp_path / "a.safetensors", {**FLUX, **rest}))
+    few = {f"double_blocks.{i}.img_attn.qkv.weight": (9216, 3072) for i in range(8)}
+    dev = check_file(write(tmp_path / "b.safetensors", {**FLUX, **few, **rest, "guidance_in.in_layer.bias": (3072,)}))
+    for checked, embeds, blocks, noise in ((schnell, False, 1, (1.0, False)), (dev, True, 8, (3.0, True))):
+        config, scheduler = checked.network.config, checked.components["scheduler"].config
+        assert (config["guidance_embeds"], config["num_layers"], config["num_single_layers"]) == (embeds, blocks, 1)
+        assert (scheduler["shift"], scheduler["use_dynamic_shifting"]) == noise
 
 
 # What is no checkpoint
@@ -367,6 +401,8 @@ def parameters(cls, folder: Path) -> int:
     with torch.device("meta"):
         if issubclass(cls, CLIPTextModel | CLIPTextModelWithProjection):
             network = cls(CLIPTextConfig(**config))
+        elif cls is T5EncoderModel:
+            network = cls(T5Config(**config))
         else:
             network = cls.from_config(config)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -385,6 +421,11 @@ def parameters(cls, folder: Path) -> int:
         ("sdxl-refiner/unet", UNet2DConditionModel, pytest.approx(2.26e9, rel=1e-3)),
         ("sd3/transformer", SD3Transformer2DModel, 2_028_328_000),
         ("sd3/vae", AutoencoderKL, 83_819_683),
+        ("sd3/text_encoder_3", T5EncoderModel, 4_762_310_656),
+        ("flux/text_encoder", CLIPTextModel, 123_060_480),
+        ("flux/text_encoder_2", T5EncoderModel, 4_762_310_656),
+        ("flux/transformer", FluxTransformer2DModel, 11_901_408_320),
+        ("flux/vae", AutoencoderKL, 83_819_683),
     ],
 )
 def test_configurations_make_networks_of_the_published_sizes(folder, cls, count):
@@ -404,9 +445,8 @@ def test_clips_vocabulary():
 
 def test_every_bundled_configuration_passes_the_gate():
     folders = {path.parent.name for path in CONFIGS.glob("*/model_index.json")}
-    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3"}
+    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux"}
     for name in folders:
         index = gate.read_index(CONFIGS / name)
         assert (index.family, index.variant) == (name, None)
-        required = {part for part, what in families.FAMILIES[name].parts.items() if not what.optional}
-        assert set(index.pairs) == required
+        assert set(index.pairs) == set(families.FAMILIES[name].parts)

@@ -11,9 +11,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from training_runs import FOREVER, contents, lines, run, start, wait, write_config
+
+from diffgen.training.run import state_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -154,6 +157,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished: Path, tmp_p
     assert code == 0
     assert re.search(rf"warning: the checkpoint run/checkpoints/40 is damaged .*{path.name}", err)
     assert contents(tmp_path / "run") == contents(finished)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics_bytes": None},
+        {"metrics_bytes": -1},
+        {"metrics_bytes": "12"},
+        {"pending": []},
+        {"pending": {"loss": [0.5]}},
+        {"pending": {"loss": ["0.5"], "gradient_norm": []}},
+    ],
+)
+def test_a_checkpoint_that_does_not_say_how_to_go_on_is_refused(
+    finished: Path, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """One from elsewhere, whose own hash is right."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/40/state.json"
+    state = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
+    path.write_text(json.dumps(state | {"sha256": state_hash(state)}))
+    config = json.loads((tmp_path / "run/run.json").read_text())
+    config["config"]["train"]["steps"] = 60
+    (tmp_path / "run/run.json").write_text(json.dumps(config))
+    code, _, err = run(tmp_path, "train", "digits", "-o", "run", "--resume")
+    assert code == 3
+    assert "state.json does not say how to go on" in err
 
 
 def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothing_to_do(

@@ -77,7 +77,7 @@ def tell(caught: BaseException, options: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exception(caught)
-    error, code = _explain(caught)
+    error, code = _explain(caught, command)
     alone = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
     fail(command, alone and "--json" in options, error, code, result)
     return code
@@ -93,8 +93,8 @@ def forget_signals() -> None:
     _signals.clear()
 
 
-def _explain(caught: BaseException) -> tuple[DiffgenError, int]:
-    """What to tell of an exception, and the exit code."""
+def _explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
+    """What to tell of an exception that ended a command, and the exit code."""
     from .app import ParserError
 
     if _signals:  # whatever was caught: imports and C code turn what a signal raises into other errors
@@ -103,8 +103,8 @@ def _explain(caught: BaseException) -> tuple[DiffgenError, int]:
     if isinstance(caught, DiffgenError):
         return caught, caught.code
     if isinstance(caught, ParserError):
-        context = getattr(caught, "ctx", None)  # of the innermost command that exists
-        hint = f"see: {context.command_path if context else 'diffgen'} --help"
+        context = getattr(caught, "ctx", None)  # of the innermost command that exists; None for a value that is missing
+        hint = f"see: {context.command_path if context else f'diffgen {command}'} --help"
         return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
     if isinstance(caught, BrokenPipeError | SystemExit):  # typer leaves so where nobody reads its output
         return DiffgenError("nobody reads the output any more"), ExitCode.FAILED

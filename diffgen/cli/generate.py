@@ -17,7 +17,8 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.images.metadata import LEVELS, encode_png
 from diffgen.images.naming import Outputs
-from diffgen.models.find import Model
+from diffgen.models.find import Model, predicting
+from diffgen.sampling import which_seeds
 from diffgen.stable_diffusion import prompts
 from diffgen.stable_diffusion.inputs import check_switch, offload_name, quantize_name
 from diffgen.stable_diffusion.plan import Options, Plan, make_plan
@@ -25,7 +26,7 @@ from diffgen.training import plan as runs
 
 from . import loaded, models, whole
 from .observe import Seen, view_of
-from .output import Debug, Json, Output, Quiet, UnfinishedError
+from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
 
 EXAMPLES = """
 Examples:
@@ -49,28 +50,34 @@ AnyPlan: TypeAlias = Plan | runs.RunPlan
 
 
 def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
 
 
 PROMPT, PICTURE, SAMPLING = "Prompt", "Picture", "Sampling"
 BEGIN, MODEL, MEMORY, OUTPUT = "From a picture", "Model", "Device and memory", "Output"
 LOOK = "Look inside"
+SINGULAR = {
+    "controls": "--control",
+    "control_models": "--control-model",
+    "loras": "--lora",
+    "embeddings": "--embedding",
+}
 
 
 def generate(
     prompt: Annotated[
-        Texts, typer.Argument(help="What to show; - reads prompts from stdin, one a line.", show_default=False)
+        Texts, typer.Argument(help="What to show; - reads stdin, a prompt a line.", show_default=False)
     ] = None,
-    prompt_file: Annotated[
-        Text, _option(PROMPT, "Prompts, one a line, or JSON lines with options.", metavar="FILE")
-    ] = None,
+    prompt_file: Annotated[Text, _option(PROMPT, "A prompt a line, or JSON lines.", metavar="FILE")] = None,
     negative: Annotated[str, _option(PROMPT, "What not to show.", metavar="TEXT")] = "",
     style: Annotated[Texts, _option(PROMPT, "Of styles.toml; may be repeated.", metavar="NAME")] = None,
-    prompt_syntax: Annotated[str, _option(PROMPT, "Weights and choices, or none.", metavar="a1111|plain")] = "a1111",
+    prompt_syntax: Annotated[
+        str, _option(PROMPT, "Weights and choices, or none. \\[a1111]", metavar="a1111|plain")
+    ] = "a1111",
     wildcards: Annotated[Texts, _option(PROMPT, "Files for __name__. \\[./wildcards]", metavar="FOLDER")] = None,
-    clip_skip: Annotated[int, _option(PROMPT, "Read the N-th last layer; 1 is usual.", metavar="N")] = 1,
+    clip_skip: Annotated[int, _option(PROMPT, "Read the N-th last layer. \\[1]", metavar="N")] = 1,
     count: Annotated[
-        int, _option(PICTURE, "For each prompt; picture i has seed + i.", "--count", "-n", metavar="N")
+        int, _option(PICTURE, "Per prompt; the i-th has seed + i. \\[1]", "--count", "-n", metavar="N")
     ] = 1,
     size: Annotated[Text, _option(PICTURE, "In pixels. \\[the model's own]", "--size", "-s", metavar="WxH")] = None,
     seed: Annotated[Whole, _option(PICTURE, "0 to 4294967295. \\[random]", metavar="N")] = None,
@@ -80,30 +87,31 @@ def generate(
     tile: Annotated[bool, _option(PICTURE, "Edges that meet when it is repeated.", "--tile")] = False,
     steps: Annotated[Whole, _option(SAMPLING, "Of the solver. \\[the model's]", metavar="N")] = None,
     guidance: Annotated[Real, _option(SAMPLING, "1 is off. \\[the model's]", metavar="X")] = None,
-    guidance_rescale: Annotated[float, _option(SAMPLING, "Against too much contrast; 0 is off.", metavar="0…1")] = 0.0,
+    guidance_rescale: Annotated[float, _option(SAMPLING, "Against too much contrast. \\[0]", metavar="0…1")] = 0.0,
     guidance_interval: Annotated[Text, _option(SAMPLING, "Only in this part of the steps.", metavar="A,B")] = None,
     scheduler: Annotated[Text, _option(SAMPLING, "See diffgen schedulers list.", metavar="NAME")] = None,
     grid: Annotated[Text, _option(SAMPLING, "At which times the model is asked.", metavar="NAME|FILE")] = None,
     image: Annotated[Text, _option(BEGIN, "Begin with this picture.", metavar="FILE")] = None,
-    strength: Annotated[Real, _option(BEGIN, "How much is changed. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
-    mask: Annotated[Text, _option(BEGIN, "White is made anew, black is kept.", metavar="FILE")] = None,
-    outpaint: Annotated[Text, _option(BEGIN, "Add pixels at left, top, right, bottom.", metavar="L,T,R,B")] = None,
+    strength: Annotated[Real, _option(BEGIN, "Of change. \\[0.75; with mask 1]", metavar="0…1")] = None,
+    mask: Annotated[Text, _option(BEGIN, "White is made anew, black kept.", metavar="FILE")] = None,
+    outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
-        Texts, _option(BEGIN, "canny, scribble, or a prepared map.", "--control", metavar="TYPE=FILE[:SCALE]")
+        Texts, _option(BEGIN, "canny, scribble, or any map.", "--control", metavar="TYPE=FILE[:SCALE]")
     ] = None,
     control_models: Annotated[
         Texts, _option(BEGIN, "Its ControlNet: folder or file.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
-    upscale: Annotated[Real, _option(BEGIN, "A second pass at so many times the size.", metavar="X")] = None,
-    upscale_mode: Annotated[Text, _option(BEGIN, "What is scaled up. \\[lanczos]", metavar="lanczos|latent")] = None,
-    upscale_strength: Annotated[Real, _option(BEGIN, "How much it changes. \\[0.5]", metavar="0…1")] = None,
+    upscale: Annotated[Real, _option(BEGIN, "A second pass, X times larger.", metavar="X")] = None,
+    upscale_mode: Annotated[Text, _option(BEGIN, "What is enlarged. \\[lanczos]", metavar="lanczos|latent")] = None,
+    upscale_strength: Annotated[Real, _option(BEGIN, "Of change. \\[0.5]", metavar="0…1")] = None,
     model: Annotated[
-        Text, _option(MODEL, "Bundled, a path, or a hub's. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
+        Text, _option(MODEL, "Bundled, path, hub's. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
+    prediction: Annotated[Text, _option(MODEL, "Of a file that does not say.", metavar="epsilon|v_prediction")] = None,
     refiner: Annotated[Text, _option(MODEL, "SDXL's, for the last fifth.", metavar="NAME|PATH|ID")] = None,
     loras: Annotated[Texts, _option(MODEL, "May be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
     embeddings: Annotated[Texts, _option(MODEL, "A textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
-    safety: Annotated[str, _option(MODEL, "The model's checker, if it has one.", metavar="on|off")] = "on",
+    safety: Annotated[str, _option(MODEL, "The model's checker. \\[on]", metavar="on|off")] = "on",
     offline: Annotated[bool, _option(MODEL, "Never use the network.", "--offline")] = False,
     preview: Annotated[bool, _option(LOOK, "In the terminal, while it is made.", "--preview")] = False,
     save_steps: Annotated[
@@ -111,25 +119,25 @@ def generate(
     ] = None,
     attention: Annotated[Texts, _option(LOOK, "Where this word is seen; repeatable.", metavar="WORD")] = None,
     attention_out: Annotated[Text, _option(LOOK, "Of these maps. \\[attention]", metavar="FOLDER")] = None,
-    device: Annotated[str, _option(MEMORY, "auto, cpu, cuda, cuda:N, mps, xpu.", metavar="NAME")] = "auto",
-    dtype: Annotated[str, _option(MEMORY, "auto, float32, float16, bfloat16.", metavar="NAME")] = "auto",
-    batch_size: Annotated[int, _option(MEMORY, "At once; above 1, last bits may differ.", metavar="N")] = 1,
+    device: Annotated[str, _option(MEMORY, "cpu, cuda, cuda:N, mps, xpu. \\[auto]", metavar="NAME")] = "auto",
+    dtype: Annotated[str, _option(MEMORY, "float32, float16, bfloat16. \\[auto]", metavar="NAME")] = "auto",
+    batch_size: Annotated[int, _option(MEMORY, "At once; last bits may differ. \\[1]", metavar="N")] = 1,
     vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles.", "--vae-tiling")] = False,
-    offload: Annotated[str, _option(MEMORY, "Or model, sequential: spare a GPU.", metavar="none|…")] = "none",
-    quantize: Annotated[str, _option(MEMORY, "Weights in eight bits, by torchao.", metavar="none|int8")] = "none",
+    offload: Annotated[str, _option(MEMORY, "model or sequential spare a GPU. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[str, _option(MEMORY, "int8: in eight bits, by torchao. \\[none]", metavar="NAME")] = "none",
     out: Annotated[
         Text,
         _option(
             OUTPUT,
-            "\\[outputs/{index:06}-{seed}-{prompt}.png]",
+            "Or a template. \\[outputs/{index:06}-{seed}-{prompt}.png]",
             "--out",
             "-o",
             "--output",
-            metavar="FILE|FOLDER/|TEMPLATE",
+            metavar="FILE|DIR/",
         ),
     ] = None,
     overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
-    metadata: Annotated[str, _option(OUTPUT, "What pictures tell of themselves.", metavar="full|params|none")] = "full",
+    metadata: Annotated[str, _option(OUTPUT, "Or params, none: what is told. \\[full]", metavar="full|…")] = "full",
     dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -145,6 +153,7 @@ def generate(
         raise UsageError(f"--metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
     device, dtype, offload = device_name(device), dtype_name(dtype), offload_name(offload)
     quantize_name(quantize)
+    refuse_empty({name: value for name, value in given.items() if name not in ("prompt", "negative")}, SINGULAR)
     options: Any = {name: given[name] for name in Options.__annotations__ if name in given}
     options["safety"] = check_switch("--safety", safety)
     options["keep_steps"] = save_steps is not None
@@ -155,9 +164,14 @@ def generate(
     if scheduler is None and sampler is not None:
         options["scheduler"] = sampler
     lines = _lines(prompt or [], prompt_file)
-    plans = _plans(models.offer_pull(model, say, offline), lines, options)
-    outputs = Outputs(out, sum(map(len, plans)), overwrite)
+    outputs = Outputs(out, _count(lines, options), overwrite)  # what cannot be written is said before any download
     seen = Seen(outputs, save_steps, bool(attention), attention_out, overwrite)
+    found = models.offer_pull(model, say, offline)
+    if prediction is not None:
+        found = predicting(found, prediction)
+    if refiner is not None and found.family == "sdxl":
+        models.offer_pull(refiner, say, offline, "sdxl-refiner")
+    plans = _plans(found, lines, options)
     for plan in plans:
         say.note(_summary(plan))
         for text in plan.prompts:
@@ -229,6 +243,27 @@ def _lines(given: list[str], file: str | None) -> list[prompts.Line]:
     return lines + (prompts.read_lines(file) if file is not None else [])
 
 
+@contextlib.contextmanager
+def _of(line: prompts.Line) -> Iterator[None]:
+    """Inside, an error is one of that line, if the line says any option."""
+    try:
+        yield
+    except DiffgenError as error:
+        if line.where and line.options:
+            error.message = f"{line.where}: {error.message}"
+        raise
+
+
+def _count(lines: list[prompts.Line], options: Any) -> int:
+    """How many pictures are asked for. Raises UsageError."""
+    total = 0
+    for line in lines or [prompts.Line("")]:
+        asked = options | line.options
+        with _of(line):
+            total += which_seeds(asked.get("count", 1), asked.get("seed"), asked.get("seeds"))["count"]
+    return total
+
+
 def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPlan]:
     """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
     make: Any = runs.make_plan if model.family == "run" else make_plan
@@ -237,12 +272,8 @@ def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPla
     plans: list[AnyPlan] = []
     for said, group in itertools.groupby(lines, lambda line: line.options):
         texts = list(group)
-        try:
+        with _of(texts[0]):
             plans.append(make(model, [line.prompt for line in texts], **(options | said)))
-        except DiffgenError as error:
-            if texts[0].where and said:
-                error.message = f"{texts[0].where}: {error.message}"
-            raise
         if not {"seed", "seeds"} & set(options):
             options = options | {"seed": plans[0].seed}
     return plans

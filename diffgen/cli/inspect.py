@@ -14,7 +14,7 @@ from diffgen.images.readers.command import command
 from diffgen.images.readers.made import Made
 from diffgen.models.find import DEFAULT, bundled_names, find
 
-from .output import Debug, Json, Output, Quiet
+from .output import Debug, Json, Output, Quiet, refuse_empty
 
 EXAMPLES = """
 Examples:
@@ -45,6 +45,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """How a picture was made, and the command that does the same here."""
+    refuse_empty({"file": file}, {"file": "the file's name"})
     say = Output("inspect", json, quiet)
     made = read_made(file)
     line, notes = command_line(made)

@@ -198,10 +198,11 @@ def rm(
     say.result(result | {"dry_run": dry_run}, result["removed"])
 
 
-def offer_pull(name: str | None, say: Output, offline: bool = False) -> find.Model:
+def offer_pull(name: str | None, say: Output, offline: bool = False, family: str | None = None) -> find.Model:
     """The model of that name; of a hub's id that is not cached, on a terminal, after asking and fetching.
 
-    Raises NotCached where there is nobody to ask, or the network is forbidden, or the answer is no.
+    With `family` no model of another one is fetched. Raises NotCached where there is nobody to ask, or the network is
+    forbidden, or the answer is no.
     """
     try:
         return find.find(name)
@@ -210,6 +211,8 @@ def offer_pull(name: str | None, say: Output, offline: bool = False) -> find.Mod
         if hub.offline() or say.as_json or say.quiet or not _terminal():
             raise
         said = hub.offer(*cache.parse_id(error.id))
+        if family not in (None, said.family):
+            raise InputError(f"{said.repo}: a model of the family {said.family}, not {family}") from error
         _tell(said, say)
         if not typer.confirm(f"It is not on this machine. Fetch {hub.size_text(said.bytes)}?", err=True):
             raise

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from diffgen.errors import DiffgenError
+from diffgen.errors import DiffgenError, UsageError
 
 SCHEMA = "diffgen.result/1"
 
@@ -110,6 +110,17 @@ def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: di
         said = {"code": int(code), "message": error.message, "hint": error.hint}
         with contextlib.suppress(OSError):
             document(command, ok=False, error=said, **({} if result is None else {"result": result}))
+
+
+def refuse_empty(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Raises UsageError for an argument that was given an empty text: as a path it would mean the current folder.
+
+    `given` are the values by the parameters' names; `names` are their options' names, where these are others.
+    """
+    for name, value in given.items():
+        if "" in (value if isinstance(value, list) else [value]):
+            option = names.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"{option} is empty", "give it a value, or leave it out")
 
 
 def printable(text: str) -> str:

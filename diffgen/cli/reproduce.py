@@ -16,7 +16,7 @@ from diffgen.images.readers import read_made
 
 from . import whole
 from .inspect import TOOLS, command_line
-from .output import Debug, Json, Output, Quiet, UnfinishedError
+from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
 
 EXAMPLES = """
 Examples:
@@ -52,6 +52,7 @@ def reproduce(
     debug: Debug = False,
 ) -> None:
     """Make a picture again and compare the pixels: exit code 0 if they are identical, 5 if not."""
+    refuse_empty(locals(), {"file": "the file's name", "images": "--image", "files": "--file"})
     say = Output("reproduce", json, quiet)
     device = None if device is None else device_name(device)
     made = read_made(file)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffgen.errors import InputError
+from diffgen.errors import InputError, UsageError
 
 from . import cache, gate, listed, single_file
 
@@ -30,7 +30,7 @@ class Model:
     variant: str | None = None  # see families.variant_of
     file: Path | None = None  # the single-file checkpoint
     base: Path | None = None  # the diffusers folder for what a single file lacks
-    prediction: str | None = None  # of a single file, as the user's list says
+    prediction: str | None = None  # of a single file, as the user says
     revision: str | None = None  # the commit of a cached one
     defaults: Mapping[str, Any] = field(default_factory=dict)  # as the user's list says
 
@@ -71,6 +71,21 @@ def check(model: Model) -> gate.Checked:
     if model.file is not None:
         return single_file.check_file(model.file, model.base, model.prediction)
     return replace(gate.check_folder(model.folder), variant=model.variant)
+
+
+def predicting(model: Model, prediction: str) -> Model:
+    """The model of a single file, with what its network predicts: epsilon or v_prediction, whatever its file says.
+
+    Raises UsageError for another word, and for a model whose configuration says it.
+    """
+    if prediction not in listed.PREDICTIONS:
+        raise UsageError(f"--prediction must be {' or '.join(listed.PREDICTIONS)} (got {prediction!r})")
+    if model.file is None or model.family in ("sd3", "flux"):
+        kind = "folder" if model.file is None else f"file of the family {model.family}"
+        raise UsageError(
+            f"--prediction is for single files that do not say it: {model.name} is a {kind}", "leave it out"
+        )
+    return replace(model, prediction=prediction)
 
 
 def bundled_names() -> list[str]:

@@ -153,7 +153,8 @@ def read_index(folder: Path, name: str | None = None) -> Index:
                 f"{path}: the component {short(part)} is of the class {short(list(pair))}",
                 f"nothing that a file names is imported; {family.title} in diffusers' own classes is read",
             )
-        if not (family.parts[part].optional and not (folder / part).exists()):
+        what = family.parts[part]
+        if not (what.optional and what.kind == "network" and not (folder / part).exists()):
             pairs[part] = pair
     if "text_encoder_3" not in pairs:
         pairs.pop("tokenizer_3", None)  # nothing to do without its encoder

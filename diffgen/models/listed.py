@@ -26,6 +26,7 @@ from . import cache, gate
 MAX_ENTRIES = 1000
 NAME = re.compile(r"\w[\w.-]{0,99}")
 KEYS: dict[str, type] = {"path": str, "hub": str, "base": str, "prediction": str, "defaults": dict}
+PREDICTIONS = ("epsilon", "v_prediction")
 DEFAULTS: dict[str, tuple[type, ...]] = {
     "steps": (int,),
     "guidance": (int, float),
@@ -84,8 +85,8 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise InputError(f"{where} must have a path or a hub id, one of them")
     if "hub" in value and not cache.ID.fullmatch(value["hub"]):
         raise InputError(f"{where}: hub = {gate.short(value['hub'])}", "it is org/name or org/name@revision")
-    if value.get("prediction", "epsilon") not in ("epsilon", "v_prediction"):
-        raise InputError(f"{where}: prediction = {gate.short(value['prediction'])}", "epsilon or v_prediction")
+    if value.get("prediction", "epsilon") not in PREDICTIONS:
+        raise InputError(f"{where}: prediction = {gate.short(value['prediction'])}", " or ".join(PREDICTIONS))
     defaults = value.get("defaults", {})
     for key, given in defaults.items():
         if key not in DEFAULTS or isinstance(given, bool) or not isinstance(given, DEFAULTS[key]):

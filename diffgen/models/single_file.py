@@ -1,7 +1,7 @@
 """Single-file checkpoints in the original layout: what a file is, by its header alone; its configuration from here.
 
-The configurations of each family and CLIP's vocabulary lie in `configs/`, so that a file loads offline. What a file
-lacks (a VAE, a text encoder, T5's tokenizer) is taken from `base`, a diffusers folder of the same family.
+The configurations of each family and the vocabularies of CLIP and T5 lie in `configs/`, so that a file loads offline.
+What a file lacks (a VAE, a text encoder) is taken from `base`, a diffusers folder of the same family.
 """
 
 from __future__ import annotations
@@ -117,24 +117,24 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
     if base is not None:
         return _with_base(path, Path(base), found, split, unused, prediction)
     missing = [n for n, part in family.parts.items() if part.kind == "network" and not part.optional and n not in split]
-    if missing or not (CONFIGS / family.name).is_dir():
-        holds = ", ".join(sorted(split))
-        lacks = ", ".join(missing) or "T5's tokenizer"
+    if missing:
         raise InputError(
-            f"{path}: {found.what} that holds {holds}; it lacks {lacks}",
+            f"{path}: {found.what} that holds {', '.join(sorted(split))}; it lacks {', '.join(missing)}",
             f"put a diffusers folder of {family.title} beside it as {beside.name}/, or name one as base in models.toml",
         )
     scheduler = _scheduler_config(family.name, path, found.tensors, found.metadata, prediction)
     if scheduler is None:
         raise InputError(
             f"{path}: {family.title} predicts epsilon (512) or v (768), and neither the file nor its name says which",
-            'say it in models.toml: prediction = "v_prediction" or "epsilon"',
+            "add --prediction epsilon or v_prediction; for other commands than generate, prediction = in models.toml",
         )
     index = gate.read_index(CONFIGS / family.name)
     files = [path]
     components: dict[str, Component] = {}
     for name, pair in index.pairs.items():
         folder = CONFIGS / family.name / name
+        if family.parts[name].optional and name.replace("tokenizer", "text_encoder") not in split:
+            continue  # Stable Diffusion 3 without T5
         if name in split:
             config = gate.read_json(folder / "config.json")
             if name in ("unet", "transformer"):
@@ -144,11 +144,12 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
             components[name] = Component(name, *pair, folder, config, (path,), split[name])
         elif name == "scheduler":
             components[name] = Component(name, *pair, folder, scheduler)
+        elif pair[1] in families.T5_TOKENIZER:
+            components[name] = Component(name, *pair, CONFIGS / "t5_tokenizer", {})
         else:
             pad = CLIP_PADS_WITH.get(family.name, {}).get(name)
             special = {"pad_token": pad} if pad else {}
             components[name] = Component(name, *pair, CONFIGS / "clip_tokenizer", special)
-    unused += tuple(name for part in split if part not in components for name in split[part])  # T5 without tokenizer
     return Checked(path.parent, family.name, components, tuple(files), index.pipeline, found.variant, {}, path, unused)
 
 
@@ -342,10 +343,13 @@ def not_a_checkpoint(path: Path, found: Found) -> tuple[str, str]:
 def _network_config(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The denoiser's configuration: the family's, with what differs between its models read off the shapes."""
     held = {name.removeprefix(UNET): tensor.shape for name, tensor in tensors.items()}
-    if family == "flux":
-        return {"guidance_embeds": any(name.startswith("guidance_in.") for name in held)}
-    part = "transformer" if family == "sd3" else "unet"
+    part = "transformer" if family in ("sd3", "flux") else "unet"
     config = gate.read_json(CONFIGS / family / part / "config.json")
+    if family == "flux":
+        config["guidance_embeds"] = any(name.startswith("guidance_in.") for name in held)
+        for key, blocks in (("num_layers", "double_blocks"), ("num_single_layers", "single_blocks")):
+            config[key] = len({name.split(".")[1] for name in held if name.startswith(f"{blocks}.")})
+        return config
     if family == "sd3":
         blocks = {int(m[1]) for name in held if (m := re.match(r"joint_blocks\.(\d{1,3})\.", name))}
         config["num_layers"] = len(blocks)
@@ -383,10 +387,10 @@ def _scheduler_config(
     metadata; "vpred" or "v-pred" in the file's name; for Stable Diffusion 2, which has both, "768" or "512" or "base"
     in the metadata's architecture or the name; for the others epsilon.
     """
-    if family == "flux":
-        return {}
     config = gate.read_json(CONFIGS / family / "scheduler" / "scheduler_config.json")
-    if family == "sd3":
+    if family == "flux" and not any("guidance_in." in name for name in tensors):  # schnell: the same noise at any size
+        config |= {"shift": 1.0, "use_dynamic_shifting": False}
+    if family in ("sd3", "flux"):
         return config
     name = path.stem.lower()
     said = metadata.get("modelspec.prediction_type", "").lower()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -110,15 +109,17 @@ class Variation:
 
 
 def read_input(source: Source, mode: str = "RGB") -> Input:
-    """A picture from a file or from Pillow. Raises InputError."""
+    """A picture from a file or from Pillow. Raises InputError, UsageError for an empty name."""
     if isinstance(source, Image.Image):
         image = source.convert(mode)
         return Input(None, pixels_sha256(image), image)
     path = Path(source)
+    if not os.fspath(source):
+        raise UsageError("the name of a picture is empty")
     if re.match(r"\w+://", str(source)):
         raise InputError(f"{source} is a URL: pictures are read from files only", "download it first")
     image = read_image(path, mode)
-    return Input(path.name, file_sha256(path), image)
+    return Input(path.name, gate.sha256_of(path), image)
 
 
 def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
@@ -163,7 +164,7 @@ def weights_sha256(path: Path) -> str:
             raise InputError(f"{path}: no {stem}.safetensors", gate.CONVERT)
         path = found[0]
     gate.read_header(path)
-    return file_sha256(path)
+    return gate.sha256_of(path)
 
 
 def read_lora(text: str) -> Lora:
@@ -172,7 +173,7 @@ def read_lora(text: str) -> Lora:
     found = single_file.recognise(name)
     if found.kind not in ("lora", "other"):
         raise InputError(f"{name}: no LoRA, but {found.what}")
-    return Lora(Path(name), scale, file_sha256(Path(name)))
+    return Lora(Path(name), scale, gate.sha256_of(Path(name)))
 
 
 def read_embedding(text: str) -> Embedding:
@@ -183,7 +184,7 @@ def read_embedding(text: str) -> Embedding:
             f"--embedding must be WORD=FILE (got {text!r})", 'for example --embedding "<cat>=cat.safetensors"'
         )
     gate.read_header(Path(name))
-    return Embedding(word, Path(name), file_sha256(Path(name)))
+    return Embedding(word, Path(name), gate.sha256_of(Path(name)))
 
 
 def check_upscale(factor: float | None, mode: str | None, strength: float | None) -> Upscale | None:
@@ -264,18 +265,11 @@ def interval(value: str | Sequence[float]) -> tuple[float, float]:
 def _scaled(text: str, option: str) -> tuple[str, float]:
     """(path, scale) from PATH[:SCALE]; a colon that no number follows belongs to the path."""
     path, colon, scale = text.rpartition(":")
+    if not text or text == f":{scale}":
+        raise UsageError(f"{option} names no file (got {text!r})")
     if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", scale) or os.path.lexists(text):
         return text, 1.0
     return path, number(f"{option}: the scale", float(scale), -10, 10)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file that has been checked. Raises InputError."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
 
 
 class Inputs:

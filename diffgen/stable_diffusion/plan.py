@@ -131,6 +131,8 @@ class Plan(sampling.Plan):
     def details(self) -> list[str]:
         """What else to say of the plan in a line."""
         found = [f"strength {self.strength:g}"] if self.image else []
+        if self.model.prediction is not None:
+            found.append(f"predicts {self.model.prediction}")
         if "safety_checker" in self.checked.companions:
             found.append(f"safety checker {'on' if self.safety else 'off'}")
         return found

@@ -20,7 +20,8 @@ from diffgen.images.read import read_image, read_kind
 from diffgen.images.readers.own import plain
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, known_models
-from diffgen.models.find import Model, find
+from diffgen.models.find import Model, find, predicting
+from diffgen.models.listed import PREDICTIONS
 from diffgen.training import plan as runs
 from diffgen.training.run import read_run, read_state
 
@@ -125,6 +126,8 @@ def reproduce(
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
     found, checkpoint = _model(record, model, path)
+    if found.file is not None and record.get("prediction") in PREDICTIONS:
+        found = predicting(found, record["prediction"])
     sources = Files(files, path)
     plan: Any = _plan(record, found, sources)
     generator = _load(record, found, checkpoint, device)

@@ -195,7 +195,12 @@ def go_on(order: Order, here: Run, trainer: Trainer, listener: Listener) -> tupl
             initialise(trainer, order.init)
         return 0, 0
     state = read_state(newest)
-    return trainer.restore(newest, state), state["metrics_bytes"]
+    written, pending = state.get("metrics_bytes"), state.get("pending")
+    lists = [pending.get(key) for key in ("loss", "gradient_norm")] if isinstance(pending, dict) else [None]
+    numbers = all(isinstance(one, list) and all(type(n) in (int, float) for n in one) for one in lists)
+    if type(written) is not int or written < 0 or not numbers:
+        raise InputError(f"{newest / 'state.json'} does not say how to go on", "begin a new run with --init")
+    return trainer.restore(newest, state), written
 
 
 def init_files(path: Path) -> list[Path]:

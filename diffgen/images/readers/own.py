@@ -68,6 +68,9 @@ def _more(record: Mapping[str, Any]) -> list[str]:
         add("--control-model", f"{one['kind']}={one['model']}")
     for one in record.get("embeddings") or ():
         add("--embedding", f"{one['word']}={one['name']}")
+    of_file = any(":" not in name for name in record.get("model_files") or ())  # folders' are part:name
+    if of_file and (record.get("family") == "sd2" or record.get("prediction") == "v_prediction"):
+        add("--prediction", record.get("prediction"))
     add("--refiner", record.get("refiner"))
     add("--quantize", record.get("quantize"))
     if record.get("tile"):
