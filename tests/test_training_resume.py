@@ -270,6 +270,7 @@ def test_weights_to_begin_with(finished: Path, tmp_path: Path) -> None:
     code, _, err = run(tmp_path, "train", "digits", "-o", "other", "--config", "small.toml", "--init", finished)
     assert code == 3
     assert "these are weights of another network" in err
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_not_finite_is_found_named_and_never_saved(finished: Path, tmp_path: Path) -> None:

@@ -109,10 +109,12 @@ def run(order: Order, job: Job, ranks: Ranks, listener: Listener, stopping: Call
                 if not path.exists():
                     publish(path, data)
 
+        trainer = Trainer(job, config, ranks)
+        if order.init is not None:
+            initialise(trainer, order.init)
         ranks.first(claim)
         here = read_run(order.folder)
-        trainer = Trainer(job, config, ranks)
-        start, metrics_bytes = go_on(order, here, trainer, listener)
+        start, metrics_bytes = go_on(here, trainer, listener)
         ranks.agree(0)  # all have read before anything is written
         log = Log(order.folder if ranks.main else None, listener, config.batch_size, start, metrics_bytes)
         try:
@@ -186,13 +188,11 @@ def place(order: Order, about: dict[str, Any]) -> None:
         )
 
 
-def go_on(order: Order, here: Run, trainer: Trainer, listener: Listener) -> tuple[int, int]:
+def go_on(here: Run, trainer: Trainer, listener: Listener) -> tuple[int, int]:
     """(step to go on from, length of metrics.jsonl there). Raises InputError for a checkpoint that does not fit."""
     warn = listener.warn if trainer.ranks.main else lambda text: None
     newest = here.latest(warn)
     if newest is None:
-        if order.init is not None:
-            initialise(trainer, order.init)
         return 0, 0
     state = read_state(newest)
     written, pending = state.get("metrics_bytes"), state.get("pending")
