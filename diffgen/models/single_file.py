@@ -347,8 +347,8 @@ def _network_config(family: str, tensors: Mapping[str, Tensor]) -> dict[str, Any
     config = gate.read_json(CONFIGS / family / part / "config.json")
     if family == "flux":
         config["guidance_embeds"] = any(name.startswith("guidance_in.") for name in held)
-        for key, blocks in (("num_layers", "double_blocks"), ("num_single_layers", "single_blocks")):
-            config[key] = len({name.split(".")[1] for name in held if name.startswith(f"{blocks}.")})
+        for key, stem in (("num_layers", "double_blocks."), ("num_single_layers", "single_blocks.")):
+            config[key] = len({name.split(".")[1] for name in held if name.startswith(stem)})
         return config
     if family == "sd3":
         blocks = {int(m[1]) for name in held if (m := re.match(r"joint_blocks\.(\d{1,3})\.", name))}

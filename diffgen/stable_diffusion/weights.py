@@ -196,19 +196,21 @@ def _match(
     """{name in the network: its source}. Raises InputError unless both have the same tensors and shapes."""
     where = component.folder if layout is None else component.weights[0]
     sources: dict[str, Source] = {}
+    found: dict[str, str] = {}  # the name by which each was found: an alias or its own
     for name, tensor in (component.tensors or {}).items():
         if name.endswith("embeddings.position_ids"):
             continue  # 0, 1, 2, …: older files hold it
         for wanted, take in [(name, keep)] if layout is None else layout(name):
-            ours = next((aliases.get(s, s) for s in _spellings(wanted) if s in expected or s in aliases), None)
-            if ours is None:
+            spelled = next((s for s in _spellings(wanted) if s in expected or s in aliases), None)
+            if spelled is None:
                 raise InputError(f"{where}: the tensor {name!r} does not belong to its {component.class_name}")
+            ours = aliases.get(spelled, spelled)
             _check_shape(f"{where}: the tensor {name!r}", tensor, take, expected[ours])
             if ours in sources:
-                if wanted in aliases or sources[ours].name in aliases:
+                if spelled in aliases or found[ours] in aliases:
                     continue  # one tensor under both of its names
                 raise InputError(f"{where}: the tensor {name!r} is there under two names")
-            sources[ours] = Source(name, take)
+            sources[ours], found[ours] = Source(name, take), spelled
     missing = sorted(set(expected) - set(sources))
     if missing:
         raise InputError(f"{where}: the tensor {missing[0]!r} is missing ({len(missing)} in all)")
