@@ -1,6 +1,7 @@
 """The recipe of the bundled model: names, near copies, captions, tokens; and all of it on a few pictures."""
 
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -14,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffgen
+from diffgen.compare.tune import Settings
 from diffgen.training.data import open_data
 
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"
-MODULES = {"captions", "card", "data", "export", "folder", "make", "measure", "tokenizer"}
+MODULES = {"captions", "card", "data", "export", "folder", "make", "measure", "tokenizer", "tune"}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,14 @@ def test_each_word_and_each_chinese_character_is_one_token(recipe, tmp_path: Pat
         assert read.replace(" ", "") == caption.lower().replace(" ", "")
 
 
+def test_the_same_captions_give_the_same_tokens(recipe):
+    """Nearly all pairs are equally frequent here: the order in which a hash table is walked must not decide."""
+    words = ["".join(letters) for letters in itertools.permutations("abcde")]
+    first, second = (recipe("tokenizer").word_merges(words) for _ in range(2))
+    assert first == second
+    assert len({a + b for a, b in first} & {word + "</w>" for word in words}) == len(words)
+
+
 def test_untrained_tokens_say_nothing(recipe, tmp_path: Path):
     captions = recipe("captions").every(TABLE)
     tokenizer = recipe("tokenizer").build_tokenizer(captions, tmp_path)
@@ -224,6 +234,8 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "latents.toml").write_text(LATENTS)
     monkeypatch.setitem(recipe("export").DEFAULTS, "steps", 3)
     order = {"vae": tmp_path / "vae.toml", "latents": tmp_path / "latents.toml", "prompts": 3, "with_cost": False}
+    settings = Settings(iterations=4, noises=2, held_out=2, every=2, margin=0.0, teacher=16)
+    order["tuning"] = {"evaluations": (3,), "prompts": 3, "settings": settings}
 
     make.main(work, **order)
     read = open_data(work / "data")
@@ -232,14 +244,60 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(read.images.numpy(), np.stack([p for *_, p in by_file]).transpose(0, 3, 1, 2))
     said = json.loads((work / "emoji" / "card.json").read_text())
     assert (said["trained_on_images"], said["concepts"], said["resolution"]) == (8, sorted(NAMES), 16)
+    learned, right = (json.loads((work / "tune" / f"{n}.json").read_text()) for n in ("dpmpp_2m-3", "accuracy"))
+    assert learned["error"] < learned["built_in"]["error"]
+    errors = learned["built_in"]["all"]
+    own, many = right["3 dpmpp_2m-3.json"], right["3 karras"]  # with as many steps as usual, which here are three too
+    kept = own >= max(right[f"3 {grid}"] for grid in sorted(errors, key=errors.__getitem__)[:3])
+    assert [(one["grid"], one["accuracy"], one["prompts"]) for one in said["tuned"]] == (
+        [("dpmpp_2m-3.json", own, 3)] if kept else []
+    )
+    assert (work / "emoji" / "grids" / "dpmpp_2m-3.json").is_file() == kept
+    default = kept and own >= many - 0.01
+    assert said["defaults"]["grid"] == ("grids/dpmpp_2m-3.json" if default else "karras")
     measured = json.loads((work / "measure.json").read_text())
     assert {"english", "chinese", "held_out", "autoencoder"} <= measured.keys()
     assert said["figures"]["psnr_held_out_db"] == measured["autoencoder"]["psnr_held_out_db"]
     readme = (work / "emoji" / "README.md").read_text()
     assert "Autoencoder: 2 steps of\n4 pictures" in readme
-    assert "8 pictures in steps of 4" in readme
+    assert "\n8 pictures in steps of 4" in readme
+    assert "began with" not in readme
+    assert said["began_with"] is None
+    assert said["energy"]["kwh"] == pytest.approx(said["energy"]["watts"] * said["hours"] / 1000, abs=1e-3)
+    files = {path.relative_to(work / "emoji").as_posix() for path in (work / "emoji").rglob("*") if path.is_file()}
+    assert set(said["sha256"]) == files - {"card.json", "README.md"}
     (picture,) = diffgen.load(work / "emoji").generate("铃1，扁平风格", seed=0, steps=2)
     assert picture.size == (16, 16)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
     make.main(work, **order)
     assert {path: path.read_bytes() for path in before} == before
+
+    run = json.loads((work / "latents" / "run.json").read_text())
+    (work / "latents" / "run.json").write_text(json.dumps(run | {"init": {"file": "warm", "sha256": "ab"}}))
+    for _ in range(2):  # what was before is not counted twice
+        card.main(work, "a machine", watts=30, before=card.Before("an earlier run", 100, 120))
+    said, readme = (json.loads((work / "emoji/card.json").read_text()), (work / "emoji/README.md").read_text())
+    assert said["trained_on_images"] == 108
+    assert said["began_with"] == {"what": "an earlier run", "pictures": 100, "minutes": 120, "sha256": "ab"}
+    assert "They began with an earlier run, trained with 100 pictures in 120 minutes, which this" in readme
+    assert said["energy"]["kwh"] == pytest.approx(0.06, abs=0.002)
+    said["defaults"]["steps"] = 4
+    said["tuned"] = [{"grid": "four.json", "evaluations": 4, "accuracy": 0.5}]
+    (work / "emoji" / "card.json").write_text(json.dumps(said))
+    with pytest.raises(SystemExit, match="measure again"):
+        card.main(work, "a machine")
+    (work / "measure.json").write_text(json.dumps(measured | {"of": measured["of"] | {"defaults": said["defaults"]}}))
+    card.main(work, "a machine")
+    readme = (work / "emoji" / "README.md").read_text()
+    assert "| grid | evaluations | accuracy |\n| --- | --- | --- |\n| four.json | 4 | 0.5 |\n" in readme
+
+
+def test_intervals_of_accuracies(recipe):
+    """Wilson's bounds are the p at which the observed share lies z standard deviations away."""
+    wilson = recipe("measure").wilson
+    for right, n in ((0, 10), (3, 10), (290, 300), (300, 300)):
+        low, high = wilson(right, n)
+        for p in (low, high):
+            away = abs(right / n - p)
+            assert away == pytest.approx(1.96 * (p * (1 - p) / n) ** 0.5, abs=1e-9) or p in (0, 1)
+        assert 0 <= low <= right / n <= high <= 1

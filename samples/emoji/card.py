@@ -1,6 +1,12 @@
 """The last stage: write the figures into the finished model's card, and put the licences of its pictures beside it.
 
-python samples/emoji/card.py work/
+    python samples/emoji/card.py work/            # work/emoji/card.json, README.md and LICENSE-*
+
+It reads work/measure.json (by measure.py), the runs work/vae and work/latents, and what work/emoji/card.json says already:
+what export.py wrote, and figures of tuned grids if tune.py has put some there (`tuned`, a list of tables with the keys
+`grid` and whatever was measured). What the weights that the second stage began with had behind them, only you know:
+
+    python samples/emoji/card.py work/ --began-with "an earlier run of this recipe" --pictures-before 192000 --minutes-before 62
 """
 
 from __future__ import annotations
@@ -8,14 +14,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import what_is_measured
 
-from diffgen.training.run import read_run
+from diffgen.training.run import Run, read_run
 
 NOTO_LICENCE = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
 README = """---
@@ -44,53 +54,57 @@ Captions: a name (English 55 %, Chinese 24 %) or a keyword (13 %, 8 %), three in
 
 ## Training
 
-`samples/emoji/make.py`, which is `diffgen train` with vae.toml and then latents.toml, seed 0. Autoencoder: {vae_steps} steps of
-{vae_batch} pictures, L1 + gradient + L2 and a small KL term. UNet and text encoder together: {images} pictures in steps of {batch},
-{prediction}, {noise} schedule, AdamW at {learning_rate:g}, a moving average of the weights. Trained on: {machine}; {vae_minutes} minutes for
-the autoencoder, {minutes} for the rest{energy}.
+`samples/emoji/make.py`, which is `diffgen train` with vae.toml and then latents.toml, seed {seed}. Autoencoder: {vae_steps} steps of
+{vae_batch} pictures, L1 + gradient + L2 and a small KL term; the held-out pictures trained nothing. UNet and text encoder together:
+{own} pictures in steps of {batch}, {prediction}, {noise} schedule, AdamW at {learning_rate:g}, a moving average of the weights.
+{began}Trained on: {machine}; {vae_minutes} minutes for the autoencoder, {minutes} for the rest{energy}.
 
 ## Figures
 
-`python samples/emoji/measure.py work/ --prompts {prompts} --seed {seed}`; distances at 16x16 RGB, values 0 to 255.
+`python samples/emoji/measure.py work/ --prompts {prompts} --held-out {pairs} --seed {measure_seed}`, whose first lines say how; distances at
+16x16 RGB, values 0 to 255; accuracies with their intervals of 95 %.
 
 | what | value |
 |---|---|
 {figures}
 
 Defaults: {defaults}.
-
+{tuned}
 ## What it cannot do
 
-It is an icon model: a prompt gives back something close to the picture it learned for that name, and words that it never saw
-leave it guessing (`diffgen` names them in a warning). No sentences, no counting, no combining of things; faces, people and
-letters come out blurred. Do not expect new designs from it: it is here so that every feature has something real to run on.
+It is an icon model: a prompt gives back something close to the picture it learned for that name{memory}.
+Words that it never saw leave it guessing (`diffgen` names them in a warning). No sentences, no counting, no combining of things; faces,
+people and letters come out blurred. Do not expect new designs from it: it is here so that every feature has something real to
+run on.
+
+`diffgen models verify emoji` compares the files with the hashes in card.json.
 """
+BEGAN = "They began with {what}"
+COUNTED = ", trained with {pictures} pictures in {minutes} minutes, which this card counts in.\n"
+MEMORY = """
+(memorisation ratio {ratio:.2f}; new pictures would have 1, and training pictures that only went through the autoencoder {copies:.2f})"""
 RIGHT = "nearest of all pictures of the style is the right one"
+
+
+WATTS = 10  # of a core of a server's processor, its share of memory and power supply included: an estimate
 
 
 def rows(measured: dict) -> str:
     """The lines of the table, from measure.json."""
+    spread, distance = measured["diversity"], measured["sliced_wasserstein"]
     found = [
-        (
-            f"autoencoder, PSNR on the {apart['pictures']} held-out pictures",
-            f"{apart['psnr_held_out_db']:.1f} dB",
-        )
-        for apart in [measured.get("autoencoder")]
-        if apart
-    ]
-    found += [
-        (
-            f"{measured[key]['prompts']} {what}: {RIGHT}",
-            f"{measured[key]['accuracy']:.3f} ± {measured[key]['plus_minus']:.3f}",
-        )
+        (f"{one['prompts']} {what}: {RIGHT}", "{:.3f} ({:.3f} to {:.3f})".format(one["accuracy"], *one["interval"]))
         for key, what in (
             ("english", "English prompts drawn from the captions"),
             ("chinese", "Chinese prompts drawn from the captions"),
             ("held_out", "prompts of held-out (concept, style) pairs"),
         )
-        if key in measured
+        if (one := measured.get(key))
     ]
-    spread, distance, memory = measured["diversity"], measured["sliced_wasserstein"], measured.get("memorisation")
+    if one := measured.get("autoencoder"):
+        found.append(
+            (f"autoencoder, PSNR on the {one['pictures']} held-out pictures", f"{one['psnr_held_out_db']:.1f} dB")
+        )
     found.append(
         (
             "mean distance of two seeds of a prompt (of two prompts)",
@@ -100,17 +114,34 @@ def rows(measured: dict) -> str:
     found.append(
         ("sliced Wasserstein distance to the data (floor, ceiling)", "{value} ({floor}, {ceiling})".format(**distance))
     )
-    if memory:
-        found.append(("memorisation ratio: 1 new pictures, 0 copies", f"{memory['ratio']}"))
-    if cost := measured.get("cost"):
-        found.append(("one picture, two threads; peak memory", f"{cost['seconds']} s; {cost['peak_mib']} MiB"))
+    if one := measured.get("memorisation"):
+        found.append(("memorisation ratio (of copies; 1: new pictures)", "{ratio:.2f} ({copies:.2f})".format(**one)))
+    if one := measured.get("cost"):
+        found.append(
+            (
+                f"one picture with two threads (cores: {one['cores']}); peak memory",
+                "{seconds} s; {peak_mib} MiB".format(**one),
+            )
+        )
     return "\n".join(f"| {what} | {value} |" for what, value in found)
+
+
+def grids(tuned: list[dict]) -> str:
+    """A table of the tuned grids, with whatever was measured of them; nothing if there are none."""
+    if not tuned:
+        return ""
+    keys = list(dict.fromkeys(key for one in tuned for key in one))
+    lines = [keys, ["---"] * len(keys), *([one.get(key, "") for key in keys] for one in tuned)]
+    table = "\n".join("| " + " | ".join(str(cell).replace("_", " ") for cell in line) + " |" for line in lines)
+    return f"\nTuned grids (`samples/emoji/tune.py`):\n\n{table}\n"
 
 
 def machine_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads of {platform.machine()}"
+    about = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", about.read_text()) if about.exists() else []
+    return f"{os.cpu_count()} cores of {models[0] if models else platform.machine()}"
 
 
 def minutes(run: Path) -> float:
@@ -120,17 +151,57 @@ def minutes(run: Path) -> float:
     return sum(ends) / 60
 
 
-def main(work: Path, machine: str, watts: float | None = None, before: float = 0.0) -> None:
-    """`before`: minutes that the weights with which work/latents began had been trained."""
+@dataclass(frozen=True)
+class Before:
+    """What the weights that the second stage began with had behind them."""
+
+    what: str = ""
+    pictures: int = 0
+    minutes: float = 0.0
+
+
+def began_with(run: Run, before: Before) -> dict | None:
+    """The same for the card, with the hash that run.json has; None for a run that began with random weights."""
+    init = json.loads((run.folder / "run.json").read_text("utf-8")).get("init")
+    if init is None and not before.what:
+        return None
+    what = before.what or f"the weights of {init['file']}"
+    hashed = {} if init is None else {"sha256": init["sha256"]}
+    return {"what": what, "pictures": before.pictures, "minutes": round(before.minutes), **hashed}
+
+
+def main(work: Path, machine: str, watts: float | None = None, before: Before = Before()) -> None:
+    """`watts`: of the machine while training; on a CPU an estimate is made unless it is said."""
     folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
+    newest = latents.latest()
+    if newest is None:
+        raise SystemExit(f"{latents.folder} has no checkpoint")
     measured = json.loads((work / "measure.json").read_text("utf-8"))
     packages = work / "npm" / "node_modules"
     shutil.copyfile(NOTO_LICENCE, folder / "LICENSE-noto")
     shutil.copyfile(packages / "fluentui-emoji" / "LICENSE", folder / "LICENSE-fluent")
     shutil.copyfile(packages / "emojibase-data" / "LICENSE", folder / "LICENSE-emojibase")
     card = json.loads((folder / "card.json").read_text("utf-8"))
-    time = {"vae": minutes(vae.folder), "latents": before + minutes(latents.folder)}
+    if measured["of"] != what_is_measured(folder, card):
+        raise SystemExit(f"{work / 'measure.json'} is of other weights or other defaults: measure again")
+    began = began_with(latents, before)
+    own = int(newest.name) * latents.config["train"]["batch_size"]
+    time = {"vae": minutes(vae.folder), "latents": minutes(latents.folder) + before.minutes}
+    hours = sum(time.values()) / 60
+    if watts is None and not torch.cuda.is_available():
+        watts = WATTS * (os.cpu_count() or 1)
+    energy = None if watts is None else {"kwh": round(watts * hours / 1000, 3), "watts": watts, "estimated": True}
+    card |= {
+        "trained_on_images": own + before.pictures,
+        "recipe": "samples/emoji: vae.toml, latents.toml",
+        "seed": latents.config["train"]["seed"],
+        "hardware": machine,
+        "hours": round(hours, 2),
+        "energy": energy,
+        "began_with": began,
+    }
     card["figures"] = {
+        **card.get("figures", {}),
         "accuracy": measured["english"]["accuracy"],
         "accuracy_prompts": measured["english"]["prompts"],
         "accuracy_chinese": measured["chinese"]["accuracy"],
@@ -140,35 +211,46 @@ def main(work: Path, machine: str, watts: float | None = None, before: float = 0
         "training_minutes": round(sum(time.values())),
         **{k: measured[k] for k in ("diversity", "sliced_wasserstein", "memorisation", "cost") if k in measured},
     }
-    card["sha256"] = {
-        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*.safetensors"))
-    }
-    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    begun = (
+        ""
+        if began is None
+        else (BEGAN + (COUNTED if before.pictures else ", whose own training is not counted in.\n")).format(**began)
+    )
     text = README.format(
         megabytes=sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6,
         concepts=len(card["concepts"]),
         pictures=len(np.load(work / "data.npz")["names"]),
         held_out=len(card["held_out"]),
+        seed=card["seed"],
         vae_steps=vae.config["train"]["steps"],
         vae_batch=vae.config["train"]["batch_size"],
+        own=own,
         batch=latents.config["train"]["batch_size"],
-        images=card["trained_on_images"],
         prediction=latents.prediction,
         noise=latents.noise["name"],
         learning_rate=latents.config["train"]["learning_rate"],
+        began=begun,
         machine=machine,
         vae_minutes=round(time["vae"]),
         minutes=round(time["latents"]),
-        energy="" if watts is None else f"; about {watts * sum(time.values()) / 60 / 1000:.2f} kWh at {watts:.0f} W",
+        energy="" if energy is None else "; about {kwh} kWh, estimated at {watts:.0f} W".format(**energy),
         prompts=measured["english"]["prompts"],
-        seed=measured["seed"],
+        pairs=measured.get("held_out", {}).get("prompts", 0),
+        measure_seed=measured["seed"],
         figures=rows(measured),
         defaults=", ".join(
             f"{k} {'x'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in card["defaults"].items()
         ),
+        tuned=grids(card.get("tuned", [])),
+        memory=MEMORY.format(**measured["memorisation"]) if "memorisation" in measured else "",
     )
     (folder / "README.md").write_text(text, "utf-8")
+    card["sha256"] = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("card.json", "README.md")
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
     print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
 
 
@@ -176,7 +258,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--machine", default=machine_name(), help="what it was trained on")
-    parser.add_argument("--watts", type=float, help="of the machine while training, estimated")
-    parser.add_argument("--before", type=float, default=0.0, help="minutes that the weights it began with had taken")
-    arguments = parser.parse_args()
-    main(arguments.work, arguments.machine, arguments.watts, arguments.before)
+    parser.add_argument("--watts", type=float, help=f"of the machine while training [{WATTS} for each core of a CPU]")
+    parser.add_argument("--began-with", default="", help="what the second stage began with, in words")
+    parser.add_argument("--pictures-before", type=int, default=0, help="that those weights had seen")
+    parser.add_argument("--minutes-before", type=float, default=0.0, help="that those weights had been trained")
+    a = parser.parse_args()
+    main(a.work, a.machine, a.watts, Before(a.began_with, a.pictures_before, a.minutes_before))

@@ -41,8 +41,8 @@ def settle(table: torch.Tensor, tokenizer: CLIPTokenizer, captions: list[str]) -
     return table
 
 
-def card(work: Path, images: int) -> dict:
-    """What the model knows, by the names in `work`; `images`: how many pictures it was trained on, repeats counted."""
+def card(work: Path) -> dict:
+    """What the model knows, by the names in `work`. `card.py` adds what is known of its training."""
     table = names(work)
     words = {word for caption in every(table) for word in pieces(caption) if any(map(str.isalnum, word))}
     return {
@@ -52,21 +52,19 @@ def card(work: Path, images: int) -> dict:
         "styles": list(STYLES),
         "held_out": json.loads(HELD_OUT.read_text("utf-8")),
         "defaults": DEFAULTS,
-        "trained_on_images": images,
         "concepts": sorted(table),
         "words": sorted(words),
     }
 
 
-def main(work: Path, which: str = "ema", before: int = 0) -> None:
+def main(work: Path, which: str = "ema") -> None:
     """work/latents -> work/emoji, replacing one that is there."""
     run, folder, new = read_run(work / "latents"), work / "emoji", work / "emoji.tmp"
     newest = run.latest()
     if newest is None:
         raise SystemExit(f"{run.folder} has no checkpoint")
-    images = int(newest.name) * run.config["train"]["batch_size"] + before
     shutil.rmtree(new, ignore_errors=True)
-    save_latent_run(run, new, card(work, images), which=which)
+    save_latent_run(run, new, card(work), which=which)
     path, tokenizer = new / "text_encoder" / "model.safetensors", CLIPTokenizer.from_pretrained(work / "tokenizer")
     tensors = load_file(path)
     for name in [name for name in tensors if name.endswith(TABLE)]:
@@ -83,6 +81,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--weights", default="ema", help="ema, model, or ema-<length>")
-    parser.add_argument("--before", type=int, default=0, help="pictures that the weights it began with had seen")
     arguments = parser.parse_args()
-    main(arguments.work, arguments.weights, arguments.before)
+    main(arguments.work, arguments.weights)

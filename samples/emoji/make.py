@@ -1,4 +1,4 @@
-"""One command for the whole recipe: data, autoencoder, diffusion, export, measurements, card.
+"""One command for the whole recipe: data, autoencoder, diffusion, export, tuned grids, measurements, card.
 
     pip install -e '.[recipe]' -c constraints.txt
     apt-get install fonts-noto-color-emoji libcairo2        # and npm, for the SVG pictures
@@ -16,15 +16,19 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import card
 import data
 import export
 import folder
 import measure
+import tune
 
 HERE = Path(__file__).resolve().parent
 
@@ -38,8 +42,19 @@ def train(work: Path, name: str, config: Path, *options: str) -> None:
 
 
 def main(
-    work: Path, vae: Path, latents: Path, init: Path | None = None, prompts: int = 300, with_cost: bool = True
+    work: Path,
+    vae: Path,
+    latents: Path,
+    init: Path | None = None,
+    prompts: int = 300,
+    with_cost: bool = True,
+    workers: int = 1,
+    tuning: Mapping[str, Any] | None = None,
 ) -> None:
+    """Raises SystemExit where a stage fails. `prompts` of each kind are measured, in so many processes.
+
+    `tuning`: what `tune.main` is told other than usual.
+    """
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "data.npz").exists():
         data.build(work, 64)
@@ -49,9 +64,11 @@ def main(
     train(work, "latents", latents, *(() if init is None else ("--init", str(init.resolve()))))
     if not (work / "emoji" / "card.json").exists():
         export.main(work)
+    if "tuned" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
+        tune.main(work, **(tuning or {}))
     if not (work / "measure.json").exists():
         model = str(work.resolve() / "emoji")
-        measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost)
+        measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost, workers)
     if not (work / "emoji" / "README.md").exists():
         card.main(work, card.machine_name())
 
@@ -64,6 +81,6 @@ if __name__ == "__main__":
     parser.add_argument("--init", type=Path, help="a model's folder whose weights the second stage begins with")
     a = parser.parse_args()
     try:
-        main(a.work, a.vae, a.latents, a.init)
+        main(a.work, a.vae, a.latents, a.init, workers=measure.workers())
     except KeyboardInterrupt:
         raise SystemExit(130) from None

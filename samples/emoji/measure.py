@@ -23,6 +23,7 @@ With 300 prompts a language and 300 held-out pairs that is 964 pictures, made in
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -246,6 +247,12 @@ def diversity(maker: Maker, asked: Sequence[Asked], seeds: int, draw: random.Ran
     return figures, rows
 
 
+def what_is_measured(folder: Path, card: dict) -> dict:
+    """By what card.py knows whether figures are of the model as it is: its network, and how it makes pictures."""
+    network = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    return {"unet_sha256": hashlib.sha256(network.read_bytes()).hexdigest(), "defaults": card["defaults"]}
+
+
 def workers() -> int:
     """How many processes make pictures at once: one for each core, or one if there is a GPU."""
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -284,6 +291,7 @@ def main(
     scale = made.shape[1] ** 0.5  # as RMS distances of the 768 values, so that all figures are in 0 … 255
     figures = {
         "model": Path(model).name,
+        "of": what_is_measured(folder, card),
         "seed": seed,
         "concepts": len(set(pictures.names.tolist())),
         **{name: group.figures(pictures) for name, group in groups.items()},

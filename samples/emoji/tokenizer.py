@@ -43,10 +43,17 @@ def character_merges(character: str) -> list[tuple[str, str]]:
 
 
 def word_merges(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that make one token of each word, learned from each word once: rare ones get theirs as surely."""
+    """The merges that make one token of each word, learned from each word once: rare ones get theirs as surely.
+
+    Ends of words are said to be special tokens: they are numbered before training then, by which the trainer decides
+    between pairs that are equally frequent, and the same words give the same merges.
+    """
     bpe = Tokenizer(BPE(end_of_word_suffix=LAST))
     bpe.pre_tokenizer = WhitespaceSplit()
-    trainer = BpeTrainer(vocab_size=100_000, min_frequency=1, end_of_word_suffix=LAST, show_progress=False)
+    ends = [character + LAST for character in sorted(pre_tokenizers.ByteLevel.alphabet())]
+    trainer = BpeTrainer(
+        vocab_size=100_000, min_frequency=1, end_of_word_suffix=LAST, show_progress=False, special_tokens=ends
+    )
     bpe.train_from_iterator([as_bytes(w) for w in words], trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"]
     return [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in merges]
