@@ -227,6 +227,19 @@ def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def shipped_grid(paths: Iterable[Path], chosen: Mapping[str, Any]) -> str | None:
+    """The first of a model's tuned grids that is for exactly this solver, number of steps and guidance.
+
+    `chosen` is what `sampling` returned. Raises InputError.
+    """
+    label = schedulers.parse(chosen["label"])
+    if label.grid or label.options:
+        return None
+    asked = chosen["scheduler"], chosen["steps"], chosen["guidance"]
+    fitting = (p for p in map(str, paths) if (t := _tuned(p)) and (t.solver, t.steps, t.guidance) == asked)
+    return next(fitting, None)
+
+
 def grid_notes(chosen: Mapping[str, Any]) -> list[str]:
     """What to know where a tuned grid is used for something else than it was tuned for."""
     tuned = _tuned(chosen["grid"])
@@ -248,7 +261,7 @@ def check_grid_model(grid: str, model: str, model_hash: str) -> None:
     if tuned is not None and tuned.model_hash not in (None, model_hash):
         raise InputError(
             f"--grid {tuned.name} was tuned for another model than {model}",
-            "tune one for it: diffgen tune -m MODEL --scheduler NAME --nfe N -o GRID.json",
+            "choose another with --grid, or tune one: diffgen tune -m MODEL --scheduler NAME --nfe N -o GRID.json",
         )
 
 

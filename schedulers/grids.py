@@ -329,7 +329,8 @@ class Explicit:
     solver: str | None = None  # the only one that it was tuned for
     model_hash: str | None = None  # of the only model that it was tuned for
     guidance: float | None = None  # at which it was tuned
-    corrections: tuple[tuple[float, ...], ...] = ()  # see `solver.corrected`; a row for each evaluation
+    gains: tuple[float, ...] = ()  # for each evaluation; see `solver.corrected`
+    corrections: tuple[tuple[float, ...], ...] = ()  # the same, without the gains
 
     @property
     def steps(self) -> int:
@@ -350,8 +351,12 @@ class Explicit:
         return [replace(p, t=t) for p, t in zip(points, told, strict=True)] if self.model_times else points
 
     def corrections_for(self, n: int) -> tuple[tuple[float, ...], ...]:
-        """They hold for the number of steps that they were learned at, and for no other."""
-        return self.corrections if n == self.steps else ()
+        """The rows of `solver.corrected`. They hold for the number of steps that they were learned at, and no other."""
+        if n != self.steps or not (self.gains or self.corrections):
+            return ()
+        return tuple(
+            (gain, *row) for gain, row in zip(self.gains or (0.0,) * n, self.corrections or ((),) * n, strict=True)
+        )
 
 
 def _stretched(noise: NoiseSchedule, points: list[Point], told: list[float], n: int) -> tuple[list[Point], list[float]]:
@@ -402,9 +407,9 @@ def explicit(
 
 def tuned(path: str | Path) -> Explicit:
     """The grid of a JSON file: {"schema": "diffgen.grid/1", "solver": …, "nfe": …, "sigmas": [N] or "times": [N],
-    "model_times": [N] if the network is told other times, "corrections": [N][M] if the solver's coefficients are
-    corrected, M ≤ max(N, 2), "model_hash" and "guidance" where it was tuned for one}; other keys are for people. Raises
-    OSError, and ValueError that names the file and what is wrong with it."""
+    "model_times": [N] if the network is told other times, "gains": [N] and "corrections": [N][M], M ≤ max(N, 2), if the
+    solver's coefficients are corrected, "model_hash" and "guidance" where it was tuned for one}; other keys are for
+    people. Raises OSError, and ValueError that names the file and what is wrong with it."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -428,7 +433,11 @@ def tuned(path: str | Path) -> Explicit:
         widths = {len(row) for row in corrections}
         if corrections and (len(corrections) != count or len(widths) > 1 or max(widths) > max(count, 2)):
             raise ValueError(f'"corrections" must be {count} rows of equally many numbers, at most {max(count, 2)}')
-        more: dict[str, Any] = {"model_hash": model_hash, "guidance": guidance, "corrections": corrections}
+        gains = _numbers("gains", found.get("gains"))
+        if gains and len(gains) != count:
+            raise ValueError(f'"gains" must be {count} numbers')
+        more: dict[str, Any] = {"model_hash": model_hash, "guidance": guidance}
+        more |= {"gains": gains, "corrections": corrections}
         return explicit(**levels, name=path.name, solver=found["solver"], **more)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: {error}") from error

@@ -111,9 +111,9 @@ def solver(
 def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any]]) -> Callable[..., Steps]:
     """A solver of one evaluation a step with a learned correction of its coefficients.
 
-    After evaluation i the state moves on by c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)) + …, as far as there
-    is a past; zeros change nothing. `corrections` has a row (c_i1, c_i2, …) for each evaluation of the whole grid; a
-    run that begins mid-way has the last of them.
+    After evaluation i the state moves on by g_i·x0_i + c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)) + …, as far
+    as there is a past; zeros change nothing. `corrections` has a row (g_i, c_i1, c_i2, …) for each evaluation of the
+    whole grid; a run that begins mid-way has the last of them.
     """
 
     def steps(x: Any, grid: Grid, noise: Any) -> Steps:
@@ -122,13 +122,14 @@ def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any
         x, p = next(inner)
         for row in corrections[len(corrections) - (len(grid) - 1) :]:
             d = yield x, p
-            past = [d.x0, *past[: len(row)]]
+            past = [d.x0, *past[: len(row) - 1]]
             last = False
             try:
                 x, p = inner.send(d)
             except StopIteration as stop:
                 x, last = stop.value, True
-            for c, newer, older in zip(row, past, past[1:], strict=False):
+            x = x + d.x0 * row[0]
+            for c, newer, older in zip(row[1:], past, past[1:], strict=False):
                 x = x + (newer - older) * c
             if last:
                 return x

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +70,7 @@ def test_the_bundled_model_is_asked_as_generate_asks_it(diffgen_, tmp_path: Path
     assert [cell["error"] is None for cell in result["cells"]] == [False, True]
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "unconditional"])
+@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "flux-schnell", "unconditional"])
 def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) -> None:
     """Also by a scheduler that draws noise, from the generator of the seed."""
     model = str(tiny.build(tmp_path / "model", family=family))
@@ -106,7 +111,12 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     for name, value in said["rows"][0]["values"].items():
         assert value == pytest.approx(found["metrics"][name]["value"], rel=1e-5), name
         assert said["scales"][name]["floor"] == pytest.approx(found["metrics"][name]["floor"])
-    assert "Against the data" in Path("c/report.html").read_text()
+    spread = {name: scale["deviation"] for name, scale in said["scales"].items() if scale["deviation"] is not None}
+    assert spread == pytest.approx(found["floor_deviation"], rel=1e-5)
+    page = Path("c/report.html").read_text()
+    assert "Against the data" in page
+    scale = said["scales"]["sliced_wasserstein"]
+    assert f"{scale['floor']:.3g} ± {scale['deviation']:.2g}" in page
     before = {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()}
     code, _, err = diffgen_(*options, "--resume")
     assert code == 0, err
@@ -167,6 +177,37 @@ def test_a_dry_run_counts_and_writes_nothing(diffgen_) -> None:
     assert (result["cells"], result["to_do"]) == (12, 15)
     assert result["evaluations"] == 3 * (4 + 5 + 3 + 5)
     assert list(Path().iterdir()) == []
+
+
+def test_stopped_it_leaves_the_page_of_what_is_done(tmp_path: Path) -> None:
+    """A real process with hundreds of cells to make, told to stop after a few."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "diffgen", "compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "8",
+         "--seeds", "0-299", "-o", "c", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(diffgen.__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    while len(list(tmp_path.glob("c/cells/*.json"))) < 5:
+        assert process.poll() is None
+        threading.Event().wait(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "go on with --resume" in err
+    said = json.loads(out)
+    assert (said["ok"], said["error"]["code"]) == (False, 130)
+    status = [cell["status"] for cell in said["result"]["cells"]]
+    assert set(status) == {"done", "missing"}
+    assert all(row["rank"] is None and row["missing"] for row in said["result"]["rows"])
+    assert any("are not made yet" in sentence for sentence in said["result"]["verdict"])
+    found = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert [cell["status"] for cell in found["cells"]] == status
+    for name in ("report.html", "results.csv", "grid.png"):
+        assert (tmp_path / "c" / name).stat().st_size > 500
+    assert "not made yet" in (tmp_path / "c" / "report.html").read_text()
 
 
 def test_the_page_is_made_again(diffgen_) -> None:

@@ -299,17 +299,18 @@ def test_a_tuned_grid_is_interpolated_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows",
+    ("gains", "rows"),
     [
-        [[0.5, 0.3], [0.2, 0.7], [-0.1, 0.15], [0.05, -0.2]],
-        [[0.5], [0.2], [-0.1], [0.05]],
-        [[0.5, 0.3, 0.1, 9.0], [0.2, 0.7, 0.3, 9.0], [-0.1, 0.15, 0.2, 9.0], [0.05, -0.2, 0.3, 9.0]],
+        (None, [[0.5, 0.3], [0.2, 0.7], [-0.1, 0.15], [0.05, -0.2]]),
+        ([0.02, -0.1, 0.04, 0.01], [[0.5], [0.2], [-0.1], [0.05]]),
+        ([0.02, -0.1, 0.04, 0.01], None),
+        (None, [[0.5, 0.3, 0.1, 9.0], [0.2, 0.7, 0.3, 9.0], [-0.1, 0.15, 0.2, 9.0], [0.05, -0.2, 0.3, 9.0]]),
     ],
 )
-def test_corrections_of_a_tuned_grid(rows: list[list[float]], tmp_path: Path) -> None:
-    """x moves on by c₁·(x0 − the one before) + c₂·(that − the one before it) + …, by hand for Euler, and in steps."""
+def test_corrections_of_a_tuned_grid(gains: list[float] | None, rows: list[list[float]] | None, tmp_path: Path) -> None:
+    """x moves on by g·x0 + c₁·(x0 − the one before) + c₂·(that − the one before it) + …, for Euler, and in steps."""
     sigmas = [10.0, 4.0, 1.0, 0.2]
-    path = write(tmp_path / "g.json", solver="euler", nfe=4, sigmas=sigmas, corrections=rows)
+    path = write(tmp_path / "g.json", solver="euler", nfe=4, sigmas=sigmas, gains=gains, corrections=rows)
     s = schedulers.get("euler", grid=path)
     network = Mixture.random(1).denoiser(s.noise)
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
@@ -319,8 +320,8 @@ def test_corrections_of_a_tuned_grid(rows: list[list[float]], tmp_path: Path) ->
         eps = network(by_hand, torch.full((5,), p.t))
         x0 = (by_hand - p.sigma * eps) / p.alpha
         past = [x0, *past]
-        by_hand = q.alpha * x0 + q.sigma * eps
-        for c, newer, older in zip(rows[i], past, past[1:], strict=False):
+        by_hand = q.alpha * x0 + q.sigma * eps + (gains[i] * x0 if gains else 0)
+        for c, newer, older in zip(rows[i] if rows else (), past, past[1:], strict=False):
             by_hand = by_hand + c * (newer - older)
     assert torch.allclose(s.sample(network, x, 4), by_hand, atol=1e-5)
     s.set_timesteps(4)
@@ -329,10 +330,11 @@ def test_corrections_of_a_tuned_grid(rows: list[list[float]], tmp_path: Path) ->
         y = s.step(network(y, t.expand(5)), t, y).prev_sample
     assert torch.allclose(y, by_hand, atol=1e-5)
     plain = schedulers.get("euler", grid=write(tmp_path / "z.json", solver="euler", sigmas=sigmas, nfe=4))
-    zero = write(tmp_path / "0.json", solver="euler", nfe=4, sigmas=sigmas, corrections=[[0.0, 0.0]] * 4)
+    zeros = {"gains": [0.0] * 4, "corrections": [[0.0, 0.0]] * 4}
+    zero = write(tmp_path / "0.json", solver="euler", nfe=4, sigmas=sigmas, **zeros)
     assert torch.equal(schedulers.get("euler", grid=zero).sample(network, x, 4), plain.sample(network, x, 4))
     with pytest.raises(ValueError, match="once a step"):
-        schedulers.get("heun", grid=write(tmp_path / "h.json", solver="heun", nfe=7, sigmas=sigmas, corrections=rows))
+        schedulers.get("heun", grid=write(tmp_path / "h.json", solver="heun", nfe=7, sigmas=sigmas, **zeros))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +355,8 @@ def test_corrections_of_a_tuned_grid(rows: list[list[float]], tmp_path: Path) ->
         ({"corrections": [[0] * 4] * 3}, "at most 3"),
         ({"corrections": [[], [], []]}, "list of 1 to"),
         ({"corrections": [1, 2, 3]}, "list of 1 to"),
+        ({"gains": [1, 2]}, "must be 3 numbers"),
+        ({"gains": [1, 2, None]}, "finite numbers"),
         ({"model_hash": 5}, "must be a text"),
         ({"guidance": "3"}, "must be a text"),
         ({"notes": "x" * (1 << 20)}, "larger than 1048576 bytes"),

@@ -16,6 +16,8 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
 from diffgen.sampling import whole
 
+from . import arrived
+from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text
 
 EXAMPLES = """
@@ -80,9 +82,9 @@ def compare(
     samples: Annotated[
         int, typer.Option(help="With --data: pictures of each scheduler at each budget.", rich_help_panel=MODEL)
     ] = 500,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", rich_help_panel=MODEL)] = "auto",
-    dtype: Annotated[str, typer.Option(metavar="auto|float32|float16|bfloat16", rich_help_panel=MODEL)] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MODEL)] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", "--output", metavar="FOLDER", help="Where to write.", rich_help_panel=OUTPUT),
@@ -160,14 +162,20 @@ def compare(
     if dry_run:
         say.result(counted | {"dry_run": True}, [f"{name}\t{value}" for name, value in counted.items()])
         return
-    began = time.perf_counter()
-    with say.progress(subject.name) as on_step:
-        for _ in comparison.make(on_step):
-            pass
-    measured = None
-    if distribution is not None:
-        with say.progress(f"{subject.name}: {samples} pictures of each") as on_step:
-            measured = distribution.result(on_step)
+    began, measured = time.perf_counter(), None
+    try:
+        with say.progress(subject.name) as on_step:
+            for _ in comparison.make(on_step):
+                if arrived():
+                    break
+        if distribution is not None and not arrived():
+            with say.progress(f"{subject.name}: {samples} pictures of each") as on_step:
+                measured = distribution.result(on_step)
+    except BaseException:
+        if not arrived():
+            raise
+    if arrived():
+        say.note("interrupted: writing what is done; go on with --resume")
     found = results(comparison, _command(), round(time.perf_counter() - began, 3), measured)
     _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
     _write(folder, "results.csv", as_csv(found).encode())
@@ -189,13 +197,15 @@ def compare(
         "verdict": found["verdict"],
         "seconds": found["seconds"],
     }
-    failed = [cell for cell in found["cells"] if cell["status"] != "done"]
+    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
     if not json:
         lines = [*table(list(as_table(found))), ""]
         if measured is not None:
             lines += [*table(list(distribution_table(found))), ""]
         for line in [*lines, *found["verdict"], str(folder / "report.html")]:
             say.line(printable(line))
+    if arrived():
+        raise UnfinishedError(DiffgenError("interrupted"), result)
     if failed:
         reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
         raise UnfinishedError(

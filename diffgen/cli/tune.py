@@ -12,6 +12,7 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import UsageError
 from diffgen.sampling import whole
 
+from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, table
 
 EXAMPLES = """
@@ -36,18 +37,22 @@ def tune(
     guidance: Annotated[
         float | None, typer.Option(help="The guidance scale that it is for; 1 is off. \\[the model's]")
     ] = None,
-    iterations: Annotated[int, typer.Option(help="At most so many steps of Adam.", rich_help_panel=SEARCH)] = 240,
+    iterations: Annotated[
+        int, typer.Option(help="At most so many gradients over all noises.", rich_help_panel=SEARCH)
+    ] = 160,
     noises: Annotated[
         int, typer.Option(help="Starting noises to learn from, seeds 0, 1, …", rich_help_panel=SEARCH)
-    ] = 64,
-    batch_size: Annotated[int, typer.Option(help="Noises in one step of Adam.", rich_help_panel=SEARCH)] = 16,
+    ] = 32,
+    batch_size: Annotated[
+        int, typer.Option(help="Noises in one call of the network; more needs more memory.", rich_help_panel=SEARCH)
+    ] = 8,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", metavar="NAME|FOLDER|RUN|mixture", help="\\[emoji]", rich_help_panel=MODEL),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", rich_help_panel=MODEL)] = "auto",
-    dtype: Annotated[str, typer.Option(metavar="auto|float32|float16|bfloat16", rich_help_panel=MODEL)] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MODEL)] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", "--output", metavar="GRID.json", help="Where to write.", rich_help_panel=OUTPUT),
@@ -85,7 +90,7 @@ def tune(
     def prompt_of(seed: int) -> str:
         return prompts[seed % len(prompts)]
 
-    settings = Settings(iterations=iterations, noises=noises, held_out=HELD_OUT, batch=min(batch_size, noises))
+    settings = Settings(iterations=iterations, noises=noises, held_out=HELD_OUT, batch=batch_size)
     say.note(
         f"{subject.name}: {entry.scheduler}, {nfe} evaluations, guidance {scale:g}; "
         f"{settings.noises} noises to learn from, {settings.held_out} held out"

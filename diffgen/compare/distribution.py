@@ -26,7 +26,7 @@ from .plan import Entry
 from .run import Comparison, versions
 from .subjects import RunSubject
 
-SCHEMA = "diffgen.distribution/1"
+SCHEMA = "diffgen.distribution/2"
 BATCH = 128
 
 
@@ -82,7 +82,7 @@ class Distribution:
                 row["reason"] = str(error) or type(error).__name__
             else:
                 row["values"] = {name: figures["value"] for name, figures in found.items()}
-                scales = {n: {k: f[k] for k in ("floor", "ceiling")} for n, f in found.items()}
+                scales = {n: {k: f[k] for k in ("floor", "deviation", "ceiling")} for n, f in found.items()}
             rows.append(row)
             done += nfe
             if progress is not None:
@@ -96,27 +96,27 @@ class Distribution:
             "rows": rows,
         }
 
-    def _measured(self, entry: Entry, steps: int, guidance: float) -> dict[str, dict[str, float]]:
-        """{name: {value, floor, ceiling}}, from the folder if it was found before."""
-        scheduler = self.comparison.scheduler(entry)
-        grid = scheduler.grid(steps)
+    def _measured(self, entry: Entry, steps: int, guidance: float) -> dict[str, dict[str, float | None]]:
+        """{name: {value, floor, deviation, ceiling}}, from the folder if it was found before; the deviation is the
+        floor's, None where there is none."""
         content = {
             "model": self.subject.model_hash,
             "data": self.data.fingerprint,
             "samples": self.samples,
-            "solver": [scheduler.name, scheduler.options | scheduler.limits],
-            "points": [(p.t, p.alpha, p.sigma) for p in grid.points],
-            "corrections": grid.corrections,
             "guidance": guidance,
             "versions": versions(),
+            **self.comparison.walked(entry, steps),
         }
         key = hashlib.sha256(json.dumps(content, sort_keys=True, default=float).encode()).hexdigest()[:32]
         folder = self.comparison.folder.path / "distributions"
         known = self.comparison.folder.read(folder / f"{key}.json", SCHEMA)
         if known is not None:
             return known["metrics"]
-        found, _, _ = self.real.measure(self._pictures(entry, steps, guidance), self.labels)
-        plain = {name: {k: float(v) for k, v in figures.items()} for name, figures in found.items()}
+        found, spread, _ = self.real.measure(self._pictures(entry, steps, guidance), self.labels)
+        plain: dict[str, dict[str, float | None]] = {
+            name: {**{k: float(v) for k, v in figures.items()}, "deviation": spread.get(name)}
+            for name, figures in found.items()
+        }
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": SCHEMA, "metrics": plain}, indent=1, allow_nan=False)
         publish(folder / f"{key}.json", text.encode(), overwrite=True)

@@ -27,7 +27,7 @@ from diffgen.images.read import read_image, read_kind
 
 from . import plots
 from .plots import Point, Series
-from .results import as_csv, name_of, shown
+from .results import as_csv, floor_text, name_of, shown
 
 MAX_EMBEDDED = 20_000_000  # bytes of pictures; beyond, smaller ones are embedded
 MAX_DRAWN = 24  # prompts × guidance scales that get plots
@@ -396,9 +396,8 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
             if key == "error" and row["stochastic"]:
                 line.append(("stochastic", None))
             elif key == "done":
-                line.append(
-                    (f"{row['done']}, {row['failed']} failed" if row["failed"] else str(row["done"]), row["done"])
-                )
+                lacking = [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row.get(kind)]
+                line.append((", ".join([str(row["done"]), *lacking]), row["done"]))
             elif value is not None and key in ("seconds", "seconds_per_nfe"):
                 line.append((shown({n: v and v * factor for n, v in value.items()}), value["mean"]))
             elif isinstance(value, dict) or value is None:
@@ -417,18 +416,15 @@ def _distribution(found: dict[str, Any]) -> dict[str, Any] | None:
     names = list(said["better"])
     styles = {_key(entry): i for i, entry in enumerate(found["axes"]["entries"])}
 
-    def line(row: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    def line(row: dict[str, Any]) -> dict[str, Any]:
+        values = row["values"] or {}
         figures = ["–" if values.get(name) is None else f"{values[name]:.3g}" for name in names]
-        guidance = "" if row["guidance"] is None else f"{row['guidance']:g}"
-        nfe = "" if row["nfe"] is None else row["nfe"]
-        style = styles[_key(row)] if row["nfe"] is not None else None
-        return {"label": row["label"], "grid": row["grid"], "nfe": nfe, "guidance": guidance, "style": style} | {
-            "figures": figures
-        }
+        said = {"label": row["label"], "grid": row["grid"], "nfe": row["nfe"], "guidance": f"{row['guidance']:g}"}
+        return said | {"style": styles[_key(row)], "figures": figures}
 
-    real = {"label": "real pictures", "grid": "", "nfe": None, "guidance": None}
-    lines = [line(row, row["values"] or {}) for row in said["rows"]]
-    lines.append(line(real, {name: said["scales"][name]["floor"] for name in names}))
+    real = {"label": "real pictures", "grid": "", "nfe": "", "guidance": "", "style": None}
+    lines = [line(row) for row in said["rows"]]
+    lines.append(real | {"figures": [floor_text(said["scales"][name]) for name in names]})
     heads = [(name.replace("_", " "), said["better"][name]) for name in names]
     return {key: said[key] for key in ("samples", "held_out", "data")} | {"heads": heads, "lines": lines}
 

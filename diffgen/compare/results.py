@@ -140,6 +140,7 @@ def _reference(comparison: Comparison, seed: int, prompt: str, guidance: float) 
 def _judge(comparison: Comparison, cells: list[dict[str, Any]], references: list[dict[str, Any]]) -> None:
     """Fill in the errors. A stochastic solver has none: no single solution is what it aims at."""
     by_start = {(r["seed"], r["prompt"], r["guidance"]): r for r in references}
+    solutions: dict[str, Any] = {}  # of the start that was looked at last: its cells follow each other
     for cell in cells:
         reference = by_start.get((cell["seed"], cell["prompt"], cell["guidance"]))
         if cell["status"] != "done":
@@ -149,10 +150,15 @@ def _judge(comparison: Comparison, cells: list[dict[str, Any]], references: list
             cell |= _moments(comparison.subject, x0, cell["seed"])
         if reference is None or cell["stochastic"]:
             continue
-        cell["error"] = metrics.rms(x0.numpy(), comparison.folder.result(reference["key"]).numpy())
-        if comparison.subject.family != "mixture":  # its picture is a plot
-            made, aim = (_picture(comparison, record["image"]) for record in (cell, reference))
-            cell["psnr"], cell["ssim"] = metrics.psnr(made, aim), metrics.ssim(made, aim)
+        pictures = comparison.subject.family != "mixture"  # whose picture is a plot
+        if reference["key"] not in solutions:
+            image = _picture(comparison, reference["image"]) if pictures else None
+            solutions = {reference["key"]: (comparison.folder.result(reference["key"]).numpy(), image)}
+        aim, image = solutions[reference["key"]]
+        cell["error"] = metrics.rms(x0.numpy(), aim)
+        if image is not None:
+            made = _picture(comparison, cell["image"])
+            cell["psnr"], cell["ssim"] = metrics.psnr(made, image), metrics.ssim(made, image)
 
 
 def _moments(subject: MixtureSubject, x0: torch.Tensor, seed: int) -> dict[str, float]:
@@ -189,7 +195,8 @@ def _rows(comparison: Comparison, cells: list[dict[str, Any]]) -> list[dict[str,
             "nfe": members[0]["nfe"],
             "steps": members[0]["steps"],
             "done": len(done),
-            "failed": len(members) - len(done),
+            "failed": sum(m["status"] == "failed" for m in members),
+            "missing": sum(m["status"] == "missing" for m in members),
             "rank": None,
         }
         row |= {name: _summary(done, name) for name in ("error", "psnr", "ssim", "seconds", "seconds_per_nfe")}
@@ -216,7 +223,8 @@ def _by_setting(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, str, float], 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that can be ranked, the nearest first: of all seeds, since a mean over those that went well flatters."""
-    return sorted((r for r in rows if r["error"] is not None and not r["failed"]), key=lambda r: r["error"]["mean"])
+    whole = (r for r in rows if r["error"] is not None and not r["failed"] and not r["missing"])
+    return sorted(whole, key=lambda r: r["error"]["mean"])
 
 
 def _rank(rows: list[dict[str, Any]]) -> None:
@@ -363,6 +371,10 @@ def verdict(found: dict[str, Any]) -> list[str]:
             f"{len(failed)} of {len(found['cells'])} cells failed: {failed[0]['reason']}. Where one of a scheduler's "
             "seeds failed, it has no rank."
         )
+    if missing := sum(c["status"] == "missing" for c in found["cells"]):
+        sentences.append(
+            f"{missing} of {len(found['cells'])} cells are not made yet; a scheduler without some of them has no rank."
+        )
     if reason := found["reference"].get("reason"):
         sentences.append(f"A reference could not be made: {reason}.")
     if odd := [d for d in found["duplicates"] if not d["expected"]]:
@@ -411,7 +423,7 @@ def as_table(found: dict[str, Any]) -> Iterator[list[str]]:
     yield ["scheduler", "grid", "NFE", "error", "rank", "s", *(["sliced W"] if mixture else ["PSNR", "SSIM"]), ""]
     for row in sorted(found["rows"], key=lambda r: (r["prompt"], r["guidance"], r["budget"], _last(r))):
         notes = ["stochastic"] if row["stochastic"] else []
-        notes += [f"{row['failed']} failed"] if row["failed"] else []
+        notes += [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row[kind]]
         rank = "" if row["rank"] is None else f"{row['rank']}{'*' if row['rank'] == 1 else ''}"
         other = ["sliced_wasserstein"] if mixture else ["psnr", "ssim"]
         yield [
@@ -438,7 +450,12 @@ def distribution_table(found: dict[str, Any]) -> Iterator[list[str]]:
     for row in said["rows"]:
         values = row["values"] or {}
         yield [row["label"], row["grid"], str(row["nfe"]), *(_figure(values.get(name)) for name in names)]
-    yield ["real pictures", "", "", *(_figure(said["scales"][name]["floor"]) for name in names)]
+    yield ["real pictures", "", "", *(floor_text(said["scales"][name]) for name in names)]
+
+
+def floor_text(scale: dict[str, Any]) -> str:
+    """What real pictures reach, with the standard deviation over the draws of them, where there is one."""
+    return _figure(scale["floor"]) + ("" if scale.get("deviation") is None else f" ± {scale['deviation']:.2g}")
 
 
 def _figure(value: float | None) -> str:

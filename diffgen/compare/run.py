@@ -201,7 +201,7 @@ class Comparison:
             "versions": versions(),
         }
         if entry is not None:
-            content |= self._walked(entry, steps)
+            content |= self.walked(entry, steps)
         text = json.dumps(content, sort_keys=True, default=float)
         return Job(entry, steps, nfe, seed, prompt, guidance, hashlib.sha256(text.encode()).hexdigest()[:32])
 
@@ -209,8 +209,8 @@ class Comparison:
     def _start_shape(self) -> tuple[int, ...]:
         return tuple(self.subject.start(0)[0].shape)
 
-    def _walked(self, entry: Entry, steps: int) -> dict[str, Any]:
-        """What of a job's content its scheduler and its steps say; the same for all seeds and prompts."""
+    def walked(self, entry: Entry, steps: int) -> dict[str, Any]:
+        """What a scheduler and its steps add to a content, of which a key is made; the same for all starts."""
         if (entry, steps) not in self._walks:
             scheduler = self.scheduler(entry)
             grid = scheduler.grid(steps)
@@ -248,23 +248,25 @@ class Comparison:
         waiting = self.waiting()
         total, done = sum(job.nfe for job in waiting), 0
         reasons: dict[str, str] = {}
-        for job in waiting:
-            try:
-                self._make(job)
-            except DiffgenError as error:
-                reasons[job.key] = error.message
-            except (ArithmeticError, ValueError, RuntimeError) as error:
-                reasons[job.key] = f"{error}" or type(error).__name__
-            done += job.nfe
-            if on_step is not None:
-                on_step(done, max(total, 1))
-            yield job
-        for i, cell in enumerate(self.cells):
-            key = self.key(cell)
-            if key in reasons:
-                self.failures[i] = reasons[key]
-        own = [job.key for start in self.axes.starts() for job in self.reference_jobs(*start)]
-        self.reference_failure = next((reasons[key] for key in own if key in reasons), None)
+        try:
+            for job in waiting:
+                try:
+                    self._make(job)
+                except DiffgenError as error:
+                    reasons[job.key] = error.message
+                except (ArithmeticError, ValueError, RuntimeError) as error:
+                    reasons[job.key] = f"{error}" or type(error).__name__
+                done += job.nfe
+                if on_step is not None:
+                    on_step(done, max(total, 1))
+                yield job
+        finally:  # also of a comparison that is interrupted
+            for i, cell in enumerate(self.cells):
+                key = self.key(cell)
+                if key in reasons:
+                    self.failures[i] = reasons[key]
+            own = [job.key for start in self.axes.starts() for job in self.reference_jobs(*start)]
+            self.reference_failure = next((reasons[key] for key in own if key in reasons), None)
 
     def _make(self, job: Job) -> None:
         noise, generator = self.subject.start(job.seed)

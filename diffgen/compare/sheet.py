@@ -49,7 +49,7 @@ def sheet(found: dict[str, Any], folder: Path) -> Image.Image:
                 else:
                     draw.rectangle((x, y, x + width - 1, y + height - 1), outline="gray")
                     draw.line((x, y, x + width - 1, y + height - 1), fill="lightgray")
-                    draw.text((x + 4, y + 4), "failed", "black", small)
+                    draw.text((x + 4, y + 4), (cell and cell["status"]) or "missing", "black", small)
     return picture
 
 

@@ -164,7 +164,10 @@ class RunSubject:
 
 
 class PipelineSubject:
-    """A Stable Diffusion, or another pipeline of diffusers; results are latents, pictures are decoded from them."""
+    """A Stable Diffusion, or another pipeline of diffusers; results are latents, pictures are decoded from them.
+
+    Flux's are packed, [1, h·w/4, 4C]; a flow whose shift depends on the resolution is that of the model's own size.
+    """
 
     takes_prompts = True
 
@@ -181,13 +184,20 @@ class PipelineSubject:
         self.card = info(generator.model)
         plan = make_plan(generator.model, "x" if self.takes_prompts else (), count=1, seed=0)
         self.guidance, self.size = plan.guidance, (plan.width, plan.height)
+        if self.noise.dynamic is not None:
+            x, _ = self.start(0)
+            patch = generator.pipeline.transformer.config.patch_size
+            self.noise = self.noise.at_resolution(x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch**2)
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        from diffgen.stable_diffusion.ways import packed
+
         generator, pipeline = torch.Generator().manual_seed(seed), self.generator.pipeline
         scale = 1 if self.pixels else pipeline.vae_scale_factor
         channels = pipeline.unet.config.in_channels if self.pixels else pipeline.vae.config.latent_channels
         width, height = self.size
-        return torch.randn(1, channels, height // scale, width // scale, generator=generator), generator
+        noise = torch.randn(1, channels, height // scale, width // scale, generator=generator)
+        return packed(pipeline, noise), generator
 
     def network(self, prompts: Sequence[str], guidance: float) -> Network:
         from diffgen.stable_diffusion.denoise import denoiser
@@ -199,9 +209,11 @@ class PipelineSubject:
 
     @torch.no_grad()
     def picture(self, x0: Tensor) -> Image.Image:
+        from diffgen.stable_diffusion.ways import unpacked
+
         if self.pixels:
             return to_pil(x0[:1].float().cpu().numpy())[0]
-        return self.generator.decode(x0[:1].to(self.device))[0]
+        return self.generator.decode(unpacked(self.generator.pipeline, x0[:1].to(self.device), *self.size))[0]
 
 
 def subject_of(

@@ -1,14 +1,17 @@
 """Learn at which times a solver should ask a model, by differentiating through the ordinary solver.
 
 What is learned, for one model, solver, NFE and guidance: the noise levels of the grid; the times that the network is
-told at them; and, for a solver that asks once a step, two corrections of its coefficients for each step. All begin at
-the best built-in grid, without correction. The loss is the distance to a teacher, the same ODE solved with very many
-evaluations (or exactly), from the same noises; the best on held-out noises is kept. Ideas: Watson et al. 2021
-(2106.03802), LD3 (Tong et al. 2024, 2405.15506), S4S (Frankel et al. 2025, 2502.17423).
+told at them; and, for a solver that asks once a step, corrections of its coefficients: a gain for the latest answer,
+and how much of up to four earlier ones is brought in. All begin at the best built-in grid, uncorrected. The loss is the
+distance to a teacher, the same ODE solved with very many evaluations (or exactly), from the same noises; the best on
+held-out noises is kept. There are few parameters and one set of noises, so L-BFGS on all of them at once needs fewer
+evaluations than Adam. Ideas: Watson et al. 2021 (2106.03802), LD3 (Tong et al. 2024, 2405.15506), S4S (Frankel et al.
+2025, 2502.17423).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -26,6 +29,7 @@ import schedulers
 from diffgen.errors import DiffgenError
 from schedulers.grids import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
+from schedulers.scheduler import NonFinite
 
 from .plan import Entry, is_stochastic
 from .run import AUTOMATIC, versions
@@ -33,6 +37,9 @@ from .subjects import Network, Subject
 
 SCHEMA = "diffgen.grid/1"
 SEEDS_BELOW = 800  # tuning draws its noises from seeds below, so that those from there on have never been seen
+EARLIER = 4  # steps whose answers a correction brings in besides the latest
+BATCH = 16  # examples in one call of a network, where no gradients are kept
+FAR = 1e9  # the loss of parameters whose result is not finite
 
 
 class NotBetter(DiffgenError):  # noqa: N818
@@ -43,13 +50,12 @@ class NotBetter(DiffgenError):  # noqa: N818
 class Settings:
     """How the search is done."""
 
-    iterations: int = 240
-    noises: int = 64  # to learn from; seeds 0, 1, …
+    iterations: int = 160  # at most so many evaluations of the loss and its gradient
+    noises: int = 32  # to learn from; seeds 0, 1, …
     held_out: int = 32  # to choose by; seeds just below SEEDS_BELOW
-    batch: int = 16  # noises in one iteration
-    learning_rate: float = 0.05
-    every: int = 10  # iterations between two looks at the held-out noises
-    patience: int = 8  # looks without a better value before it stops
+    batch: int = 8  # noises in one call of the network where gradients are kept; of the mixture all
+    every: int = 8  # iterations between two looks at the held-out noises
+    patience: int = 3  # looks without a better value before it stops
     margin: float = 0.05  # by which it must be better than the best built-in grid
     teacher: int = 128  # evaluations of the teacher
 
@@ -92,7 +98,10 @@ class Learned(torch.nn.Module):
         least = (self.bottom - self.top) * 1e-4
         self.gaps = torch.nn.Parameter(torch.tensor([max(g, least) for g in gaps], dtype=torch.float64).log())
         self.told = torch.nn.Parameter(torch.zeros(len(start), dtype=torch.float64))
-        self.corrections = torch.nn.Parameter(torch.zeros(len(start), 2), requires_grad=corrections)
+        columns = 1 + min(len(start) - 1, EARLIER)
+        self.corrections = torch.nn.Parameter(
+            torch.zeros(len(start), columns, dtype=torch.float64), requires_grad=corrections
+        )
 
     def points(self) -> list[Point]:
         """The points at which to ask, their numbers 0-d tensors that carry gradients."""
@@ -119,7 +128,10 @@ class Learned(torch.nn.Module):
             "model_times": [float(p.t) for p in points],
         }
         if self.corrections.requires_grad:
-            said["corrections"] = [[round(c, 8) for c in row] for row in self.corrections.tolist()]
+            rows = [[round(c, 8) for c in row] for row in self.corrections.tolist()]
+            said["gains"] = [row[0] for row in rows]
+            if len(rows) > 1:
+                said["corrections"] = [row[1:] for row in rows]
         return said
 
     def _time(self, p: Point) -> float:
@@ -141,80 +153,119 @@ def tune(
     `prompt_of(seed)` says what is shown from that seed. Raises NotBetter, and ValueError for a scheduler that cannot be
     tuned (it draws noise, or does not ask `nfe` times exactly).
     """
-    if is_stochastic(label):
-        raise ValueError(f"{label} draws noise on the way: it has no solution that its grid could come nearer to")
-    if settings.noises + settings.held_out > SEEDS_BELOW:
-        raise ValueError(f"of {SEEDS_BELOW} noises {settings.held_out} are held out: {settings.noises} are too many")
-    base = _Solver(subject, label, guidance)
-    steps = base.scheduler("karras").steps_for(nfe)
-    if base.scheduler("karras").nfe(steps) != nfe:
-        raise ValueError(f"{label} cannot ask exactly {nfe} times; it asks {base.scheduler('karras').nfe(steps)} times")
-    train = base.starts(range(settings.noises), prompt_of)
-    test = base.starts(range(SEEDS_BELOW - settings.held_out, SEEDS_BELOW), prompt_of)
-    for starts in (train, test):
-        starts.aim = base.teacher(starts, settings.teacher)
-    built_in = base.built_in(nfe, train)
-    best = min(built_in, key=lambda name: built_in[name])
-    baseline = {
-        name: base.error(base.scheduler(name).grid(_steps(base.scheduler(name), nfe)), test) for name in built_in
-    }
-    known = min(baseline.values())
+    return Tuner(subject, label, prompt_of, guidance, settings).tune(nfe, on_step)
 
-    once = schedulers.info(schedulers.parse(label).name).evaluations_per_step == 1
-    points = base.scheduler(best).grid(steps).points[:-1]
-    learned = Learned(subject.noise, points, corrections=once and len(points) == nfe)
-    optimiser = torch.optim.Adam(
-        [
-            {"params": [learned.gaps], "lr": settings.learning_rate},
-            {"params": [learned.told], "lr": settings.learning_rate},
-            {"params": [learned.corrections], "lr": settings.learning_rate / 3},
-        ]
-    )
-    rates = [group["lr"] for group in optimiser.param_groups]
-    order = torch.Generator().manual_seed(0)
-    curve = [{"iteration": 0, "error": base.error(learned.grid(), test)}]
-    kept = {name: value.detach().clone() for name, value in learned.state_dict().items()}
-    lowest, waited = curve[0]["error"], 0
-    for iteration in range(1, settings.iterations + 1):
-        part = torch.randperm(len(train.seeds), generator=order)[: settings.batch].tolist()
-        fade = 0.5 * (1 + math.cos(math.pi * (iteration - 1) / settings.iterations))
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * min(1.0, iteration / 10) * fade
-        base.learn(learned, train.part(part), optimiser)
-        if on_step is not None:
-            on_step(iteration, settings.iterations)
-        if iteration % settings.every == 0 or iteration == settings.iterations:
-            error = base.error(learned.grid(), test)
-            curve.append({"iteration": iteration, "error": error})
-            waited += 1
-            if error < lowest:
-                lowest, waited = error, 0
-                kept = {name: value.detach().clone() for name, value in learned.state_dict().items()}
-            if waited >= settings.patience:
-                break
-    learned.load_state_dict(kept)
-    first = min(baseline, key=lambda name: baseline[name])
-    if not lowest <= (1 - settings.margin) * known:
-        raise NotBetter(
-            f"nothing better was found: the best grid has an error of {lowest:.4g} on held-out noises, "
-            f"{label} on {first} has {known:.4g}",
-            "a smaller --nfe leaves more to gain",
+
+class Tuner:
+    """One solver on one model at one guidance scale. The teacher's solutions serve every NFE that is tuned."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        label: str,
+        prompt_of: Callable[[int], str],
+        guidance: float = 1.0,
+        settings: Settings = Settings(),
+    ) -> None:
+        """Raises ValueError for a scheduler that draws noise, and for too many noises."""
+        if is_stochastic(label):
+            raise ValueError(f"{label} draws noise on the way: it has no solution that its grid could come nearer to")
+        if settings.noises + settings.held_out > SEEDS_BELOW:
+            raise ValueError(
+                f"of {SEEDS_BELOW} noises {settings.held_out} are held out: {settings.noises} are too many"
+            )
+        self.subject, self.label, self.guidance, self.settings = subject, label, guidance, settings
+        self.solver = _Solver(subject, label, guidance)
+        self.train = self.solver.starts(range(settings.noises), prompt_of)
+        self.test = self.solver.starts(range(SEEDS_BELOW - settings.held_out, SEEDS_BELOW), prompt_of)
+
+    def tune(self, nfe: int, on_step: Callable[[int, int], None] | None = None) -> dict[str, Any]:
+        """See `tune`."""
+        solver, settings = self.solver, self.settings
+        steps = solver.scheduler("karras").steps_for(nfe)
+        if (asked := solver.scheduler("karras").nfe(steps)) != nfe:
+            raise ValueError(f"{self.label} cannot ask exactly {nfe} times; it asks {asked} times")
+        for starts in (self.train, self.test):
+            if not len(starts.aim):
+                starts.aim = solver.teacher(starts, settings.teacher)
+        built_in = solver.built_in(nfe, self.test)
+        first = min(built_in, key=lambda name: built_in[name])
+        once = schedulers.info(schedulers.parse(self.label).name).evaluations_per_step == 1
+        points = solver.scheduler(first).grid(steps).points[:-1]
+        learned = Learned(self.subject.noise, points, corrections=once and len(points) == nfe)
+        curve = self._search(learned, on_step)
+        lowest = min(look["error"] for look in curve)
+        if not lowest <= (1 - settings.margin) * built_in[first]:
+            raise NotBetter(
+                f"nothing better was found: the best grid has an error of {lowest:.4g} on held-out noises, "
+                f"{self.label} on {first} has {built_in[first]:.4g}",
+                "a smaller --nfe leaves more to gain",
+            )
+        return {
+            "schema": SCHEMA,
+            "solver": solver.scheduler(first).name,
+            "nfe": nfe,
+            **learned.described(),
+            "guidance": self.guidance,
+            "model": self.subject.name,
+            "model_hash": self.subject.model_hash,
+            "error": lowest,
+            "built_in": {"grid": first, "error": built_in[first], "all": built_in},
+            "ratio": lowest / built_in[first],
+            "validation": curve,
+            "settings": vars(settings),
+            "versions": versions(),
+        }
+
+    def _search(self, learned: Learned, on_step: Callable[[int, int], None] | None) -> list[dict[str, float]]:
+        """Leave in `learned` what is best on the held-out noises; returns how good it was at each look."""
+        settings = self.settings
+        parameters = [parameter for parameter in learned.parameters() if parameter.requires_grad]
+        optimiser = torch.optim.LBFGS(
+            parameters,
+            max_iter=settings.iterations,
+            max_eval=settings.iterations,
+            history_size=settings.iterations,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
         )
-    return {
-        "schema": SCHEMA,
-        "solver": base.scheduler(best).name,
-        "nfe": nfe,
-        **learned.described(),
-        "guidance": guidance,
-        "model": subject.name,
-        "model_hash": subject.model_hash,
-        "error": lowest,
-        "built_in": {"grid": first, "error": known, "all": baseline},
-        "ratio": lowest / known,
-        "validation": curve,
-        "settings": vars(settings),
-        "versions": versions(),
-    }
+        curve: list[dict[str, float]] = []
+        kept: list[Tensor] = []
+
+        def look(done: int) -> None:
+            """Raises Enough where the last looks have found nothing better."""
+            error = self.solver.error(learned.grid(), self.test)
+            if not curve or error < min(before["error"] for before in curve):
+                kept[:] = [parameter.detach().clone() for parameter in parameters]
+            curve.append({"iteration": done, "error": error})
+            best = min(range(len(curve)), key=lambda i: curve[i]["error"])
+            if len(curve) - 1 - best >= settings.patience:
+                raise Enough
+
+        done = 0
+
+        def closure() -> float:
+            nonlocal done
+            if done % settings.every == 0:
+                look(done)
+            done += 1
+            optimiser.zero_grad()
+            loss = self.solver.learn(learned, self.train, settings.batch)
+            if on_step is not None:
+                on_step(min(done, settings.iterations), settings.iterations)
+            return loss
+
+        with contextlib.suppress(Enough):
+            optimiser.step(closure)
+            look(done)
+        with torch.no_grad():
+            for parameter, best in zip(parameters, kept, strict=True):
+                parameter.copy_(best)
+        return curve
+
+
+class Enough(Exception):  # noqa: N818
+    """The search gets no further."""
 
 
 class _Solver:
@@ -224,7 +275,7 @@ class _Solver:
         self.subject, self.label, self.guidance = subject, label, guidance
         self._built: dict[str, schedulers.Scheduler] = {}
 
-        @functools.lru_cache(maxsize=16)  # those of the held-out noises; every part to learn from is another
+        @functools.lru_cache(maxsize=128)  # the batches are always the same ones
         def network(prompts: tuple[str, ...]) -> Network:
             return subject.network(prompts, guidance)
 
@@ -267,24 +318,29 @@ class _Solver:
         """The mean over the seeds."""
         return float(starts.errors(self.sampled(self.scheduler("karras"), grid, starts)).mean())
 
-    def learn(self, learned: Learned, starts: Starts, optimiser: torch.optim.Optimizer) -> None:
-        """One step of Adam, the gradient summed over slices of the batch that are small enough for the memory."""
-        optimiser.zero_grad()
-        size = len(starts.seeds) if self.subject.family == "mixture" else SLICE
+    def learn(self, learned: Learned, starts: Starts, size: int) -> float:
+        """The mean error over the seeds, its gradient added to that of the parameters, `size` seeds at a time."""
+        total, size = 0.0, len(starts.seeds) if self.subject.family == "mixture" else size
         for first in range(0, len(starts.seeds), size):
             some = starts.part(range(first, min(first + size, len(starts.seeds))))
-            errors = some.errors(self.sampled(self.scheduler("karras"), learned.grid(), some, gradients=True))
-            (errors.sum() / len(starts.seeds)).backward()
+            try:
+                result = self.sampled(self.scheduler("karras"), learned.grid(), some, gradients=True)
+            except NonFinite:
+                for parameter in learned.parameters():
+                    parameter.grad = None
+                return FAR
+            part = some.errors(result).sum() / len(starts.seeds)
+            part.backward()
+            total += float(part.detach())
         for parameter in learned.parameters():
             if parameter.grad is not None:
                 parameter.grad.nan_to_num_(0.0, 0.0, 0.0)
-        torch.nn.utils.clip_grad_norm_(learned.parameters(), 1.0)
-        optimiser.step()
+        return total
 
     def sampled(self, scheduler: schedulers.Scheduler, grid: Grid, starts: Starts, gradients: bool = False) -> Tensor:
         """The results [S·B, …] in batches, on the CPU."""
         results = []
-        size = len(starts.x) if self.subject.family == "mixture" else BATCH
+        size = len(starts.x) if self.subject.family == "mixture" or gradients else BATCH
         for first in range(0, len(starts.x), size):
             rows = slice(first, first + size)
             network = self._network(tuple(starts.prompts[rows]))
@@ -294,9 +350,6 @@ class _Solver:
                 warnings.simplefilter("ignore")
                 results.append(scheduler.sample(asked, x, grid).cpu())
         return torch.cat(results)
-
-
-BATCH, SLICE = 16, 4  # examples in one call of a network; the same where gradients are kept
 
 
 def _steps(scheduler: schedulers.Scheduler, nfe: int) -> int:

@@ -15,6 +15,7 @@ The record (`schema: "diffgen.image/1"`) holds all that is needed to make the pi
 and, only where it was asked for:
 
     grid_sha256                   of the grid's file, where it is one
+    grid_from                     model, where that file is one of the model's own
     template, negative_template   the prompts before their choices were made; the choices are the seed's
     styles                        [name]: already put round the prompts
     prompt_syntax                 plain, where it is not a1111
@@ -244,8 +245,10 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "nfe": _whole(1, 1_000_000),
     "guidance": lambda value: type(value) in (int, float) and -1000 <= value <= 1000,
     "scheduler": _name,
+    "scheduler_options": lambda value: isinstance(value, dict),
     "grid": _name,
     "grid_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "grid_from": lambda value: value == "model",
     "width": _whole(1, 8192),
     "height": _whole(1, 8192),
     "model": _name,
@@ -285,6 +288,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "quantize": _name,
     "safety": lambda value: value in ("on", "off"),
     "memory": lambda value: isinstance(value, dict),
+    "cut": lambda value: isinstance(value, list) and all(map(_text, value)),
 }
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Mapping
@@ -19,7 +20,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+import schedulers
 from diffgen.errors import InputError
+from schedulers.grids import Explicit
 
 from . import families
 
@@ -36,6 +39,8 @@ TOKENIZER_FILES = (
 MAX_JSON = 2**20  # bytes of a configuration file
 MAX_TOKENIZER_FILE = 32 * 2**20
 MAX_HEADER = 8 * 2**20
+MAX_GRIDS = 64
+GRID_NAME = re.compile(r"\w[\w.-]{0,99}\.json", re.ASCII)
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 DTYPES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8}  # bytes per element
@@ -93,6 +98,7 @@ class Checked:
     file: Path | None = None  # the single-file checkpoint; a component whose weights are (file,) has tensors under the
     # names that they have there, in the original layout
     unused: tuple[str, ...] = ()  # tensors of a single file that belong to no component
+    grids: tuple[Path, ...] = ()  # tuned grids that the folder holds
 
     @property
     def network(self) -> Component:
@@ -117,9 +123,35 @@ def check_folder(folder: str | Path, name: str | None = None) -> Checked:
         name: check_component(folder / name, name, pair, families.FAMILIES[index.family].parts[name].kind, files)
         for name, pair in index.pairs.items()
     }
+    grids = check_grids(folder)
     return Checked(
-        folder, index.family, components, tuple(files), index.pipeline, index.variant, dict(index.companions)
+        folder,
+        index.family,
+        components,
+        (*files, *grids),
+        index.pipeline,
+        index.variant,
+        dict(index.companions),
+        grids=tuple(grids),
     )
+
+
+def check_grids(folder: Path) -> dict[Path, Explicit]:
+    """The tuned grids that a model's folder holds, grids/*.json, in the order of their names. Raises InputError."""
+    place = folder / "grids"
+    paths = sorted(path for path in place.iterdir() if path.suffix == ".json") if place.is_dir() else []
+    if len(paths) > MAX_GRIDS:
+        raise InputError(f"{place}: {len(paths)} grids, at most {MAX_GRIDS} are read")
+    found = {}
+    for path in paths:
+        if not GRID_NAME.fullmatch(path.name):
+            raise InputError(f"{place}: {short(path.name)} is no plain file name")
+        read_json(path)
+        try:
+            found[path] = schedulers.tuned(path)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{place}: {error}") from error
+    return found
 
 
 def check_companion(checked: Checked, name: str) -> Component:

@@ -27,7 +27,7 @@ CARD: dict[str, Any] = {
 
 def info(model: Model) -> dict[str, Any]:
     """name, folder, file, family, variant, bundled, source, revision, bytes (of what the model is read from and lies
-    beside it), prediction, the family's defaults, and what the card says.
+    beside it), prediction, the family's defaults, the tuned grids that it ships, and what the card says.
 
     Without a card: the resolution that the configuration means, the licence that README.md's head names, None for
     the rest. What the user's list says goes before the card's defaults. Raises InputError for broken files; of weights
@@ -67,6 +67,7 @@ def info(model: Model) -> dict[str, Any]:
         "bytes": size,
         "prediction": _prediction(model.family, configs["scheduler"]),
         "family_defaults": families.defaults_of(model.family, model.variant)._asdict(),
+        "grids": [] if model.file is not None else _grids(folder),
         **known,
     }
 
@@ -88,11 +89,19 @@ def _run(model: Model) -> dict[str, Any]:
         "bytes": sum({path.resolve(): path.stat().st_size for path in files_of(model.folder)}.values()),
         "prediction": said.get("prediction"),
         "family_defaults": {},
+        "grids": [],
         **CARD,
         "resolution": size[0] if isinstance(size, list) and len(set(map(str, size))) == 1 else size,
         "concepts": data.get("classes"),
         "defaults": config.get("sample", {}),
     }
+
+
+def _grids(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {"file": f"grids/{path.name}", "scheduler": grid.solver, "steps": grid.steps, "guidance": grid.guidance}
+        for path, grid in gate.check_grids(folder).items()
+    ]
 
 
 def _config(folder: Path, name: str) -> dict[str, Any]:

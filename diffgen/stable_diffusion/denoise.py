@@ -16,6 +16,7 @@ from diffgen.diffusion.guidance import guide
 from diffgen.errors import UsageError
 
 from .embed import embed
+from .making import SCHNELL_TOKENS
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,16 +26,24 @@ def denoiser(
 ) -> Network:
     """network(x [B, C, h, w], t [B]) for a batch that shows `prompts` [B], at `size` (width, height) in pixels.
 
-    Guidance other than 1 asks about both prompts in one batch of 2B, except where the network takes it as an input.
+    Flux's x are packed latents [B, h·w/4, 4C], as `ways.packed` makes them. Guidance other than 1 asks about both
+    prompts in one batch of 2B, except where the network takes it as an input, or none at all.
     Raises UsageError for a family whose network is not read here.
     """
     if family == "unconditional":
         return lambda x, t: pipeline.unet(x, t, return_dict=False)[0]
-    if family not in ("sd1", "sd2", "sdxl", "sd3"):
+    if family not in ("sd1", "sd2", "sdxl", "sd3", "flux"):
         raise UsageError(f"models of the family {family} are not read natively, only by generate")
-    inside = family in ("sd1", "sd2", "sdxl") and pipeline.unet.config.time_cond_proj_dim is not None
-    guided = guidance != 1 and not inside
-    unlike = {text: embed(pipeline, text, negative, guided=guided).arguments() for text in dict.fromkeys(prompts)}
+    if family == "flux":
+        inside = pipeline.transformer.config.guidance_embeds
+    else:
+        inside = family != "sd3" and pipeline.unet.config.time_cond_proj_dim is not None
+    guided = guidance != 1 and not inside and family != "flux"
+    length = SCHNELL_TOKENS if family == "flux" and not inside else None
+    unlike = {
+        text: embed(pipeline, text, negative, guided=guided, t5_length=length).arguments()
+        for text in dict.fromkeys(prompts)
+    }
     read = [unlike[text] for text in prompts]
     if len({embedding["prompt_embeds"].shape for embedding in read}) > 1:
         raise UsageError("these prompts are not equally long for the model", "shorten the longest")
@@ -55,11 +64,17 @@ def denoiser(
 def _inputs(
     pipeline: Any, family: str, conditions: dict[str, Tensor], which: str, size: tuple[int, int], inside: float | None
 ) -> dict[str, Tensor]:
-    """What the network reads besides x and t, each [B, …]."""
+    """What the network reads besides x and t, each [B, …], but Flux's places [h·w/4, 3]."""
     text = conditions[f"{which}prompt_embeds"]
     found = {"text": text}
-    if family in ("sdxl", "sd3"):
+    if family in ("sdxl", "sd3", "flux"):
         found["pooled"] = conditions[f"{which}pooled_prompt_embeds"]
+    if family == "flux":
+        sides = (side // pipeline.vae_scale_factor // 2 for side in reversed(size))
+        found["places"] = pipeline._prepare_latent_image_ids(len(text), *sides, text.device, text.dtype)
+        if inside is not None:
+            found["guidance"] = torch.full((len(text),), inside, device=text.device)
+        return found
     if family == "sdxl":
         width, height = size
         where = (height, width, 0, 0, height, width)  # original size, crop, size: as the pipeline's defaults have it
@@ -78,6 +93,17 @@ def _ask(pipeline: Any, family: str, x: Tensor, t: Tensor, read: dict[str, Tenso
             timestep=t,
             encoder_hidden_states=read["text"],
             pooled_projections=read["pooled"],
+            return_dict=False,
+        )[0]
+    if family == "flux":
+        return pipeline.transformer(
+            hidden_states=x,
+            timestep=t / 1000,
+            guidance=read.get("guidance"),
+            encoder_hidden_states=read["text"],
+            pooled_projections=read["pooled"],
+            txt_ids=read["places"].new_zeros(read["text"].shape[1], 3),
+            img_ids=read["places"],
             return_dict=False,
         )[0]
     more: dict[str, Any] = {}

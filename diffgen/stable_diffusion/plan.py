@@ -15,10 +15,11 @@ from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
 from diffgen.sampling import DEFAULTS, MAX_SIDE, parse_size, which_seeds, whole
+from diffgen.training.plan import OTHERS
 
 from . import inputs, prompt_syntax, sizes
 from . import prompts as prompt_rules
-from .classes import NAMES, RESCALING, class_of
+from .classes import class_of
 from .inputs import Control, Embedding, Input, Inputs, Lora, Source, Upscale, Variation
 from .styles import apply_styles
 from .wildcards import Wildcards
@@ -158,9 +159,11 @@ class Plan(sampling.Plan):
             yield from (shots[i : i + step] for i in range(0, len(shots), step))
 
     def unknown(self, prompt: str) -> tuple[str, ...]:
-        """The words of a prompt that the model never saw, as far as that is known."""
+        """The words of a prompt, and of its choices, that the model never saw, as far as that is known."""
         if self.known is None:
             return ()
+        if self.syntax != "plain":
+            prompt = self.wildcards.possible(prompt)
         added = {word for embedding in self.embeddings for word in prompt_rules.words(embedding.word)}
         return tuple(prompt_rules.unknown_words(self.known | added, prompt, self.syntax))
 
@@ -184,9 +187,14 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     sampling.sampling(DEFAULTS | said.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
     checked = check(model)
+    if checked.family == "unconditional":
+        _check_unconditional(model, options)
+    elif options.get("controls"):
+        class_of(checked.family, "control")  # before a ControlNet is asked for
     texts, negative = said.texts(prompts, checked.family)
     about = info(model)
-    chosen = _sampling(model, checked, about, said.sampling)
+    begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
+    chosen = _sampling(model, checked, about, said.sampling, plain=not begun)
     given = Inputs(options, model.folder)
     size, notes = sizes.round_size(size or given.size or sizes.own_size(model, about, checked), checked)
     pictures = given.fitted(size, notes)
@@ -196,6 +204,12 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     notes += sampling.grid_notes(chosen)
     if negative.strip() and (embedded or chosen["guidance"] == 1):
         notes.append("the negative prompt is not read: guidance is off, or an input of this model")
+    if (
+        chosen["guidance"] == 1
+        and not embedded
+        and (options.get("guidance_rescale") or options.get("guidance_interval"))
+    ):
+        notes.append("guidance is off: its rescale and its interval change nothing")
     known = prompt_rules.known_words(about)
     plan = Plan(
         model=model,
@@ -214,6 +228,15 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     return plan
 
 
+def _check_unconditional(model: Model, options: Options) -> None:
+    """Raises UsageError for an option about prompts, pictures or guidance."""
+    for name, neutral in {**OTHERS, "vae_tiling": False, "guidance": 1}.items():
+        if (value := options.get(name)) and value != neutral:
+            raise UsageError(
+                f"{model.name} makes pictures from nothing but noise: {name} is not for it", "leave it out"
+            )
+
+
 def _check_together(plan: Plan) -> None:
     """Does all that was asked for go together, and with this model? Raises UsageError."""
     family, mask = plan.checked.family, plan.mask is not None
@@ -224,11 +247,9 @@ def _check_together(plan: Plan) -> None:
         )
     transformer = "transformer" in plan.checked.components
     if family == "unconditional":
-        for what in ("image", "controls", "loras", "embeddings", "upscale", "tile", "vae_tiling", "attention"):
-            if getattr(plan, what):
-                raise UsageError(f"{plan.model.name} makes pictures from nothing but noise: {what} is not for it")
         return
-    name = class_of(family, plan.way)
+    class_of(family, plan.way)
+    embedded = FAMILIES[family].guidance_embedded or plan.checked.network.config.get("time_cond_proj_dim") is not None
     for asked, reason in (
         (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
         (plan.way == "mask" and plan.controls, "an inpainting model takes no --control"),
@@ -236,9 +257,10 @@ def _check_together(plan: Plan) -> None:
         (plan.tile and transformer, f"--tile is not there for {family}: its network has no convolutions"),
         (plan.tile and plan.vae_tiling, "--tile and --vae-tiling exclude each other: seams would show"),
         (plan.embeddings and transformer, f"--embedding is not there for {family}"),
+        (embedded and plan.rescale, "--guidance-rescale is not for a network that takes the guidance as an input"),
         (
-            plan.rescale and name not in RESCALING,
-            f"--guidance-rescale is not there for {NAMES[plan.way]} with {family}",
+            embedded and plan.interval != (0, 1),
+            "--guidance-interval is not for a network that takes the guidance as an input",
         ),
         (plan.refiner and family != "sdxl", f"--refiner is for Stable Diffusion XL, not for {family}"),
         (plan.attention and transformer, f"--attention is not there for {family}: it has no cross-attention"),
@@ -317,10 +339,15 @@ class _Said:
             styled = [apply_styles(self.styles, text, negative) for text in given]
             given, negative = [text for text, _ in styled], styled[0][1]
         for text in (*given, negative):
-            if self.syntax != "plain":
-                self.wildcards.check(text)
-                prompt_syntax.parse(text, self.syntax)
+            check_text(text, self.syntax, self.wildcards)
         return tuple(given), negative
+
+
+def check_text(text: str, syntax: str, wildcards: Wildcards) -> None:
+    """Check a prompt's grammar and all its choices. Raises UsageError, InputError."""
+    if syntax != "plain":
+        wildcards.check(text)
+        prompt_syntax.parse(text, syntax)
 
 
 def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, str]:
@@ -332,15 +359,34 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
 
 
-def _sampling(model: Model, checked: Checked, about: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """steps, guidance, scheduler and grid: as asked, else by the model's card, else by its family."""
+def _sampling(
+    model: Model, checked: Checked, about: Mapping[str, Any], asked: Mapping[str, Any], plain: bool
+) -> dict[str, Any]:
+    """steps, guidance, scheduler and grid: as asked, else by the model's card, else by its family.
+
+    A picture that begins with nothing but noise (`plain`) is made on one of the model's own tuned grids where nobody
+    asks for a grid and there is one for just its scheduler, number of steps and guidance. The card may name one: it
+    then says the number of steps too, unless what is asked does not go with it.
+    """
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
-    if "scheduler" in asked:
+    named = next((path for path in checked.grids if own["grid"] == f"grids/{path.name}"), None)
+    users = "grid" in asked or ("grid" in model.defaults and named is None)
+    if named is None and "grid" not in model.defaults and str(own["grid"]).lower().endswith(".json"):
+        raise InputError(f"{model.folder / 'card.json'}: there is no grid {own['grid']!r} in the model's folder")
+    if "scheduler" in asked or named is not None:
         own["grid"] = None  # the model's grid is for its own scheduler
-    own |= sampling.of_grid(asked)
     try:
-        return sampling.sampling(own | dict(asked))
+        if plain and not users:
+            said = sampling.of_grid({"grid": str(named)}) if named else {}
+            if "guidance" in card:
+                said.pop("guidance", None)
+            grids = [*([named] if named else []), *checked.grids]
+            for values in (own | said, own):
+                chosen = sampling.sampling(values | dict(asked))
+                if (grid := sampling.shipped_grid(grids, chosen)) is not None:
+                    return chosen | {"grid": grid}
+        return sampling.sampling(own | sampling.of_grid(asked) | dict(asked))
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
 

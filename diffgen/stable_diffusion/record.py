@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffgen import sampling
@@ -40,6 +41,7 @@ def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot:
 def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:
     """The options that not every picture has; those that were not asked for are left out."""
     found: dict[str, Any] = {
+        "grid_from": "model" if Path(plan.grid) in plan.checked.grids else None,
         "template": shot.template if shot.template != shot.prompt else None,
         "negative_template": plan.negative if plan.negative != shot.negative else None,
         "styles": list(plan.styles),

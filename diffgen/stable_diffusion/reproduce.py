@@ -59,10 +59,11 @@ class Files:
             if not path.exists():
                 raise InputError(f"there is no file {path}")
 
-    def file(self, what: str, name: str | None, sha256: str) -> Path:
-        """The file of that hash. Raises InputError, which says whether there is another of the same name."""
+    def file(self, what: str, name: str | None, sha256: str, *more: Path) -> Path:
+        """The file of that hash, perhaps one of `more`. Raises InputError, which says whether there is another of the
+        same name."""
         seen = []
-        for path in self._candidates(name):
+        for path in [*self._candidates(name), *more]:
             if not path.is_file():
                 continue
             if self._hash(path) == sha256:
@@ -194,7 +195,7 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
     """The order that the record is of, for one picture."""
     grid = record["grid"]
     if grid.lower().endswith(".json"):
-        grid = str(files.file("the grid", grid, record.get("grid_sha256", "")))
+        grid = str(files.file("the grid", grid, record.get("grid_sha256", ""), model.folder / "grids" / grid))
     upscale = record.get("upscale") or {}
     options: dict[str, Any] = {
         "seed": record["seed"],
@@ -205,6 +206,7 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
         "grid": grid,
     }
     try:
+        inputs.quantize_name(record.get("quantize", "none"))
         if model.family == "run":
             return runs.make_plan(model, [record["prompt"]] if record["prompt"] else (), **options)
         prompts = () if model.family == "unconditional" else [record["prompt"]]

@@ -1,0 +1,221 @@
+"""Tuned grids in a model's own folder: chosen where they fit, told, found again, checked like the rest of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffgen
+import schedulers
+from diffgen.cli.inspect import command_line
+from diffgen.errors import InputError
+from diffgen.images.metadata import read_record
+from diffgen.images.readers import read_made
+from diffgen.models import find
+from diffgen.models.by_hash import network_hash
+from diffgen.models.info import info
+from diffgen.stable_diffusion.plan import make_plan
+
+BUNDLED = find.BUNDLED / "emoji"
+HASH = network_hash(find.find("emoji"))
+
+
+def grid(**changes: Any) -> dict[str, Any]:
+    """A grid file's content for three steps at guidance 3, written by hand."""
+    found = {
+        "schema": "diffgen.grid/1",
+        "solver": "dpmpp_2m",
+        "nfe": 3,
+        "sigmas": [14.6, 1.9, 0.35],
+        "model_times": [995.0, 520.0, 110.0],
+        "corrections": [[0.0, 0.0], [0.05, 0.0], [0.1, -0.02]],
+        "model_hash": HASH,
+        "guidance": 3.0,
+    }
+    return {key: value for key, value in (found | changes).items() if value is not None}
+
+
+@pytest.fixture
+def shipping(tmp_path: Path):
+    """A copy of the bundled model that ships these grids, and says these defaults besides its own."""
+
+    def build(defaults: dict[str, Any] | None = None, **grids: Any) -> find.Model:
+        folder = tmp_path / "model"
+        shutil.copytree(BUNDLED, folder, copy_function=link)
+        shutil.rmtree(folder / "grids", ignore_errors=True)
+        (folder / "grids").mkdir()
+        for name, content in (grids or {"three": grid()}).items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / "grids" / f"{name}.json").write_text(text)
+        card = json.loads((BUNDLED / "card.json").read_text("utf-8"))
+        card["defaults"] = {"steps": 25, "guidance": 2.0, "scheduler": "dpmpp_2m", "grid": "karras"} | (defaults or {})
+        card.pop("sha256", None)
+        (folder / "card.json").unlink()
+        (folder / "card.json").write_text(json.dumps(card), "utf-8")
+        return find.find(str(folder))
+
+    return build
+
+
+def link(source: str, target: str) -> None:
+    Path(target).symlink_to(source)
+
+
+def chosen(model: find.Model, **options: Any) -> str:
+    """The grid of a plan."""
+    return Path(make_plan(model, "a red apple", seed=1, **options).grid).name
+
+
+def test_it_is_chosen_where_it_fits_and_nowhere_else(shipping) -> None:
+    model = shipping()
+    fits = {"steps": 3, "guidance": 3.0}
+    assert chosen(model, **fits) == "three.json"
+    assert chosen(model, **fits, scheduler="DPMSolverMultistepScheduler") == "three.json"  # another name of the solver
+    assert chosen(model) == "karras"  # 25 steps at guidance 2
+    assert chosen(model, steps=4, guidance=3.0) == "karras"
+    assert chosen(model, steps=3) == "karras"  # at guidance 2
+    assert chosen(model, **fits, scheduler="unipc") == schedulers.info("unipc").grid
+    assert chosen(model, **fits, scheduler="DPM++ 2M Karras") == "karras"
+    assert chosen(model, **fits, grid="exponential") == "exponential"
+    assert not make_plan(model, "a red apple", seed=1, **fits).notes
+
+
+@pytest.mark.parametrize(
+    ("defaults", "steps"),
+    [
+        ({"steps": 3, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras"}, 3),
+        ({"steps": 20, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "grids/three.json"}, 20),
+        ({"grid": "grids/three.json"}, 25),  # the family's; the file says all that it is for
+    ],
+)
+def test_the_card_may_make_it_the_default(shipping, defaults: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    """Whatever does not go with it is made with the ordinary number of steps, on the scheduler's own grid."""
+    model = shipping()
+    card = model.folder / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text("utf-8")) | {"defaults": defaults}), "utf-8")
+
+    def order(**options: Any) -> tuple[str, int]:
+        plan = make_plan(model, "a red apple", seed=1, **options)
+        return Path(plan.grid).name, plan.steps
+
+    plan = make_plan(model, "a red apple", seed=1)
+    assert (Path(plan.grid).name, plan.steps, plan.guidance, plan.scheduler) == ("three.json", 3, 3.0, "dpmpp_2m")
+    assert order(scheduler="dpmpp_2m", guidance=3) == ("three.json", 3)
+    assert order(steps=9) == ("karras", 9)
+    assert order(guidance=5.0) == ("karras", steps)
+    assert order(scheduler="unipc") == (schedulers.info("unipc").grid, steps)
+    assert order(grid="exponential") == ("exponential", steps)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert order(image=str(tmp_path / "a.png"), guidance=3.0) == ("karras", steps)
+    assert order(upscale=2.0, guidance=3.0) == ("karras", steps)
+
+
+def test_the_card_names_one_of_several(shipping) -> None:
+    model = shipping({"grid": "grids/b.json", "steps": 3, "guidance": 3.0}, a=grid(), b=grid(sigmas=[14.6, 2.0, 0.3]))
+    assert chosen(model) == "b.json"
+
+
+@pytest.mark.parametrize("name", ["grids/none.json", "../grid.json", "/etc/grid.json", "three.json"])
+def test_the_card_names_no_other_file(shipping, name: str) -> None:
+    with pytest.raises(InputError, match=r"card\.json: there is no grid"):
+        make_plan(shipping({"grid": name}), "a red apple")
+
+
+def test_from_the_command_to_the_same_picture_again(diffgen_, shipping) -> None:
+    model = shipping({"steps": 3, "guidance": 3.0})
+    code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, "--seed", "3", "-o", "a.png")
+    assert code == 0, err
+    assert "dpmpp_2m on three.json (model default), 3 steps (model default)" in err
+    record = read_record("a.png")
+    assert (record["grid"], record["grid_from"], record["steps"], record["nfe"]) == ("three.json", "model", 3, 3)
+    assert record["model_hash"] == HASH  # the grid is no part of it
+    code, out, err = diffgen_("reproduce", "a.png", "-m", model.folder)
+    assert (code, out) == (0, "identical pixels\n"), err
+
+    line, _ = command_line(read_made("a.png"))
+    assert "--grid" not in line  # by its steps, guidance and scheduler the model's own is found again
+    code, _, err = diffgen_(*line.split()[1:2], "a red apple", *line.split("apple'")[1].split(), "-m", model.folder,
+                            "-o", "b.png")  # fmt: skip
+    assert code == 0, err
+    assert np.array_equal(np.asarray(Image.open("a.png")), np.asarray(Image.open("b.png")))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is interpolated
+        native = diffgen.load(str(model.folder))
+        scheduler = native.scheduler(make_plan(model, "a red apple", seed=3))
+    assert [p.t for p in scheduler.grid().points[:-1]] == [995.0, 520.0, 110.0]
+
+    (model.folder / "grids" / "three.json").write_text(json.dumps(grid(notes="another file")))
+    code, _, err = diffgen_("reproduce", "a.png", "-m", model.folder)
+    assert code == 3
+    assert "the grid 'three.json'" in err
+
+
+def test_a_grid_of_another_model_is_refused(diffgen_, shipping) -> None:
+    model = shipping({"steps": 3, "guidance": 3.0}, three=grid(model_hash="0" * 64))
+    code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, "-o", "a.png")
+    assert code == 3
+    assert "tuned for another model" in err
+    assert diffgen_("generate", "a red apple", "-m", model.folder, "--grid", "karras", "-o", "a.png", "-q")[0] == 0
+
+
+def test_models_tells_of_them(diffgen_, shipping) -> None:
+    model = shipping()
+    assert info(model)["grids"] == [{"file": "grids/three.json", "scheduler": "dpmpp_2m", "steps": 3, "guidance": 3.0}]
+    code, out, _ = diffgen_("models", "info", model.folder)
+    assert code == 0
+    assert "grids/three.json (dpmpp_2m, 3 steps, guidance 3.0)" in out
+    code, out, _ = diffgen_("models", "verify", model.folder, "--json")
+    assert code == 0
+    files = {file["path"]: file["state"] for file in json.loads(out)["result"]["files"]}
+    assert files["grids/three.json"] == "not recorded"
+    assert network_hash(model) == HASH
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"schema": "diffgen.grid/1", "schema": "diffgen.grid/1"}',
+        '{"schema": NaN}',
+        json.dumps(grid(schema="diffgen.grid/2")),
+        json.dumps(grid(solver=None)),
+        json.dumps(grid(sigmas=[1.0, 2.0, 3.0])),
+        json.dumps(grid(corrections=[[0.0] * 4] * 3)),
+        json.dumps(grid(notes="x" * 2**20)),
+    ],
+)
+def test_a_broken_grid_is_refused_with_the_model(shipping, content: str) -> None:
+    model = shipping(three=content)
+    with pytest.raises(InputError, match=r"three\.json"):
+        make_plan(model, "a red apple")
+    with pytest.raises(InputError, match=r"three\.json"):
+        info(model)
+
+
+def test_what_lies_in_the_folder_besides(shipping) -> None:
+    model = shipping()
+    (model.folder / "grids" / "three.png").write_text("no matter")
+    (model.folder / "grids" / "readme").mkdir()
+    assert [path.name for path in find.check(model).grids] == ["three.json"]
+    (model.folder / "grids" / "a b.json").write_text(json.dumps(grid()))
+    with pytest.raises(InputError, match="no plain file name"):
+        find.check(model)
+    (model.folder / "grids" / "a b.json").unlink()
+    (model.folder / "grids" / "four.json").mkdir()
+    with pytest.raises(InputError, match="not a regular file"):
+        find.check(model)
+    (model.folder / "grids" / "four.json").rmdir()
+    for k in range(64):
+        (model.folder / "grids" / f"{k}.json").write_text(json.dumps(grid()))
+    with pytest.raises(InputError, match="65 grids, at most 64"):
+        find.check(model)
