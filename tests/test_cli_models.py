@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
-from test_models_families import SD, build
+from test_models_families import SD, XL, build
 from test_models_gate import UNET, make_folder
 from test_models_single_file import SD1, write
 
@@ -198,6 +198,10 @@ def test_on_a_terminal_it_asks_first(tmp_path):
     hub = Hub()
     for name in ("name", "second"):
         hub.add(f"org/{name}", make_folder(tmp_path / name))
+    parts = {name: pair for name, pair in XL.items() if name not in ("text_encoder", "tokenizer")}
+    hub.add("org/refiner", build(tmp_path / "refiner", "StableDiffusionXLImg2ImgPipeline", parts))
+    xl = build(tmp_path / "xl", "StableDiffusionXLPipeline", XL)
+    (xl / "vae/config.json").write_text('{"block_out_channels": [4, 4]}')
     home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "TERM": "dumb"}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **home}
     said = on_a_terminal(b"n\n", "-c", ASK, "org/name", **environment)
@@ -210,6 +214,24 @@ def test_on_a_terminal_it_asks_first(tmp_path):
     said = on_a_terminal(b"n\n", "-m", "diffgen", "generate", "a cat", "-m", "org/second", **environment)
     assert "org/second@" in said
     assert "error: there is no folder 'org/second'" in said
+    with_refiner = (
+        "-m",
+        "diffgen",
+        "generate",
+        "a cat",
+        "-m",
+        str(tmp_path / "xl"),
+        "-s",
+        "64",
+        "--dry-run",
+        "--refiner",
+    )
+    said = on_a_terminal(b"y\n", *with_refiner, "org/refiner", **environment)
+    assert "Fetch" in said
+    assert "error" not in said
+    said = on_a_terminal(b"y\n", *with_refiner, "org/second", **environment)
+    assert "not sdxl-refiner" in said
+    assert "Fetch" not in said
     before = len(hub.requests)
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     assert "NotCached" in on_a_terminal(b"y\n", "-c", ASK, "org/other", **offline)

@@ -157,6 +157,9 @@ def test_an_expanded_prompt_has_nothing_left_to_choose(text: str, seed: int) -> 
         ("a} b", UsageError, "nothing opens"),
         ("{3$$a|b}", UsageError, "asks for 3 of 2"),
         ("{2-1$$a|b}", UsageError, "asks for 2 to 1"),
+        ("{0::a|0::b}", UsageError, "asks for 1 of 0"),
+        ("{2$$0::a|b}", UsageError, "asks for 2 of 1"),
+        ("__never__", InputError, "no line to choose"),
         ("{2$$__my_colours__|x|y}{3$$__my_colours__}", UsageError, "asks for 3 of 2"),
         ("{" * 25 + "}" * 25, UsageError, "20 deep"),
         ("{x|__nothing__}", InputError, "there are no wildcards __nothing__"),
@@ -181,6 +184,7 @@ def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[
         "b": b"x\n__c__",
         "c": b"{y|z __b__}",
         "empty": b"# nothing\n\n",
+        "never": b"0::a\n0::b\n",
         "latin": "é".encode("latin-1"),
         "broken": b"fine\n{a|b\n",
         "grow": b"__grow1__" * 30,
@@ -192,6 +196,11 @@ def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[
     for seed in range(3):
         with pytest.raises(error, match=said):
             Wildcards([folder]).expand(text, seed)
+
+
+def test_all_that_could_be_chosen_side_by_side(folder: Path) -> None:
+    found = Wildcards([folder]).possible("a {3::red|2$$green} __animals__, __zoo/birds__ \\{b\\}").split()
+    assert found == ["a", "red", "2$$green", "cat", "dog", "big", "small", "owl", "eagle", ",", "\\{b\\}"]
 
 
 def test_near_names_are_told(folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
 import diffgen
@@ -281,6 +282,9 @@ def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: P
         ({"seed": None}, "does not say its seed"),
         ({"scheduler": "nothing"}, "cannot be obeyed"),
         ({"seed": 2**40}, "cannot be obeyed"),
+        ({"quantize": "int4"}, "cannot be obeyed: --quantize"),
+        ({"scheduler_options": [1]}, "impossible scheduler_options"),
+        ({"cut": 7}, "impossible cut"),
         ({"grid": "..json"}, "the grid"),
         ({"refiner": "nothing"}, "refiner"),
         ({"loras": [{"name": "..", "sha256": "0" * 64, "scale": 1}]}, "the LoRA"),
@@ -288,9 +292,9 @@ def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: P
 )
 def test_records_that_cannot_be_obeyed(apple: Path, tmp_path: Path, change: dict[str, Any], word: str) -> None:
     with Image.open(apple) as image:
-        record = json.loads(image.info["diffgen"]) | change
-        path = tmp_path / "x.png"
-        path.write_bytes(encode_png(image.convert("RGB"), record))
+        said = PngInfo()
+        said.add_text("diffgen", json.dumps(json.loads(image.info["diffgen"]) | change))
+        image.save(path := tmp_path / "x.png", pnginfo=said)
     with pytest.raises(InputError, match=word):
         reproduce(path)
 

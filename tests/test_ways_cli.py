@@ -103,9 +103,10 @@ def test_seeds_and_choices(diffgen_: Callable[..., Result], tiny: Path) -> None:
 
 
 def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     text = diffgen_("generate", "--help")[1]
     assert len(text.splitlines()) <= 100
+    assert "[outputs/{index:06}-{seed}-{prompt}.png]" in text
     for panel in ("Prompt", "Picture", "Sampling", "From a picture", "Model", "Device and memory", "Output"):
         assert f"─ {panel} ─" in text
 
@@ -141,7 +142,13 @@ def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch:
         (["--guidance-interval", "0.5"], 2, "--guidance-interval"),
         (["--guidance-interval", "0.6,0.2"], 2, "--guidance-interval"),
         (["--guidance-rescale", "2"], 2, "--guidance-rescale"),
-        (["--guidance-rescale", "0.5", "--image", "@photo.png"], 2, "--guidance-rescale"),
+        (["--steps"], 2, "see: diffgen generate --help"),
+        (["--image", ""], 2, "--image is empty"),
+        (["--control", ""], 2, "--control is empty"),
+        (["--lora", ":0.5"], 2, "--lora names no file"),
+        (["--control", "canny=:0.5"], 2, "--control names no file"),
+        (["--prediction", "epsilon"], 2, "--prediction is for single files"),
+        (["-m", "nobody/nothing", "-o", "@photo.png"], 6, "it exists"),
         (["--clip-skip", "0"], 2, "--clip-skip"),
         (["--clip-skip", "9"], 2, "--clip-skip"),
         (["--prompt-syntax", "compel"], 2, "--prompt-syntax"),
@@ -176,8 +183,57 @@ def test_what_is_wrong_is_said_before_anything_is_made(
     assert not Path("x.png").exists()
 
 
+def test_a_family_without_controlnets_says_so_first(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+    from tiny import build
+
+    folder = build(tmp_path / "sd3", family="sd3-without-t5")
+    code, _, err = diffgen_("generate", "a", "-m", folder, "--control", "canny=nothing.png")
+    assert code == 2
+    assert "ControlNet is not there for models of the family sd3" in err
+
+
 def test_a_line_that_is_wrong_is_named(diffgen_: Callable[..., Result], tiny: Path) -> None:
     Path("p.jsonl").write_text('{"prompt": "red"}\n{"prompt": "green", "steps": 0}\n')
     code, _, err = diffgen_("generate", "--prompt-file", "p.jsonl", "-m", tiny)
     assert code == 2
     assert "p.jsonl, line 2: --steps" in err
+    Path("p.txt").write_text("red\n# a comment\n{blue\n")
+    code, _, err = diffgen_("generate", "--prompt-file", "p.txt", "-m", tiny, "--steps", 0)
+    assert code == 2
+    assert "p.txt, line 3: a brace is never closed" in err
+    assert "p.txt" not in diffgen_("generate", "--prompt-file", "p.txt", "-m", tiny, "-n", 0)[2]
+
+
+def test_words_that_wildcards_may_choose_are_the_models(diffgen_: Callable[..., Result], tiny: Path) -> None:
+    Path("wildcards").mkdir()
+    Path("wildcards/fruit.txt").write_text("apple\n2::zebra\n")
+    err = diffgen_("generate", "a __fruit__, {3::red|lila}", "-m", tiny, "--dry-run")[2]
+    assert "never saw 'zebra', 'lila': " in err
+
+
+def test_a_file_that_does_not_say_what_it_predicts(
+    diffgen_: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for; shown and recorded; in the command that inspect prints; and obeyed by reproduce."""
+    import original_layout
+    from tiny import build
+
+    original_layout.write(build(tmp_path / "x", family="sd2"), tmp_path / "x.safetensors", "sd2")
+    (tmp_path / "x").rename(tmp_path / "aside")
+    code, _, err = diffgen_("generate", "a", "-m", "x.safetensors", "--dry-run")
+    assert code == 3
+    assert "add --prediction epsilon or v_prediction" in err
+    assert diffgen_("generate", "a", "-m", "x.safetensors", "--prediction", "v")[0] == 2
+    code, _, err = diffgen_("generate", "a", "-m", "x.safetensors", "--prediction", "v_prediction", "--dry-run")
+    assert code == 0
+    assert "768x768 (model default)" in err
+    assert "predicts v_prediction" in err
+    (tmp_path / "aside").rename(tmp_path / "x")  # the small configuration, which says v_prediction
+    common = ("generate", "a", "-m", "x.safetensors", "--seed", 3, "--steps", 2, "-s", 32)
+    assert diffgen_(*common, "--prediction", "epsilon", "-o", "e.png")[0] == 0
+    assert diffgen_(*common, "-o", "v.png")[0] == 0
+    assert json.loads(info("e.png")["diffgen"])["prediction"] == "epsilon"
+    assert Image.open("e.png").tobytes() != Image.open("v.png").tobytes()
+    command = json.loads(diffgen_("inspect", "e.png", "--json")[1])["result"]["command"]
+    assert "--prediction epsilon" in command
+    assert diffgen_("reproduce", "e.png", "-m", "x.safetensors")[:2] == (0, "identical pixels\n")

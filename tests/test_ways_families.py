@@ -189,9 +189,15 @@ def _plan(generator: ImageGenerator) -> Any:
         ("sd3", {"tile": True}, "no convolutions"),
         ("flux", {"embeddings": ["x=EMBEDDING"]}, "--embedding is not there for flux"),
         ("sd2", {"refiner": "REFINER"}, "Stable Diffusion XL"),
-        ("sd3", {"guidance_rescale": 0.5}, "--guidance-rescale is not there"),
+        ("flux", {"guidance_rescale": 0.5}, "--guidance-rescale is not for a network that takes"),
+        ("flux", {"guidance_interval": "0,0.5"}, "--guidance-interval is not for a network that takes"),
         ("sdxl-refiner", {}, "text to image is not there"),
         ("unconditional", {"tile": True}, "nothing but noise"),
+        ("unconditional", {"guidance": 3}, "nothing but noise: guidance"),
+        ("unconditional", {"guidance_interval": "0,0.5"}, "nothing but noise"),
+        ("unconditional", {"clip_skip": 2}, "nothing but noise"),
+        ("unconditional", {"style": "icon"}, "nothing but noise"),
+        ("unconditional", {"refiner": "REFINER"}, "nothing but noise"),
     ],
 )
 def test_what_a_family_lacks_is_said(
@@ -209,6 +215,39 @@ def test_what_a_family_lacks_is_said(
     prompts: Any = () if family == "unconditional" else PROMPT
     with pytest.raises(UsageError, match=text):
         make_plan(find(str(folder(family))), prompts, **options)
+
+
+def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator], photo: Image.Image) -> None:
+    """One step of a flow from σ = 1 predicts x0 = x − v, so that v can be told from what was predicted; and diffusers'
+    own rescaling, where it has one."""
+    from diffgen.diffusion.guidance import rescale
+    from diffgen.stable_diffusion.plan import make_plan
+
+    generator = load("sd3")
+
+    def velocity(**options: Any) -> torch.Tensor:
+        seen: list[torch.Tensor] = []
+        plan = make_plan(generator.model, PROMPT, steps=1, seed=SEED, size=32, negative="blue", **options)
+        list(generator.pictures(plan, None, lambda shots, i, x0: seen.append(x0.clone())))
+        return torch.randn(seen[0].shape, generator=torch.Generator().manual_seed(SEED)) - seen[0]
+
+    cond, uncond = velocity(guidance=1), velocity(guidance=0)
+    expected = rescale(uncond + 6 * (cond - uncond), cond, 0.7)
+    torch.testing.assert_close(velocity(guidance=6, guidance_rescale=0.7), expected, rtol=1e-4, atol=1e-5)
+    assert abs(velocity(guidance=6) - expected).max() > 0.01
+    assert torch.equal(velocity(guidance=1, guidance_rescale=0.7), cond)
+
+    xl = load("sdxl")
+    said: dict[str, Any] = {"image": photo, "strength": 0.75, "seed": SEED, "steps": STEPS, "scheduler": "euler"}
+    made = [pixels(xl.generate(PROMPT, guidance=6, guidance_rescale=share, **said)[0]) for share in (0.0, 0.7)]
+    pipeline = theirs(xl, "StableDiffusionXLImg2ImgPipeline")
+    pipeline.scheduler = xl.scheduler(make_plan(xl.model, PROMPT, **said))
+    expected = pipeline(
+        PROMPT, image=photo, strength=0.75, num_inference_steps=STEPS, guidance_scale=6, guidance_rescale=0.7,
+        generator=torch.Generator().manual_seed(SEED),
+    ).images[0]  # fmt: skip
+    assert abs(made[1] - pixels(expected)).max() <= 1
+    assert (made[0] != made[1]).any()
 
 
 def test_prompts_where_there_are_none(folder: Callable[[str], Path]) -> None:

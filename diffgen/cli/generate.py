@@ -15,13 +15,14 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
-from diffgen.images.metadata import LEVELS, encode_png
+from diffgen.images.metadata import LEVELS, base_name, encode_png
 from diffgen.images.naming import Outputs
 from diffgen.models.find import Model, predicting
 from diffgen.sampling import which_seeds
 from diffgen.stable_diffusion import prompts
 from diffgen.stable_diffusion.inputs import check_switch, offload_name, quantize_name
-from diffgen.stable_diffusion.plan import Options, Plan, make_plan
+from diffgen.stable_diffusion.plan import Options, Plan, check_text, make_plan
+from diffgen.stable_diffusion.wildcards import Wildcards
 from diffgen.training import plan as runs
 
 from . import loaded, models, whole
@@ -244,13 +245,12 @@ def _lines(given: list[str], file: str | None) -> list[prompts.Line]:
 
 
 @contextlib.contextmanager
-def _of(line: prompts.Line) -> Iterator[None]:
-    """Inside, an error is one of that line, if the line says any option."""
+def _at(where: str) -> Iterator[None]:
+    """Inside, an error is one of that line of a file, "" for none."""
     try:
         yield
     except DiffgenError as error:
-        if line.where and line.options:
-            error.message = f"{line.where}: {error.message}"
+        error.message = f"{where}: {error.message}" if where else error.message
         raise
 
 
@@ -259,7 +259,7 @@ def _count(lines: list[prompts.Line], options: Any) -> int:
     total = 0
     for line in lines or [prompts.Line("")]:
         asked = options | line.options
-        with _of(line):
+        with _at(line.where if line.options else ""):
             total += which_seeds(asked.get("count", 1), asked.get("seed"), asked.get("seeds"))["count"]
     return total
 
@@ -267,12 +267,16 @@ def _count(lines: list[prompts.Line], options: Any) -> int:
 def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPlan]:
     """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
     make: Any = runs.make_plan if model.family == "run" else make_plan
+    wildcards = Wildcards(options.get("wildcards"))
+    for line in lines if model.family != "run" else ():
+        with _at(line.where):
+            check_text(line.prompt, line.options.get("prompt_syntax", options["prompt_syntax"]), wildcards)
     if not lines:
         return [make(model, (), **options)]
     plans: list[AnyPlan] = []
     for said, group in itertools.groupby(lines, lambda line: line.options):
         texts = list(group)
-        with _of(texts[0]):
+        with _at(texts[0].where if said else ""):
             plans.append(make(model, [line.prompt for line in texts], **(options | said)))
         if not {"seed", "seeds"} & set(options):
             options = options | {"seed": plans[0].seed}
@@ -288,8 +292,8 @@ def _summary(plan: AnyPlan) -> str:
     seeds = f"seed {plan.seed}" if not plan.seeds else f"{len(plan.seeds)} seeds"
     width, height = plan.final_size
     parts = [
-        f"{plan.scheduler} on {plan.grid}{own('scheduler', 'grid')}",
-        f"{plan.steps} steps{own('steps')}",
+        f"{plan.scheduler} on {base_name(plan.grid)}{own('scheduler', 'grid')}",
+        f"{plan.steps} step{'s' * (plan.steps > 1)}{own('steps')}",
         f"guidance {plan.guidance:g}{own('guidance')}",
         f"{width}x{height}{own('size', 'image', 'controls', 'upscale')}",
         seeds,

@@ -330,11 +330,18 @@ def _agreed(say: Output, what: str, dry_run: bool, yes: bool) -> bool:
     return True
 
 
+def _item(value: object) -> str:
+    """Of a list: a grid, or a text."""
+    if isinstance(value, dict):
+        return f"{value['file']} ({value['scheduler']}, {value['steps']} steps, guidance {value['guidance']})"
+    return str(value)
+
+
 def _brief(value: object) -> str:
     if isinstance(value, list) and len(value) > 12:
         return f"{len(value)}: {_brief(value[:12])}, … (all of them: --json)"
     if isinstance(value, list):
-        return ", ".join(" ".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
+        return ", ".join(" ".join(map(str, item)) if isinstance(item, list) else _item(item) for item in value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
     return str(value)

@@ -35,14 +35,6 @@ NAMES = {
     "control+image": "ControlNet on a picture",
 }
 
-# The classes that rescale guidance.
-RESCALING = {
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-    "StableDiffusionXLInpaintPipeline",
-}
-
 
 def class_of(family: str, way: str) -> str:
     """The name of diffusers' class for a way of a family. Raises UsageError if the family has none."""

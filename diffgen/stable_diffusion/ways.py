@@ -1,24 +1,27 @@
 """Which of diffusers' pipelines makes a picture, and what it is called with.
 
 `classes` says which class does what for each family. It is used as it is, but for three things: guidance is
-uncond + scale·(cond − uncond) below 1 too, and only inside an interval of steps if one is asked for; and where a
-picture is the beginning, its latents and their noise are given to the pipeline instead of being made by it. That lets
-every way start from latents of any number of channels and from noise of our own choice. Inpainting is image to image
-whose latents outside the mask are replaced after each step by the picture's own, at that step's noise: the lines that
-diffusers' inpainting pipelines have, for every family. Models that read the mask (9 channels) use diffusers' own.
+uncond + scale·(cond − uncond) below 1 too, only inside an interval of steps if one is asked for, and rescaled in every
+way, not only where diffusers does it; and where a picture is the beginning, its latents and their noise are given to
+the pipeline instead of being made by it. That lets every way start from latents of any number of channels and from
+noise of our own choice. Inpainting is image to image whose latents outside the mask are replaced after each step by the
+picture's own, at that step's noise: the lines that diffusers' inpainting pipelines have, for every family. Models that
+read the mask (9 channels) use diffusers' own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffgen.diffusion.guidance import rescale as guidance_rescaled
 from schedulers.scheduler import Scheduler
 
 from .classes import class_of
@@ -120,6 +123,33 @@ def watched(scheduler: Scheduler, watch: Callable[[int, float, Tensor], None] | 
     return scheduler
 
 
+@contextlib.contextmanager
+def rescaling(pipeline: Any, share: float) -> Iterator[None]:
+    """Inside, what was guided has the conditional prediction's standard deviation, by that share (`guidance.rescale`).
+
+    Guided networks are asked for both predictions at once, the unconditional one first; others are left alone.
+    """
+    if not share:
+        yield
+        return
+    network = getattr(pipeline, "unet", None) or pipeline.transformer
+    said: list[Tensor] = []
+    step = pipeline.scheduler.step
+
+    @functools.wraps(step)
+    def rescaled(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if len(said[-1]) == 2 * len(model_output):
+            model_output = guidance_rescaled(model_output, said[-1].chunk(2)[1], share)
+        return step(model_output, *args, **kwargs)
+
+    hook = network.register_forward_hook(lambda module, given, output: said.__setitem__(slice(None), [output[0]]))
+    pipeline.scheduler.step = rescaled
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def strength_for(steps: int, strength: float) -> float:
     """The strength itself, or the least one with which diffusers walks a step: it rounds steps·strength down."""
     return strength if int(steps * strength) else min(1.0, 1.001 / steps)
@@ -211,8 +241,6 @@ def call(
         one = len(controls) == 1
         arguments["image" if start is None else "control_image"] = controls[0] if one else list(controls)
         arguments["controlnet_conditioning_scale"] = scales[0] if one else list(scales)
-    if rescale:
-        arguments["guidance_rescale"] = rescale
     for key, value in (("width", width), ("height", height)):
         if key in known:
             arguments[key] = value
@@ -225,13 +253,14 @@ def call(
             return {}
         return {"latents": blend(pipe, start, times, i, tensors["latents"])}
 
-    latents = pipeline(
-        **arguments,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=list(generators),
-        output_type="latent",
-        callback_on_step_end=after,
-        return_dict=False,
-    )[0]
+    with rescaling(pipeline, rescale):
+        latents = pipeline(
+            **arguments,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=list(generators),
+            output_type="latent",
+            callback_on_step_end=after,
+            return_dict=False,
+        )[0]
     return unpacked(pipeline, latents, width, height)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -111,6 +111,24 @@ class Wildcards:
         self._check(parsed, ())
         return _Draw(self, random).choices(parsed)
 
+    def possible(self, text: str) -> str:
+        """All that any seed could choose, side by side. Raises what `check` does."""
+        parsed = _parse(text)
+        self._check(parsed, ())
+        return "".join(self._possible(parsed, set()))
+
+    def _possible(self, text: _Text, seen: set[str]) -> Iterator[str]:
+        for piece in text:
+            if isinstance(piece, str):
+                yield piece
+                continue
+            if isinstance(piece, _File) and piece.name in seen:
+                continue
+            seen |= {piece.name} if isinstance(piece, _File) else set()
+            for _, option in self.lines(piece.name) if isinstance(piece, _File) else piece.options:
+                yield from self._possible(option, seen)
+                yield " "
+
     def names(self) -> list[str]:
         """The names of the files, at most 10,000."""
         found = (path.relative_to(folder) for folder in self.folders for path in folder.rglob("*.txt"))
@@ -127,8 +145,9 @@ class Wildcards:
         options = braces.options
         if len(options) == 1 and len(options[0][1]) == 1 and isinstance(file := options[0][1][0], _File):
             options = self.lines(file.name)
-        if braces.high > len(options):
-            raise UsageError(f"{_short(braces.source)} asks for {braces.high} of {len(options)} choices")
+        count = sum(weight > 0 for weight, _ in options)
+        if braces.high > count:
+            raise UsageError(f"{_short(braces.source)} asks for {braces.high} of {count} choices")
         return options
 
     def _path(self, name: str) -> Path:
@@ -285,7 +304,7 @@ def _read(path: Path, name: str) -> _Options:
             options.append((float(weight[1]) if weight else 1.0, _parse(line[weight.end() if weight else 0 :].strip())))
         except UsageError as error:
             raise InputError(f"{path}, line {number}: {error.message}", error.hint) from error
-    if not options:
+    if not any(weight for weight, _ in options):
         raise InputError(f"{path}: no line to choose, __{name}__ would be nothing")
     return tuple(options)
 
