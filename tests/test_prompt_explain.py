@@ -172,12 +172,13 @@ def test_the_guides_other_commands_run(diffgen_: Command, tmp_path: Path) -> Non
     """With the files that the page tells to write; `generate` without making the pictures."""
     page = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text("utf-8")
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
+    blocks += re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "styles.toml").write_text(next(block for block in blocks if block.startswith("[icon]")))
     (tmp_path / "prompts.jsonl").write_text("".join(re.findall(r"^ *(\{\"prompt.*\n)", page, re.MULTILINE)))
     lines = [line for block in blocks for line in block.splitlines()]
     subprocess.run(["sh", "-c", next(line for line in lines if line.startswith("mkdir"))], cwd=tmp_path, check=True)
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("diffgen ")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         code, _, err = diffgen_(*command, *(["--dry-run"] if command[0] == "generate" else []))
         assert code == 0, err

@@ -213,7 +213,7 @@ def test_files_are_seen_by_the_gate(generator: ImageGenerator, tmp_path: Path, t
         ({"loras": [str(pickle)]}, "not safetensors"),
         ({"loras": [str(tmp_path / "none.safetensors:0.5")]}, "none.safetensors"),
         ({"embeddings": [f"x={pickle}"]}, "not safetensors"),
-        ({"loras": [str(checkpoint)]}, ""),
+        ({"loras": [str(checkpoint)]}, "no LoRA, but 208 tensors"),
         ({"controls": ["canny=none.png"], "control_models": [str(pickle)]}, "none.png"),
     ):
         with pytest.raises(InputError, match=text):
