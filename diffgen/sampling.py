@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import re
 import secrets
@@ -200,7 +199,7 @@ def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
     """
     whole("--steps", values["steps"], 1, 1000)
     guidance = values["guidance"]
-    if type(guidance) not in (int, float) or not math.isfinite(guidance) or not 0 <= guidance <= 100:
+    if type(guidance) not in (int, float) or not 0 <= guidance <= 100:
         raise UsageError(f"--guidance must be a number from 0 to 100 (got {guidance!r})", "1 is off; 3 to 9 are usual")
     try:
         name, named_grid = schedulers.resolve(str(values["scheduler"]))
@@ -209,7 +208,7 @@ def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
     except schedulers.UnknownName as error:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
     except (ValueError, OSError) as error:  # a grid of its own, from a file
-        raise InputError(f"--grid {values['grid']}: {error}") from error
+        raise _unread(values["grid"], error) from error
     if solver.upwards:
         raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
     if solver.native_only and not native:
@@ -228,16 +227,20 @@ def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shipped_grid(paths: Iterable[Path], chosen: Mapping[str, Any]) -> str | None:
-    """The first of a model's tuned grids that is for exactly this solver, number of steps and guidance.
+    """The first of a model's tuned grids that is for exactly this solver and number of steps, and for this guidance,
+    or for any.
 
     `chosen` is what `sampling` returned. Raises InputError.
     """
     label = schedulers.parse(chosen["label"])
     if label.grid or label.options:
         return None
-    asked = chosen["scheduler"], chosen["steps"], chosen["guidance"]
-    fitting = (p for p in map(str, paths) if (t := _tuned(p)) and (t.solver, t.steps, t.guidance) == asked)
-    return next(fitting, None)
+    for path in map(str, paths):
+        tuned = _tuned(path)
+        fits = (tuned.solver, tuned.steps) == (chosen["scheduler"], chosen["steps"])
+        if fits and tuned.guidance in (None, chosen["guidance"]):
+            return path
+    return None
 
 
 def grid_notes(chosen: Mapping[str, Any]) -> list[str]:
@@ -277,4 +280,12 @@ def _tuned(grid: Any) -> Any:
     try:
         return schedulers.tuned(grid)
     except (ValueError, OSError) as error:
-        raise InputError(f"--grid {grid}: {error}") from error
+        raise _unread(grid, error) from error
+
+
+def _unread(grid: str, error: ValueError | OSError) -> InputError:
+    """What to say of a grid that cannot be read."""
+    if isinstance(error, OSError):
+        hint = "diffgen tune writes such files; grids with a name: diffgen schedulers list"
+        return InputError(f"cannot read the grid {grid}: {error.strerror}", hint)
+    return InputError(f"--grid {grid}: {error}")

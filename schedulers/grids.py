@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -423,7 +424,7 @@ def tuned(path: str | Path) -> Explicit:
             raise ValueError('"solver" (a name) and "nfe" (a number) must be there')
         levels = {key: found.get(key) for key in ("times", "sigmas", "model_times")}
         model_hash, guidance = found.get("model_hash"), found.get("guidance")
-        if not isinstance(model_hash, str | None) or not isinstance(guidance, int | float | None):
+        if not isinstance(model_hash, str | None) or not (guidance is None or _finite(guidance)):
             raise ValueError('"model_hash" must be a text and "guidance" a number, where they are there')
         rows = found.get("corrections") or []
         if not isinstance(rows, list):
@@ -458,10 +459,16 @@ def _numbers(what: str, values: Any) -> tuple[float, ...]:
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, (list, tuple)) or not 0 < len(values) <= 10_000:
         raise ValueError(f"{what} must be a list of 1 to 10000 numbers")
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)]
+    wrong = [v for v in values if not _finite(v)]
     if wrong:
         raise ValueError(f"{what} must be finite numbers; there is {str(wrong[0])[:40]!r}")
     return tuple(float(v) for v in values)
+
+
+def _finite(value: Any) -> bool:
+    """A number that a float can hold; a whole number in a file may be larger."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _given_time(noise: NoiseSchedule, t: float) -> Point:

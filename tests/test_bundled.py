@@ -69,11 +69,11 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path):
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    folder = find("emoji").folder
-    expected = {
-        f"diffgen/models/bundled/emoji/{p.relative_to(folder).as_posix()}" for p in folder.rglob("*") if p.is_file()
-    }
-    assert expected <= held
+    models = ROOT / "diffgen" / "models"
+    for folder in (models / "bundled" / "emoji", models / "configs"):
+        expected = {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert len(expected) > 10
+        assert expected <= held
     assert {"schedulers/py.typed", "schedulers/solvers/euler.py", "diffgen/py.typed"} <= held
 
 

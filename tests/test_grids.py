@@ -359,6 +359,10 @@ def test_corrections_of_a_tuned_grid(gains: list[float] | None, rows: list[list[
         ({"gains": [1, 2, None]}, "finite numbers"),
         ({"model_hash": 5}, "must be a text"),
         ({"guidance": "3"}, "must be a text"),
+        ({"guidance": True}, "must be a text"),
+        ({"guidance": 10**400}, "must be a text"),
+        ({"guidance": float("nan")}, "must be a text"),
+        ({"sigmas": [10**400, 2.0, 1.0]}, "finite numbers"),
         ({"notes": "x" * (1 << 20)}, "larger than 1048576 bytes"),
     ],
 )

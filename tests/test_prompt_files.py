@@ -59,6 +59,7 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         ('{"prompt": "a", "guidance": null}', "'guidance' must be a whole number or a number", ""),
         ('{"prompt": "a", "guidance": NaN}', "NaN is no number", ""),
         ('{"prompt": "a", "style": ["x", 1]}', "'style' must be a text or a list of texts", ""),
+        ('{"prompt": "a", "grid": ""}', "'grid' is empty", "leave it out"),
         ('{"prompt": "a", "seed": 1, "seed": 2}', "'seed' is there twice", ""),
         ('{"prompt": "a", "clip-skip": 1, "clip_skip": 2}', "'clip_skip' is there twice", ""),
         ('{"prompt": "a"', "broken JSON", "one object a line"),

@@ -291,6 +291,15 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     readme = (work / "emoji" / "README.md").read_text()
     assert "| grid | evaluations | accuracy |\n| --- | --- | --- |\n| four.json | 4 | 0.5 |\n" in readme
 
+    recipe("tune").main(work, evaluations=(3, 2), prompts=2, settings=settings)  # the fewest first; nothing is old
+    right = json.loads((work / "tune" / "accuracy.json").read_text())
+    measured = [int(key.split()[0]) for key in right]
+    assert measured[0] == 3  # the usual
+    assert measured[1:] == sorted(measured[1:])
+    assert set(right.values()) <= {0.0, 0.5, 1.0}
+    said = json.loads((work / "emoji" / "card.json").read_text())
+    assert {one["prompts"] for one in said["tuned"]} <= {2}
+
 
 def test_intervals_of_accuracies(recipe):
     """Wilson's bounds are the p at which the observed share lies z standard deviations away."""

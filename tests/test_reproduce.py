@@ -23,7 +23,7 @@ from diffgen.images.metadata import encode_png
 from diffgen.images.pixels import pixels_sha256
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, network_hash
-from diffgen.models.find import find
+from diffgen.models.find import find, predicting
 from diffgen.stable_diffusion.generate import ImageGenerator
 from diffgen.stable_diffusion.plan import make_plan
 from diffgen.stable_diffusion.reproduce import reproduce
@@ -232,6 +232,28 @@ def test_a_model_of_the_users_list(tiny: Path, tmp_path: Path, monkeypatch: pyte
     assert emoji.bundled
 
 
+def test_a_file_in_the_list_that_does_not_say_what_it_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures' records do. They are nothing to a family that predicts but one thing."""
+    import original_layout
+    from tiny import build
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "diffgen").mkdir()
+    (tmp_path / "diffgen" / "models.toml").write_text(
+        "".join(f'{f} = "{tmp_path}/{f}.safetensors"\n' for f in ("a", "b"))
+    )
+    for name, family in (("a", "sd2"), ("b", "sd3")):
+        original_layout.write(build(tmp_path / family, family=family), tmp_path / f"{name}.safetensors", family)
+    digest = network_hash(predicting(find("a"), "epsilon"))
+    assert find_by_hash(digest, "sd2") is None
+    found = find_by_hash(digest, "sd2", "epsilon")
+    assert found is not None
+    assert (found.name, found.prediction) == ("a", "epsilon")
+    found = find_by_hash(network_hash(find("b")), "sd3", "epsilon")
+    assert found is not None
+    assert (found.name, found.prediction) == ("b", None)
+
+
 def test_a_model_in_the_cache(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its blobs are called by their hashes, so that the file is not read."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -285,6 +307,8 @@ def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: P
         ({"quantize": "int4"}, "cannot be obeyed: --quantize"),
         ({"scheduler_options": [1]}, "impossible scheduler_options"),
         ({"cut": 7}, "impossible cut"),
+        ({"prediction": [1]}, "impossible prediction"),
+        ({"refiner_hash": "0"}, "impossible refiner_hash"),
         ({"grid": "..json"}, "the grid"),
         ({"refiner": "nothing"}, "refiner"),
         ({"loras": [{"name": "..", "sha256": "0" * 64, "scale": 1}]}, "the LoRA"),

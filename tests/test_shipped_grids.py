@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import diffgen
@@ -18,7 +20,7 @@ from diffgen.cli.inspect import command_line
 from diffgen.errors import InputError
 from diffgen.images.metadata import read_record
 from diffgen.images.readers import read_made
-from diffgen.models import find
+from diffgen.models import find, gate, hub
 from diffgen.models.by_hash import network_hash
 from diffgen.models.info import info
 from diffgen.stable_diffusion.plan import make_plan
@@ -117,6 +119,52 @@ def test_the_card_may_make_it_the_default(shipping, defaults: dict[str, Any], st
     assert order(upscale=2.0, guidance=3.0) == ("karras", steps)
 
 
+def test_the_users_list_goes_before_it(shipping) -> None:
+    model = shipping({"grid": "grids/three.json", "guidance": 3.0})
+
+    def order(**defaults: Any) -> tuple[str, int, str]:
+        plan = make_plan(replace(model, defaults=defaults), "a red apple", seed=1)
+        return Path(plan.grid).name, plan.steps, plan.scheduler
+
+    assert order() == order(scheduler="DPM++ 2M") == ("three.json", 3, "dpmpp_2m")
+    assert order(steps=9) == ("karras", 9, "dpmpp_2m")
+    assert order(scheduler="unipc") == (schedulers.info("unipc").grid, 25, "unipc")
+    assert order(grid="exponential")[0] == "exponential"
+
+
+def test_one_for_any_guidance(shipping) -> None:
+    model = shipping({"grid": "grids/three.json"}, three=grid(guidance=None))
+    assert chosen(model) == chosen(model, guidance=5.0) == chosen(model, steps=3) == "three.json"
+    assert chosen(model, steps=4) == "karras"
+
+
+def test_a_refiner_is_another_model(tmp_path: Path) -> None:
+    model, refiner = (tiny.build(tmp_path / name, family=name) for name in ("sdxl", "sdxl-refiner"))
+    (model / "grids").mkdir()
+    content = grid(model_hash=None, sigmas=[14.0, 1.9, 0.35])
+    (model / "grids" / "three.json").write_text(json.dumps(content))
+    fits = {"steps": 3, "guidance": 3.0, "scheduler": "dpmpp_2m"}
+    assert chosen(find.find(str(model)), **fits) == "three.json"
+    assert chosen(find.find(str(model)), **fits, refiner=str(refiner)) == schedulers.info("dpmpp_2m").grid
+
+
+def test_the_record_says_whether_the_model_takes_it_by_itself(shipping) -> None:
+    """Else the command that makes the picture again has to name it."""
+    model = shipping(three=grid(), two=grid(sigmas=[14.6, 2.0, 0.3]))
+    three, two = (str(model.folder / "grids" / f"{name}.json") for name in ("three", "two"))
+    fits = {"steps": 3, "guidance": 3.0}
+
+    def own(**options: Any) -> bool:
+        return make_plan(model, "a red apple", seed=1, **options).own_grid
+
+    assert own(**fits)
+    assert own(grid=three)  # it brings steps and guidance
+    assert not own(grid=two)  # without it, three would be taken
+    assert not own(grid=three, steps=5)
+    assert not own(grid=three, upscale=2.0)
+    assert not own()
+
+
 def test_the_card_names_one_of_several(shipping) -> None:
     model = shipping({"grid": "grids/b.json", "steps": 3, "guidance": 3.0}, a=grid(), b=grid(sigmas=[14.6, 2.0, 0.3]))
     assert chosen(model) == "b.json"
@@ -133,6 +181,8 @@ def test_from_the_command_to_the_same_picture_again(diffgen_, shipping) -> None:
     code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, "--seed", "3", "-o", "a.png")
     assert code == 0, err
     assert "dpmpp_2m on three.json (model default), 3 steps (model default)" in err
+    code, out, _ = diffgen_("generate", "a red apple", "-m", model.folder, "--dry-run", "--json")
+    assert (code, json.loads(out)["result"]["grid"]) == (0, "three.json")
     record = read_record("a.png")
     assert (record["grid"], record["grid_from"], record["steps"], record["nfe"]) == ("three.json", "model", 3, 3)
     assert record["model_hash"] == HASH  # the grid is no part of it
@@ -179,6 +229,41 @@ def test_models_tells_of_them(diffgen_, shipping) -> None:
     assert network_hash(model) == HASH
 
 
+def test_a_card_with_an_immense_number_is_refused(shipping) -> None:
+    with pytest.raises(InputError, match="by the model's card"):
+        make_plan(shipping({"guidance": 10**400}), "a red apple")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"solver": "heun", "gains": [0.1, 0.1, 0.1]},  # which asks twice a step
+        {"sigmas": [1e6, 1.9, 0.35]},  # more noise than the model knows
+    ],
+)
+def test_a_grid_that_does_not_go_with_the_model(diffgen_, shipping, changes: dict[str, Any]) -> None:
+    model = shipping(three=grid(**changes))
+    options = ("--steps", "3", "--guidance", "3", "--scheduler", changes.get("solver", "dpmpp_2m"), "-o", "a.png")
+    code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, *options)
+    assert code == 3, err
+    assert "three.json" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("dpmpp_2m-8.json", True),
+        ("a b.json", False),
+        (".a.json", False),
+        ("a/b.json", False),
+        ("a" * 101 + ".json", False),
+    ],
+)
+def test_what_is_fetched_is_what_is_read(name: str, fetched: bool) -> None:
+    """A name that the gate would refuse is not fetched with a model."""
+    assert bool(hub.TEXTS.fullmatch(f"grids/{name}")) == bool(gate.GRID_NAME.fullmatch(name)) == fetched
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -190,6 +275,11 @@ def test_models_tells_of_them(diffgen_, shipping) -> None:
         json.dumps(grid(schema="diffgen.grid/2")),
         json.dumps(grid(solver=None)),
         json.dumps(grid(sigmas=[1.0, 2.0, 3.0])),
+        json.dumps(grid(sigmas=[10**400, 2.0, 1.0])),
+        json.dumps(grid(guidance=10**400)),
+        json.dumps(grid(guidance=True)),
+        json.dumps(grid(gains=[0.0] * 2)),
+        json.dumps(grid()).replace("3.0}", "3.0, " + '"notes": ' + "[" * 5000 + "]" * 5000 + "}"),
         json.dumps(grid(corrections=[[0.0] * 4] * 3)),
         json.dumps(grid(notes="x" * 2**20)),
     ],

@@ -12,7 +12,7 @@ import schedulers
 from diffgen.compare import tune as tuning
 from diffgen.compare.plan import Entry
 from diffgen.compare.subjects import MixtureSubject
-from diffgen.compare.tune import Learned, NotBetter, Settings, Starts, tune
+from diffgen.compare.tune import Learned, NotBetter, Settings, Starts, Tuner, tune
 
 QUICK = Settings(iterations=48, noises=6, held_out=6, every=8)
 
@@ -115,8 +115,22 @@ def test_nothing_better_is_no_file() -> None:
 def test_what_cannot_be_tuned() -> None:
     with pytest.raises(ValueError, match="draws noise"):
         tune(MixtureSubject(), "euler_ancestral", 5, lambda seed: "")
+    with pytest.raises(ValueError, match="which a grid file does not say"):
+        tune(MixtureSubject(), "uni_pc_bh1", 5, lambda seed: "")
     with pytest.raises(ValueError, match="exactly 4"):
         tune(MixtureSubject(), "heun", 4, lambda seed: "")
+
+
+def test_a_result_that_is_not_finite_is_only_a_bad_one() -> None:
+    """A line search may try anything."""
+    subject = MixtureSubject()
+    tuner = Tuner(subject, "dpmpp_2m", lambda seed: "", settings=Settings(iterations=1, noises=1, held_out=1))
+    for starts in (tuner.train, tuner.test):
+        starts.aim = tuner.solver.teacher(starts, 1)
+    learned = Learned(subject.noise, tuner.solver.scheduler("karras").grid(3).points[:-1], corrections=True)
+    with torch.no_grad():
+        learned.corrections[:, 0] = 1e30
+    assert {look["error"] for look in tuner._search(learned, None)} == {tuning.FAR}
 
 
 def test_held_out_noises_are_never_learned_from() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch:
         (["--control", ""], 2, "--control is empty"),
         (["--lora", ":0.5"], 2, "--lora names no file"),
         (["--control", "canny=:0.5"], 2, "--control names no file"),
+        (["--grid", "nothing.json"], 3, "cannot read the grid nothing.json: No such file or directory; "),
         (["--prediction", "epsilon"], 2, "--prediction is for single files"),
         (["-m", "nobody/nothing", "-o", "@photo.png"], 6, "it exists"),
         (["--clip-skip", "0"], 2, "--clip-skip"),
@@ -237,3 +239,6 @@ def test_a_file_that_does_not_say_what_it_predicts(
     command = json.loads(diffgen_("inspect", "e.png", "--json")[1])["result"]["command"]
     assert "--prediction epsilon" in command
     assert diffgen_("reproduce", "e.png", "-m", "x.safetensors")[:2] == (0, "identical pixels\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a --seed 3 --steps 2 -s 32 -o s.png\n"))
+    assert diffgen_("shell", "-m", "x.safetensors", "--prediction", "epsilon")[0] == 0
+    assert Image.open("s.png").tobytes() == Image.open("e.png").tobytes()

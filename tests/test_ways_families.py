@@ -15,7 +15,10 @@ from tiny import build
 
 import diffgen
 from diffgen.errors import InputError, UsageError
+from diffgen.images.metadata import encode_png
 from diffgen.stable_diffusion.generate import ImageGenerator
+from diffgen.stable_diffusion.plan import make_plan
+from diffgen.stable_diffusion.reproduce import reproduce
 
 FAMILIES = ("sd2", "sdxl", "sd3", "flux")
 PROMPT, SEED, STEPS = "a red apple", 5, 4
@@ -163,6 +166,28 @@ def test_the_refiner_goes_on_where_the_model_stops(
     assert (pixels(ours) != pixels(generator.generate(PROMPT, **options)[0])).any()
 
 
+def test_a_refined_picture_is_made_again(
+    load: Callable[[str], ImageGenerator],
+    folder: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The refiner is known by its hash: among the files that are given, or in the user's list."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    refiner, path = folder("sdxl-refiner"), tmp_path / "x.png"
+    options: dict[str, Any] = {"seed": SEED, "steps": 5, "scheduler": "euler", "size": 32}
+    plan = make_plan(load("sdxl").model, PROMPT, refiner=str(refiner), **options)
+    (picture,) = load("sdxl").pictures(plan)
+    assert picture.image is not None
+    path.write_bytes(encode_png(picture.image, picture.record))
+    with pytest.raises(InputError, match=r"the refiner 'sdxl-refiner' .* is not among"):
+        reproduce(path, str(folder("sdxl")), [folder("sdxl")])
+    assert reproduce(path, str(folder("sdxl")), [refiner]).identical
+    (tmp_path / "diffgen").mkdir()
+    (tmp_path / "diffgen" / "models.toml").write_text(f'mine = "{refiner}"\n')
+    assert reproduce(path, str(folder("sdxl"))).identical
+
+
 def test_pixels_without_a_prompt(load: Callable[[str], ImageGenerator]) -> None:
     from diffusers import DDPMPipeline
 
@@ -178,7 +203,6 @@ def test_pixels_without_a_prompt(load: Callable[[str], ImageGenerator]) -> None:
 
 
 def _plan(generator: ImageGenerator) -> Any:
-    from diffgen.stable_diffusion.plan import make_plan
 
     return make_plan(generator.model, (), steps=6, scheduler="ddpm", grid="leading")
 
@@ -206,7 +230,6 @@ def test_what_a_family_lacks_is_said(
     from safetensors.torch import save_file
 
     from diffgen.models.find import find
-    from diffgen.stable_diffusion.plan import make_plan
 
     save_file({"emb_params": torch.zeros(1, 16)}, tmp_path / "x.safetensors")
     options = {key: [v.replace("EMBEDDING", str(tmp_path / "x.safetensors")) for v in value] if key == "embeddings"
@@ -221,7 +244,6 @@ def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator]
     """One step of a flow from σ = 1 predicts x0 = x − v, so that v can be told from what was predicted; and diffusers'
     own rescaling, where it has one."""
     from diffgen.diffusion.guidance import rescale
-    from diffgen.stable_diffusion.plan import make_plan
 
     generator = load("sd3")
 

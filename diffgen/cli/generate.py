@@ -316,7 +316,7 @@ def _result(
         "images": pictures,
         "model": first.model.name,
         "scheduler": first.scheduler,
-        "grid": first.grid,
+        "grid": base_name(first.grid),
         "steps": first.steps,
         "nfe": nfe,
         "guidance": first.guidance,

@@ -39,7 +39,7 @@ def reproduce(
     ] = None,
     files: Annotated[
         list[str] | None,
-        typer.Option("--file", metavar="PATH", help="A LoRA, embedding, ControlNet or grid; may be repeated."),
+        typer.Option("--file", metavar="PATH", help="A LoRA, embedding, ControlNet, refiner or grid; may be repeated."),
     ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="\\[the recorded one, if it is here]")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,

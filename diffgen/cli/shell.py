@@ -17,11 +17,11 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import ExitCode, UsageError
-from diffgen.models.find import find
+from diffgen.models.find import find, predicting
 
 from . import Stopped, arrived, forget_signals, generate, tell
 from .loaded import keeping, load
-from .output import Debug, Json, Output, Quiet, document
+from .output import Debug, Json, Output, Quiet, document, refuse_empty
 
 EXAMPLES = """
 Examples:
@@ -43,6 +43,9 @@ def shell(
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="As in generate. \\[emoji]")
     ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="epsilon|v_prediction", help="Of a file that does not say.")
+    ] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps, xpu.")] = "auto",
     dtype: Annotated[str, typer.Option(metavar="NAME", help="auto, float32, float16, bfloat16.")] = "auto",
     out: Annotated[
@@ -58,12 +61,16 @@ def shell(
 
     The exit code is that of the last line that failed. With --json one document at the end has the result of each.
     """
+    given = {"model": model, "prediction": prediction, "device": device, "dtype": dtype, "out": out}
+    refuse_empty(given, {})
     environment.prepare(offline)
     session = Session(Output("shell", json, quiet), ["--debug"] * debug + ["--quiet"] * quiet + ["--offline"] * offline)
-    for key, value in (("model", model), ("device", device), ("dtype", dtype), ("out", out)):
+    for key, value in given.items():
         if value not in (None, "auto"):
             session.set(key, str(value))
     found = find(model)
+    if prediction is not None:
+        found = predicting(found, prediction)
     with keeping():
         load(found, device_name(device), dtype_name(dtype), "none", "none")  # as generate asks, unless told otherwise
         session.say.note(f"{found.name} is loaded; a prompt and its options a line, :help, :quit")

@@ -167,9 +167,12 @@ class Tuner:
         guidance: float = 1.0,
         settings: Settings = Settings(),
     ) -> None:
-        """Raises ValueError for a scheduler that draws noise, and for too many noises."""
+        """Raises ValueError for a scheduler that draws noise or has options of its own, and for too many noises."""
         if is_stochastic(label):
             raise ValueError(f"{label} draws noise on the way: it has no solution that its grid could come nearer to")
+        solver = schedulers.info(label)
+        if solver.options | schedulers.parse(label).options != solver.options:
+            raise ValueError(f"{label} is {solver.name} with other options, which a grid file does not say")
         if settings.noises + settings.held_out > SEEDS_BELOW:
             raise ValueError(
                 f"of {SEEDS_BELOW} noises {settings.held_out} are held out: {settings.noises} are too many"
@@ -234,7 +237,10 @@ class Tuner:
 
         def look(done: int) -> None:
             """Raises Enough where the last looks have found nothing better."""
-            error = self.solver.error(learned.grid(), self.test)
+            try:
+                error = self.solver.error(learned.grid(), self.test)
+            except NonFinite:
+                error = FAR
             if not curve or error < min(before["error"] for before in curve):
                 kept[:] = [parameter.detach().clone() for parameter in parameters]
             curve.append({"iteration": done, "error": error})

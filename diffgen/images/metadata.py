@@ -15,7 +15,7 @@ The record (`schema: "diffgen.image/1"`) holds all that is needed to make the pi
 and, only where it was asked for:
 
     grid_sha256                   of the grid's file, where it is one
-    grid_from                     model, where that file is one of the model's own
+    grid_from                     model, where it takes that file of its own by itself for the rest of what is said
     template, negative_template   the prompts before their choices were made; the choices are the seed's
     styles                        [name]: already put round the prompts
     prompt_syntax                 plain, where it is not a1111
@@ -29,7 +29,7 @@ and, only where it was asked for:
     embeddings                    [{word, name, sha256}]
     upscale                       {factor, mode, strength, from: [width, height] of the first pass}
     variation                     {seed, strength}
-    refiner                       its name
+    refiner, refiner_hash         its name; as model_hash
     tile                          true
     quantize                      int8: the weights were in eight bits
     safety                        on or off, where the model has a checker
@@ -219,8 +219,7 @@ def _table(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
 
 def _file(value: Any, checks: Mapping[str, Callable[[Any], bool]] = {}) -> bool:
     """{name, sha256, …}: the name may be null."""
-    sha256 = value.get("sha256") if isinstance(value, dict) else None
-    known = isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+    known = isinstance(value, dict) and _sha256(value.get("sha256"))
     return known and (value.get("name") is None or _name(value["name"])) and _table(value, checks)
 
 
@@ -230,6 +229,10 @@ def _files(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
 
 def _text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _sha256(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _name(value: Any) -> bool:
@@ -247,17 +250,18 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     "scheduler": _name,
     "scheduler_options": lambda value: isinstance(value, dict),
     "grid": _name,
-    "grid_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "grid_sha256": _sha256,
     "grid_from": lambda value: value == "model",
     "width": _whole(1, 8192),
     "height": _whole(1, 8192),
     "model": _name,
-    "model_hash": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-    "pixels_sha256": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "model_hash": _sha256,
+    "pixels_sha256": _sha256,
     "batch_size": _whole(1, 4096),
     "threads": _whole(1, 100_000),
     "versions": lambda value: isinstance(value, dict),
     "model_files": lambda value: isinstance(value, dict),
+    "prediction": _name,
     "warnings": lambda value: isinstance(value, list),
     "template": _text,
     "negative_template": _text,
@@ -284,6 +288,7 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
     ),
     "variation": lambda value: _table(value, {"seed": _whole(0, 2**32 - 1), "strength": _number(0, 1)}),
     "refiner": _text,
+    "refiner_hash": _sha256,
     "tile": lambda value: isinstance(value, bool),
     "quantize": _name,
     "safety": lambda value: value in ("on", "off"),

@@ -146,30 +146,42 @@ class Beside:
     def __init__(self, folder: str, outputs: Outputs, option: str, overwrite: bool = False) -> None:
         if not folder or "\0" in folder:
             raise UsageError(f"{option} names no folder", f"for example {option} seen")
-        self.folder, self.overwrite = Path(folder), overwrite
+        self.folder, self.option, self.overwrite = Path(folder), option, overwrite
         if isinstance(outputs.pattern, str):
             here, pictures = self.folder.resolve(), outputs._root.resolve()
             if here == pictures or (len(outputs._parts) > 1 and here.is_relative_to(pictures)):
                 raise UsageError(
                     f"{option} {folder}: the pictures' folder, which gets nothing else", "name another one"
                 )
-        _check_folder(self.folder)
+        with _advising(option):
+            _check_folder(self.folder)
 
     def write(self, picture: Path, files: Mapping[str, bytes]) -> list[Path]:
         """Write files by what they are ("steps.png") about one picture; their paths. Raises CannotWrite."""
-        _make_folder(self.folder, [])
         taken = 0
-        while True:
-            paths = [self.folder / self._name(picture.stem, what, taken) for what in files]
-            if self.overwrite or not any(map(os.path.lexists, paths)):
-                for path, data in zip(paths, files.values(), strict=True):
-                    publish(path, data, self.overwrite)
-                return paths
-            taken += 1
+        with _advising(self.option):
+            _make_folder(self.folder, [])
+            while True:
+                paths = [self.folder / self._name(picture.stem, what, taken) for what in files]
+                if self.overwrite or not any(map(os.path.lexists, paths)):
+                    for path, data in zip(paths, files.values(), strict=True):
+                        publish(path, data, self.overwrite)
+                    return paths
+                taken += 1
 
     def _name(self, stem: str, what: str, taken: int) -> str:
         what, _, suffix = what.rpartition(".")
         return f"{stem}-{what}{f'-{taken}' if taken else ''}.{suffix}"
+
+
+@contextlib.contextmanager
+def _advising(option: str) -> Iterator[None]:
+    """Inside, an error's advice is another folder of that option, not another -o."""
+    try:
+        yield
+    except CannotWrite as error:
+        error.hint = error.hint.replace("another -o", f"another {option}")
+        raise
 
 
 def _pattern(out: str | None) -> str | Path:

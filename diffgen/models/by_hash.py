@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from diffgen.errors import InputError
 
 from . import cache, gate, listed
-from .find import Model, bundled_models, cached_models, check, listed_model
+from .find import Model, as_recorded, bundled_models, cached_models, check, listed_model
 
 
-def find_by_hash(digest: str, family: str | None = None) -> Model | None:
+def find_by_hash(digest: str, family: str | None = None, prediction: Any = None) -> Model | None:
     """The bundled, listed or cached model whose `gate.model_hash` this is; None if there is none.
 
-    `family` spares the hashing of models of other families. Files in the download cache are not hashed where their
-    names are their hashes; whoever loads the model hashes them.
+    `family` spares the hashing of models of other families; `prediction` is what a single file predicts.
+    Files in the download cache are not hashed where their names are their hashes; whoever loads the model hashes them.
     """
     for model in known_models():
         if family in (None, model.family) and model.family != "run":
+            model = as_recorded(model, prediction)
             try:
                 if network_hash(model) == digest:
                     return model

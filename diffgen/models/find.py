@@ -34,6 +34,11 @@ class Model:
     revision: str | None = None  # the commit of a cached one
     defaults: Mapping[str, Any] = field(default_factory=dict)  # as the user's list says
 
+    @property
+    def may_predict_either(self) -> bool:
+        """Can files of this kind predict the noise or v, so that somebody has to say which?"""
+        return self.file is not None and self.family not in ("sd3", "flux")
+
 
 class NotCached(InputError):  # noqa: N818
     """A model of a hub that is not on this machine; whoever may ask the user can offer to download it."""
@@ -80,12 +85,19 @@ def predicting(model: Model, prediction: str) -> Model:
     """
     if prediction not in listed.PREDICTIONS:
         raise UsageError(f"--prediction must be {' or '.join(listed.PREDICTIONS)} (got {prediction!r})")
-    if model.file is None or model.family in ("sd3", "flux"):
+    if not model.may_predict_either:
         kind = "folder" if model.file is None else f"file of the family {model.family}"
         raise UsageError(
             f"--prediction is for single files that do not say it: {model.name} is a {kind}", "leave it out"
         )
     return replace(model, prediction=prediction)
+
+
+def as_recorded(model: Model, prediction: Any) -> Model:
+    """The model of a single file, with what a picture's record says that it predicts; another model as it is."""
+    if prediction in listed.PREDICTIONS and model.may_predict_either:
+        return replace(model, prediction=prediction)
+    return model
 
 
 def bundled_names() -> list[str]:

@@ -22,7 +22,7 @@ from diffgen.errors import CannotWrite, InputError
 
 from . import cache, families, gate
 
-TEXTS = re.compile(r"README\.md|LICEN[CS]E[\w.-]*|card\.json|grids/\w[\w.-]*\.json", re.ASCII)
+TEXTS = re.compile(rf"README\.md|LICEN[CS]E[\w.-]*|card\.json|grids/{gate.GRID_NAME.pattern}", re.ASCII)
 MAX_TEXT = 2**20
 RESERVE = 2**28  # bytes that are left free on the disk
 

@@ -126,7 +126,7 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
     if scheduler is None:
         raise InputError(
             f"{path}: {family.title} predicts epsilon (512) or v (768), and neither the file nor its name says which",
-            "add --prediction epsilon or v_prediction; for other commands than generate, prediction = in models.toml",
+            "add --prediction epsilon or v_prediction; where there is no such option, prediction = in models.toml",
         )
     index = gate.read_index(CONFIGS / family.name)
     files = [path]

@@ -16,6 +16,7 @@ from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.errors import InputError, UsageError
 from diffgen.images.pixels import to_pil
 from diffgen.models import find, gate
+from diffgen.models.by_hash import network_hash
 from diffgen.sampling import Picture, check_grid_model, finished
 from schedulers.scheduler import Scheduler
 
@@ -148,8 +149,14 @@ class ImageGenerator:
         """The pipeline of a refiner, loaded once."""
         if self._refiner is None or self._refiner[0] != model:
             with out_of_memory():
-                self._refiner = (model, load_refiner(find.check(model), self.device, self.dtype))
+                pipeline = load_refiner(find.check(model), self.device, self.dtype)
+            self._refiner = (model, pipeline, network_hash(model))
         return self._refiner[1]
+
+    @property
+    def refiner_hash(self) -> str:
+        """`gate.model_hash` of the refiner that was used last."""
+        return self._refiner[2]
 
     def _load(self) -> Any:
         with out_of_memory():

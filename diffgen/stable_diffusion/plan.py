@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import schedulers
@@ -85,6 +86,7 @@ class Plan(sampling.Plan):
     checked: Checked
     negative: str
     given: frozenset[str]  # the options that were said; the others are the model's defaults
+    own_grid: bool = False  # one of the model's files, which it takes by itself for the rest of what is asked
     known: frozenset[str] | None = None  # the words that the model was trained on
     seeds: tuple[int, ...] = ()  # of the pictures of each prompt, where they are a list
     syntax: str = "a1111"
@@ -194,7 +196,11 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     texts, negative = said.texts(prompts, checked.family)
     about = info(model)
     begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
-    chosen = _sampling(model, checked, about, said.sampling, plain=not begun)
+    plain = not begun and said.values["refiner"] is None
+    chosen = _sampling(model, checked, about, said.sampling, plain)
+    rest = {"steps": chosen["steps"], "guidance": chosen["guidance"], "scheduler": chosen["label"]}
+    own_grid = Path(chosen["grid"]) in checked.grids
+    own_grid = own_grid and _sampling(model, checked, about, rest, plain)["grid"] == chosen["grid"]
     given = Inputs(options, model.folder)
     size, notes = sizes.round_size(size or given.size or sizes.own_size(model, about, checked), checked)
     pictures = given.fitted(size, notes)
@@ -220,6 +226,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
         height=size[1],
         notes=tuple(notes),
         known=known,
+        own_grid=own_grid,
         **chosen,
         **said.values,
         **pictures,
@@ -364,9 +371,9 @@ def _sampling(
 ) -> dict[str, Any]:
     """steps, guidance, scheduler and grid: as asked, else by the model's card, else by its family.
 
-    A picture that begins with nothing but noise (`plain`) is made on one of the model's own tuned grids where nobody
-    asks for a grid and there is one for just its scheduler, number of steps and guidance. The card may name one: it
-    then says the number of steps too, unless what is asked does not go with it.
+    A picture that this model alone makes from nothing but noise (`plain`) is made on one of its own tuned grids where
+    nobody asks for a grid and there is one for just its scheduler, number of steps and guidance. The card may name one:
+    it then says the number of steps too, unless what is asked, or the user's list says, does not go with it.
     """
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
@@ -379,8 +386,7 @@ def _sampling(
     try:
         if plain and not users:
             said = sampling.of_grid({"grid": str(named)}) if named else {}
-            if "guidance" in card:
-                said.pop("guidance", None)
+            said = {k: v for k, v in said.items() if k not in model.defaults and (k != "guidance" or k not in card)}
             grids = [*([named] if named else []), *checked.grids]
             for values in (own | said, own):
                 chosen = sampling.sampling(values | dict(asked))

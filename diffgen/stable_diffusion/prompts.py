@@ -141,6 +141,8 @@ def _json_line(text: str, where: str) -> Line:
             kinds = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
             wanted = " or ".join(kinds[kind] for kind in OPTIONS[known])
             raise InputError(f"{where}: {key!r} must be {wanted} (got {value!r})")
+        if value == "" and known != "negative":
+            raise InputError(f"{where}: {key!r} is empty", "give it a value, or leave it out")
         options[known] = value
     if not all(isinstance(name, str) for name in options.get("style", ())):
         raise InputError(f"{where}: 'style' must be a text or a list of texts")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffgen import sampling
@@ -41,7 +40,7 @@ def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot:
 def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:
     """The options that not every picture has; those that were not asked for are left out."""
     found: dict[str, Any] = {
-        "grid_from": "model" if Path(plan.grid) in plan.checked.grids else None,
+        "grid_from": "model" if plan.own_grid else None,
         "template": shot.template if shot.template != shot.prompt else None,
         "negative_template": plan.negative if plan.negative != shot.negative else None,
         "styles": list(plan.styles),
@@ -59,6 +58,7 @@ def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:
         "upscale": plan.upscale.record() | {"from": [plan.width, plan.height]} if plan.upscale else None,
         "variation": plan.variation and plan.variation.record(),
         "refiner": base_name(plan.refiner.name) if plan.refiner else None,
+        "refiner_hash": generator.refiner_hash if plan.refiner else None,
         "tile": plan.tile or None,
         "quantize": generator.quantize if generator.quantize != "none" else None,
         "safety": ("on" if plan.safety else "off") if "safety_checker" in generator.checked.companions else None,

@@ -19,9 +19,8 @@ from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image, read_kind
 from diffgen.images.readers.own import plain
 from diffgen.models import gate
-from diffgen.models.by_hash import find_by_hash, known_models
-from diffgen.models.find import Model, find, predicting
-from diffgen.models.listed import PREDICTIONS
+from diffgen.models.by_hash import find_by_hash, known_models, network_hash
+from diffgen.models.find import Model, as_recorded, find
 from diffgen.training import plan as runs
 from diffgen.training.run import read_run, read_state
 
@@ -127,8 +126,6 @@ def reproduce(
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
     found, checkpoint = _model(record, model, path)
-    if found.file is not None and record.get("prediction") in PREDICTIONS:
-        found = predicting(found, record["prediction"])
     sources = Files(files, path)
     plan: Any = _plan(record, found, sources)
     generator = _load(record, found, checkpoint, device)
@@ -143,7 +140,7 @@ def reproduce(
 def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Model, Path | None]:
     """(the model that made the picture, the checkpoint of a run)."""
     if name is not None:
-        model = find(name)
+        model = as_recorded(find(name), record.get("prediction"))
         if (model.family == "run") != (record.get("family") == "run"):
             raise InputError(f"-m {name} is of the family {model.family}, the picture of {record.get('family')}")
         return model, _checkpoint(model, record) if model.family == "run" else None
@@ -154,7 +151,7 @@ def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Mod
                     return model, checkpoint
             except InputError:
                 continue
-    elif (there := find_by_hash(record["model_hash"], record.get("family"))) is not None:
+    elif there := find_by_hash(record["model_hash"], record.get("family"), record.get("prediction")):
         return there, None
     raise InputError(
         f"the model {record.get('model')!r} (SHA-256 {record['model_hash'][:10]}…) that made the picture is not among "
@@ -249,19 +246,30 @@ def _asked(record: Mapping[str, Any], model: Model, files: Files) -> dict[str, A
         }
     if variation := record.get("variation"):
         asked |= {"variation_seed": variation["seed"], "variation_strength": variation["strength"]}
-    if refiner := record.get("refiner"):
-        asked["refiner"] = _refiner(refiner)
+    if record.get("refiner"):
+        asked["refiner"] = _refiner(record, files)
     if (record.get("memory") or {}).get("vae_tiling") is True:
         asked["vae_tiling"] = True
     asked["safety"] = record.get("safety") != "off"
     return asked
 
 
-def _refiner(name: str) -> str:
-    for model in known_models():
-        if model.family == "sdxl-refiner" and name in (model.name, model.name.rpartition("/")[2]):
-            return model.name
-    raise InputError(f"the refiner {name!r} is not among the listed and cached models", "put it in your list of models")
+def _refiner(record: Mapping[str, Any], files: Files) -> str:
+    """What names the refiner, known by its hash: one of the given files, or of the models that have a name here."""
+    digest = record.get("refiner_hash", "")
+    for path in map(str, files.given):
+        try:
+            if (given := find(path)).family == "sdxl-refiner" and network_hash(given) == digest:
+                return path
+        except InputError:  # no model
+            continue
+    model = find_by_hash(digest, "sdxl-refiner")
+    if model is None:
+        raise InputError(
+            f"the refiner {record['refiner']!r} (SHA-256 {digest[:10]}…) is not among the listed and cached models",
+            "give it with --file PATH",
+        )
+    return f"{model.name}@{model.revision}" if model.source == "cache" else model.name
 
 
 def _load(record: Mapping[str, Any], model: Model, checkpoint: Path | None, device: str | None) -> Any:

@@ -7,7 +7,7 @@ than every built-in grid, and the share of prompts that are answered right (as m
 prompts and seeds) must not be below that of the three best built-in grids at as many evaluations. Those that pass go
 into the model's folder, their figures under `tuned` in its card. Its defaults become the fewest evaluations whose
 accuracy is at most 0.01 below that of 25 steps on karras. What is finished lies in work/tune/ and is not done again for
-the same model.
+the same model, number of prompts and way of searching.
 """
 
 from __future__ import annotations
@@ -81,20 +81,22 @@ def main(
     folder, done = work / "emoji", work / "tune"
     card = json.loads((folder / "card.json").read_text("utf-8"))
     shutil.rmtree(folder / "grids", ignore_errors=True)
+    card.pop("tuned", None)
     card["defaults"] |= {key: DEFAULTS[key] for key in ("steps", "scheduler", "grid")}
     write(folder, card)  # as it was before tuning, to be measured so
     subject, texts, (guidance,) = subject_of(str(folder), (), (), "auto", "auto", drawn=800)
     assert isinstance(subject, PipelineSubject)
-    mark = done / "model"
-    if not mark.exists() or mark.read_text("utf-8") != subject.model_hash:
+    order = json.dumps({"model_hash": subject.model_hash, "prompts": prompts, "settings": vars(settings)}, indent=1)
+    mark = done / "order.json"
+    if not mark.exists() or mark.read_text("utf-8") != order:
         shutil.rmtree(done, ignore_errors=True)
         done.mkdir()
-        mark.write_text(subject.model_hash, "utf-8")
+        mark.write_text(order, "utf-8")
     tuner = Tuner(subject, SOLVER, lambda seed: texts[seed % len(texts)], guidance, settings)
     accuracy = Accuracy(work, subject, card, prompts, done / "accuracy.json")
     many = accuracy(DEFAULTS["steps"], "karras")
     kept, default = [], None
-    for n in evaluations:
+    for n in sorted(evaluations):
         file = done / f"{SOLVER}-{n}.json"
         found = learned(tuner, n, file)
         if not found:

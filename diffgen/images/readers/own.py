@@ -28,7 +28,7 @@ def of_record(record: Mapping[str, Any]) -> Made:
         first_size=tuple(upscale["from"]) if upscale else None,
         model=record.get("model"),
         label=label_of(record.get("scheduler") or "", record.get("scheduler_options") or {}) or None,
-        given_grid=None if _shipped(record) else record.get("grid"),
+        given_grid=None if record.get("grid_from") == "model" else record.get("grid"),
         syntax="ours",
         clip_skip=record.get("clip_skip"),
         loras=[(one["name"], one["scale"]) for one in record.get("loras") or () if one["name"]],
@@ -42,11 +42,6 @@ def of_record(record: Mapping[str, Any]) -> Made:
     if record.get("cut"):
         made.notes.append("what is said was too long for the file, and is not complete")
     return made
-
-
-def _shipped(record: Mapping[str, Any]) -> bool:
-    """Is the grid one of the model's own, which it takes by itself for what else the record says?"""
-    return record.get("grid_from") == "model" and not any(key in record for key in ("image", "upscale", "controls"))
 
 
 def _more(record: Mapping[str, Any]) -> list[str]:
