@@ -170,6 +170,15 @@ def began_with(run: Run, before: Before) -> dict | None:
     return {"what": what, "pictures": before.pictures, "minutes": round(before.minutes), **hashed}
 
 
+def defaults_text(card: dict) -> str:
+    """The card's defaults in words: a tuned grid among them brings its own number of steps."""
+    said = {k: "x".join(map(str, v)) if isinstance(v, list) else v for k, v in card["defaults"].items()}
+    own = [row["evaluations"] for row in card.get("tuned", []) if f"grids/{row['grid']}" == said["grid"]]
+    if own:
+        said["steps"] = f"{own[0]} ({said['steps']} with another scheduler or guidance, or from an image)"
+    return ", ".join(f"{k} {v}" for k, v in said.items())
+
+
 def main(work: Path, machine: str, watts: float | None = None, before: Before = Before()) -> None:
     """`watts`: of the machine while training; on a CPU an estimate is made unless it is said."""
     folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
@@ -238,9 +247,7 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         pairs=measured.get("held_out", {}).get("prompts", 0),
         measure_seed=measured["seed"],
         figures=rows(measured),
-        defaults=", ".join(
-            f"{k} {'x'.join(map(str, v)) if isinstance(v, list) else v}" for k, v in card["defaults"].items()
-        ),
+        defaults=defaults_text(card),
         tuned=grids(card.get("tuned", [])),
         memory=MEMORY.format(**measured["memorisation"]) if "memorisation" in measured else "",
     )
