@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import sd_parsers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -628,6 +628,7 @@ PROMPTS = (
     st.floats(0, 100).map(lambda x: round(x, 3)),
     st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/\\"), min_size=1, max_size=20),
 )
+@example("a", "b", 0, 1, 0.0, '" ')
 def test_our_text_comes_back(prompt: str, negative: str, seed: int, steps: int, guidance: float, model: str) -> None:
     record = {**RECORD, "prompt": prompt, "negative": negative, "seed": seed, "steps": steps, "guidance": guidance,
               "model": model}  # fmt: skip

@@ -20,7 +20,7 @@ from transformers import CLIPTokenizer
 from diffgen.stable_diffusion.export import save_latent_run
 from diffgen.training.run import read_run
 
-DEFAULTS = {"steps": 25, "guidance": 2.0, "scheduler": "dpmpp_2m", "grid": "karras"}
+DEFAULTS = {"steps": 25, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras"}
 TABLE = "token_embedding.weight"
 
 

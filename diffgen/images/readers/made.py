@@ -82,8 +82,8 @@ def text(value: Any) -> str | None:
 
 
 def name(value: Any) -> str | None:
-    """A file's base name, or any name; None for anything else."""
-    return base_name(printable(value))[:200] or None if isinstance(value, str) else None
+    """A file's base name, or any name, without blanks round it; None for anything else."""
+    return base_name(printable(value)).strip()[:200] or None if isinstance(value, str) else None
 
 
 def whole(value: Any, low: int, high: int) -> int | None:
