@@ -132,7 +132,7 @@ def grids(tuned: list[dict]) -> str:
         return ""
     keys = list(dict.fromkeys(key for one in tuned for key in one))
     lines = [keys, ["---"] * len(keys), *([one.get(key, "") for key in keys] for one in tuned)]
-    table = "\n".join("| " + " | ".join(str(cell).replace("_", " ") for cell in line) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(cell if ".json" in (cell := str(cell)) else cell.replace("_", " ") for cell in line) + " |" for line in lines)
     return f"\nTuned grids (`samples/emoji/tune.py`):\n\n{table}\n"
 
 
