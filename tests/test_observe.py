@@ -161,7 +161,7 @@ def independent(generator: ImageGenerator, **options: Any) -> tuple[np.ndarray, 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidance: float) -> None:
     expected, plain = independent(emoji, guidance=guidance, steps=3)
-    assert expected.shape == (16, 8, 8)
+    assert expected.shape == (24, 8, 8)
     words = ["a", "red", "apple", ",", "flat", "style"]
     asked = [word for word in words if word != ","]
     before = {name: type(p).__name__ for name, p in emoji.pipeline.unet.attn_processors.items()}

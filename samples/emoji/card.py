@@ -132,7 +132,8 @@ def grids(tuned: list[dict]) -> str:
         return ""
     keys = list(dict.fromkeys(key for one in tuned for key in one))
     lines = [keys, ["---"] * len(keys), *([one.get(key, "") for key in keys] for one in tuned)]
-    table = "\n".join("| " + " | ".join(cell if ".json" in (cell := str(cell)) else cell.replace("_", " ") for cell in line) + " |" for line in lines)
+    cells = [[cell if ".json" in cell else cell.replace("_", " ") for cell in map(str, line)] for line in lines]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in cells)
     return f"\nTuned grids (`samples/emoji/tune.py`):\n\n{table}\n"
 
 
