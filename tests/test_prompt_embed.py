@@ -26,7 +26,7 @@ LONG = "a red apple on the green square, a blue circle and the modern piñata, f
 
 @pytest.fixture(scope="module", params=["tiny", "emoji"])
 def pipeline(request: pytest.FixtureRequest, tiny: Path) -> Any:
-    """Stable Diffusion 1: one encoder that reads 16 tokens."""
+    """Stable Diffusion 1: one encoder, that reads 16 tokens (`tiny`) or 24 (`emoji`)."""
     folder = tiny if request.param == "tiny" else find("emoji").folder
     return load_pipeline(check_folder(folder), CPU, torch.float32)
 
@@ -144,7 +144,7 @@ def by_hand(pipeline: Any, words: list[tuple[str, float]]) -> torch.Tensor:
     """One chunk whose every word is one token: encoded, weighted, scaled back to its mean, in double precision."""
     text = " ".join(word for word, _ in words)
     plain = pipeline.encode_prompt(text, CPU, 1, False)[0].double()
-    weights = torch.ones(16, dtype=torch.float64)
+    weights = torch.ones(plain.shape[1], dtype=torch.float64)
     weights[1 : len(words) + 1] = torch.tensor([weight for _, weight in words], dtype=torch.float64)
     weighted = plain * weights[:, None]
     return weighted * plain.mean() / weighted.mean()
@@ -186,16 +186,17 @@ def test_xl_weights_each_encoder_and_leaves_the_pooled_alone(xl: Any) -> None:
 
 
 def test_a_long_prompt_is_its_chunks_side_by_side(pipeline: Any) -> None:
+    n = pipeline.tokenizer.model_max_length
     first, second = "a red apple, flat style", "piñata"
     both = embed(pipeline, f"{first} BREAK {second}", "on")
-    assert both.prompt.shape[1] == 32
-    assert same(both.prompt[:, :16], embed(pipeline, first).prompt)
-    assert same(both.prompt[:, 16:], embed(pipeline, second).prompt)
-    assert same(both.negative[:, :16], embed(pipeline, "on").prompt)
-    assert same(both.negative[:, 16:], embed(pipeline, "").prompt)
-    shorter = embed(pipeline, "a", LONG)
+    assert both.prompt.shape[1] == 2 * n
+    assert same(both.prompt[:, :n], embed(pipeline, first).prompt)
+    assert same(both.prompt[:, n:], embed(pipeline, second).prompt)
+    assert same(both.negative[:, :n], embed(pipeline, "on").prompt)
+    assert same(both.negative[:, n:], embed(pipeline, "").prompt)
+    shorter = embed(pipeline, "a", f"{LONG}, {LONG}")
     assert shorter.prompt.shape == shorter.negative.shape
-    assert same(shorter.prompt[:, 16:32], embed(pipeline, "").prompt)
+    assert same(shorter.prompt[:, n : 2 * n], embed(pipeline, "").prompt)
 
 
 def test_weights_are_scaled_back_chunk_by_chunk(sd1: Any) -> None:
