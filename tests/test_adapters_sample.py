@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import random
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scripts import scripts_of
 
 import diffgen
 from diffgen.errors import InputError
@@ -23,19 +22,14 @@ from diffgen.stable_diffusion.embed import embed
 from diffgen.stable_diffusion.inputs import read_embedding, read_lora
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "adapters"
-MODULES = {"control", "embedding", "lora", "make", "model"}
 FILES = ("dropling.safetensors", "delft.safetensors", "canny")
 
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[Callable[[str], ModuleType]]:
     """The sample's modules by name, as its script sees them."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(SAMPLE))
-    yield lambda name: importlib.import_module(name)
-    sys.path.remove(str(SAMPLE))
-    for name in MODULES - before:
-        sys.modules.pop(name, None)
+    with scripts_of(SAMPLE) as modules:
+        yield modules
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The recipe of the bundled model: names, near copies, captions, tokens; and all of it on a few pictures."""
 
-import importlib
 import itertools
 import json
 import re
@@ -13,24 +12,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scripts import scripts_of
 
 import diffgen
 from diffgen.compare.tune import Settings
 from diffgen.training.data import open_data
 
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"
-MODULES = {"captions", "card", "data", "export", "folder", "make", "measure", "tokenizer", "tune"}
 
 
 @pytest.fixture(scope="module")
 def recipe():
     """The recipe's modules by name, as its scripts see them."""
-    before = set(sys.modules)
-    sys.path.insert(0, str(RECIPE))
-    yield lambda name: importlib.import_module(name)
-    sys.path.remove(str(RECIPE))
-    for name in MODULES - before:
-        sys.modules.pop(name, None)
+    with scripts_of(RECIPE) as modules:
+        yield modules
 
 
 @pytest.mark.parametrize(
