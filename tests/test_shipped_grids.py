@@ -229,6 +229,14 @@ def test_models_tells_of_them(diffgen_, shipping) -> None:
     assert network_hash(model) == HASH
 
 
+def test_models_tells_the_steps_of_the_grid_that_is_the_default(diffgen_, shipping) -> None:
+    model = shipping({"grid": "grids/three.json"})
+    _, out, _ = diffgen_("models", "info", model.folder)
+    assert "defaults         steps 3 (25 where that grid does not fit), guidance 2.0" in out
+    _, out, _ = diffgen_("models", "info", model.folder, "--json")
+    assert json.loads(out)["result"]["defaults"]["steps"] == 25  # as the card says it
+
+
 def test_a_card_with_an_immense_number_is_refused(shipping) -> None:
     with pytest.raises(InputError, match="by the model's card"):
         make_plan(shipping({"guidance": 10**400}), "a red apple")

@@ -61,7 +61,8 @@ def info(
 ) -> None:
     """What a model is: its size, its licence, what it knows."""
     said = about(find.find(name))
-    rows = [[key, _brief(value)] for key, value in said.items() if value not in (None, [], {})]
+    told = said | {"defaults": _with_the_steps_of_its_grid(said["defaults"], said["grids"])}
+    rows = [[key, _brief(value)] for key, value in told.items() if value not in (None, [], {})]
     Output("models info", json, quiet).result(said, table(rows))
 
 
@@ -337,11 +338,21 @@ def _item(value: object) -> str:
     return str(value)
 
 
+def _with_the_steps_of_its_grid(defaults: object, grids: list[dict[str, Any]]) -> object:
+    """A card's defaults in words: a tuned grid among them brings its own number of steps."""
+    own = [grid for grid in grids if isinstance(defaults, dict) and grid["file"] == defaults.get("grid")]
+    if not own or not isinstance(defaults, dict):
+        return defaults
+    otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
+    return {**defaults, "steps": f"{own[0]['steps']}{otherwise}"}
+
+
 def _brief(value: object) -> str:
     if isinstance(value, list) and len(value) > 12:
         return f"{len(value)}: {_brief(value[:12])}, … (all of them: --json)"
     if isinstance(value, list):
         return ", ".join(" ".join(map(str, item)) if isinstance(item, list) else _item(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+        named = {key: f"({_brief(item)})" if isinstance(item, dict) else item for key, item in value.items()}
+        return ", ".join(f"{key} {item}" for key, item in named.items() if item is not None)
     return str(value)

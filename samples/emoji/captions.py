@@ -1,10 +1,10 @@
 """What the model is told about a picture: English and Chinese names and keywords, with and without the style.
 
 By chance,
-  55 %  the English name, one in three with its article        "red apple", "a red apple"
-  13 %  another name, a keyword, or a pair of keywords         "fruit red"
-  24 %  a Chinese name                                         "红苹果"
-   8 %  a Chinese keyword
+  47 %  the English name, one in three with its article        "red apple", "a red apple"
+  12 %  another name, a keyword, or a pair of keywords         "fruit red"
+  31 %  a Chinese name                                         "红苹果"
+  10 %  a Chinese keyword
 and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
 "…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out
 besides, for guidance: `diffusion.caption_dropout`.
@@ -19,7 +19,7 @@ from random import Random
 from data import STYLES
 
 CHINESE_STYLES = {"noto": "诺托风格", "flat": "扁平风格", "modern": "现代风格"}
-KINDS = {"name": 0.55, "keyword": 0.13, "zh": 0.24, "zh_keyword": 0.08}
+KINDS = {"name": 0.47, "keyword": 0.12, "zh": 0.31, "zh_keyword": 0.10}
 STYLED = 0.75
 
 

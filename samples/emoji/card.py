@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from captions import KINDS, STYLED
 from measure import what_is_measured
 
 from diffgen.training.run import Run, read_run
@@ -50,7 +51,7 @@ trained elsewhere.
 `flat` and `modern` from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji` (BSD) and, with the CLDR
 keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical pictures one was kept. {held_out} of the pictures,
 a tenth of the (concept, style) pairs of concepts that have all three, were never trained on: `held_out` in card.json.
-Captions: a name (English 55 %, Chinese 24 %) or a keyword (13 %, 8 %), three in four with the style; one in ten was empty.
+Captions: a name (English {name:.0%}, Chinese {zh:.0%}) or a keyword ({keyword:.0%}, {zh_keyword:.0%}), {styled:.0%} with the style; {empty:.0%} were empty.
 
 ## Training
 
@@ -231,6 +232,9 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         concepts=len(card["concepts"]),
         pictures=len(np.load(work / "data.npz")["names"]),
         held_out=len(card["held_out"]),
+        **KINDS,
+        styled=STYLED,
+        empty=latents.config["diffusion"]["caption_dropout"],
         seed=card["seed"],
         vae_steps=vae.config["train"]["steps"],
         vae_batch=vae.config["train"]["batch_size"],
