@@ -266,7 +266,8 @@ def test_an_existing_file_is_replaced_only_if_told(diffgen_: Callable[..., Resul
 def test_a_batch_that_fails_in_part_saves_the_rest_and_lists_what_failed(
     diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path
 ) -> None:
-    from test_generate import TEXT, changed
+    from test_generate import TEXT
+    from tiny import changed
 
     token = prompts.read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
     folder = changed(tiny, tmp_path / "bad", TEXT, lambda t: t["embeddings.token_embedding.weight"][token].fill_(3e38))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, byte_level
+from tiny import WORDS, byte_level, changed
 
 import diffgen
 import schedulers
@@ -229,21 +227,6 @@ def test_a_bad_prompt_file_is_refused_with_its_line(
 def test_wrong_values_are_usage_errors(tiny: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         make_plan(find(str(tiny)), **{"prompts": "a", **wrong})
-
-
-def changed(tiny: Path, folder: Path, file: str, change: Callable[[dict[str, Any]], Any]) -> Path:
-    """A copy of the tiny model with one file changed in place: the table of a .json, the tensors of a .safetensors."""
-    shutil.copytree(tiny, folder)
-    path = folder / file
-    if path.suffix == ".json":
-        table = json.loads(path.read_text())
-        change(table)
-        path.write_text(json.dumps(table))
-    else:
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path)
-    return folder
 
 
 UNET, VAE, TEXT = (

@@ -300,21 +300,6 @@ def test_flux_conversion_is_diffusers_own() -> None:
 # What does not fit is refused
 
 
-def changed(folder: Path, copy: Path, file: str, change: Callable[[Any], Any]) -> Path:
-    """A copy of a folder with one file changed: the table of a .json, the tensors of a .safetensors."""
-    shutil.copytree(folder, copy)
-    path = copy / file
-    if path.suffix == ".json":
-        table = json.loads(path.read_text())
-        change(table)
-        path.write_text(json.dumps(table))
-    else:
-        tensors = load_file(path)
-        change(tensors)
-        save_file(tensors, path)
-    return copy
-
-
 UNET, OPENCLIP = "model.diffusion_model.", "conditioner.embedders.1.model."
 T5 = "text_encoder_3/model.safetensors"
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
@@ -346,7 +331,7 @@ def test_a_folder_that_does_not_fit_is_refused(
     folder: Callable[[str], Path], tmp_path: Path, family: str, file: str, change: Any, text: str
 ) -> None:
     with pytest.raises(InputError, match=text):
-        load(changed(folder(family), tmp_path / "model", file, change))
+        load(models.changed(folder(family), tmp_path / "model", file, change))
 
 
 @pytest.mark.parametrize(
@@ -400,7 +385,7 @@ def test_nothing_is_read_before_names_and_shapes_fit(
     folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two things wrong, a value and a name, the name is told: no tensor was looked at."""
-    copy = changed(
+    copy = models.changed(
         folder("sd1"), tmp_path / "model", "unet/diffusion_pytorch_model.safetensors",
         lambda t: (t["conv_in.bias"].fill_(torch.nan), t.update(zzz=torch.zeros(1))),
     )  # fmt: skip
@@ -448,7 +433,7 @@ def test_t5s_embedding_is_one_tensor_under_either_name(folder: Callable[[str], P
         lambda t: t.update({"encoder.embed_tokens.weight": t["shared.weight"].clone()}),
         lambda t: t.update({"encoder.embed_tokens.weight": t.pop("shared.weight")}),
     )):  # fmt: skip
-        ours = load(changed(folder("sd3"), tmp_path / str(i), T5, rename))
+        ours = load(models.changed(folder("sd3"), tmp_path / str(i), T5, rename))
         assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(ours).items())
         assert ours.text_encoder_3.shared.weight is ours.text_encoder_3.encoder.embed_tokens.weight
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_generate import VAE, changed
+from test_generate import VAE
+from tiny import changed
 
 import diffgen
 from diffgen.errors import InvalidOutput, UsageError

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import string
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,23 @@ def build(folder: Path, closed: bool = False, family: str = "sd1") -> Path:
         }
         (folder / "card.json").write_text(json.dumps(card))
     return folder
+
+
+def changed(folder: Path, copy: Path, file: str, change: Callable[[Any], Any]) -> Path:
+    """A copy of a folder with one file changed: the table of a .json, the tensors of a .safetensors."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, copy)
+    path = copy / file
+    if path.suffix == ".json":
+        table = json.loads(path.read_text())
+        change(table)
+        path.write_text(json.dumps(table))
+    else:
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+    return copy
 
 
 def pipeline(family: str) -> Any:
