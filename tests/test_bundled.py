@@ -32,9 +32,12 @@ def test_it_is_complete_and_small():
     checked = gate.check_folder(model.folder)
     dtypes = {tensor.dtype for part in checked.components.values() for tensor in (part.tensors or {}).values()}
     assert dtypes == {"F16"}
-    assert {"README.md", "LICENSE-noto", "LICENSE-fluent", "LICENSE-emojibase", "card.json"} <= {p.name for p in files}
+    assert {"README.md", "LICENSE-noto", "LICENSE-fluent", "LICENSE-emojibase", "LICENSE-emoji", "card.json"} <= {
+        p.name for p in files
+    }
     assert "SIL OPEN FONT LICENSE" in (model.folder / "LICENSE-noto").read_text()
-    assert "MIT License" in (model.folder / "LICENSE-fluent").read_text()
+    assert "Microsoft" in (model.folder / "LICENSE-fluent").read_text()
+    assert "Taehoon Kim" in (model.folder / "LICENSE-emoji").read_text()
 
 
 def test_its_card_meets_the_bar_and_its_hashes_are_right():
@@ -57,6 +60,22 @@ def test_its_card_meets_the_bar_and_its_hashes_are_right():
         assert hashlib.sha256((model.folder / name).read_bytes()).hexdigest() == digest
     readme = (model.folder / "README.md").read_text()
     assert f"| {figures['accuracy']:.3f} (" in readme
+    assert card["held_out"] == json.loads((ROOT / "samples" / "emoji" / "held_out.json").read_text())
+
+
+def test_the_readme_has_the_figures_of_its_card():
+    card = json.loads((find("emoji").folder / "card.json").read_text())
+    figures, section = card["figures"], (ROOT / "README.md").read_text().split("## How the bundled model came about")[1]
+    said = " ".join(section.split("\n## ")[0].split())
+    for text in (
+        f"draws {figures['accuracy']:.1%} so that",
+        f"Chinese ones {figures['accuracy_chinese']:.1%}",
+        f"never saw them {figures['accuracy_held_out']:.1%}",
+        f"with {figures['psnr_held_out_db']:.1f} dB",
+        f"in {card['hours']:.1f} hours",
+        f"({figures['memorisation']['learned']:.0%} of its pictures",
+    ):
+        assert text in said, text
 
 
 def test_the_wheel_carries_all_of_it(tmp_path: Path):

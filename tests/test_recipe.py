@@ -6,6 +6,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -117,12 +118,12 @@ def test_captions(recipe):
     assert sum(found.values()) == pytest.approx(1)
     assert set(found) <= set(captions.every(TABLE))
     assert not [c for c in found if "noto" in c or "诺托" in c]
-    assert found["red apple"] == pytest.approx(0.55 * 2 / 3 / 4)
-    assert found["a red apple, flat style"] == pytest.approx(0.55 / 3 * 3 / 4)
-    assert found["macintosh"] == found["fruit red"] == pytest.approx(0.13 / 2 / 4)
-    assert found["红苹果"] == pytest.approx((0.24 + 0.08) / 4)  # it has no Chinese keyword
+    assert found["red apple"] == pytest.approx(0.47 * 2 / 3 / 4)
+    assert found["a red apple, flat style"] == pytest.approx(0.47 / 3 * 3 / 4)
+    assert found["macintosh"] == found["fruit red"] == pytest.approx(0.12 / 2 / 4)
+    assert found["红苹果"] == pytest.approx((0.31 + 0.10) / 4)  # it has no Chinese keyword
     chinese = [found[f"红苹果{end}"] for end in ("，扁平风格", "，flat风格", ", flat style")]
-    assert chinese == pytest.approx([0.32 * 3 / 4 * part / 6 for part in (4, 1, 1)])
+    assert chinese == pytest.approx([0.41 * 3 / 4 * part / 6 for part in (4, 1, 1)])
     assert set(captions.mixture("piñata", TABLE["piñata"], "noto")) == {
         "piñata", "a piñata", "piñata, noto style", "a piñata, noto style",
     }  # fmt: skip
@@ -261,11 +262,18 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert said["energy"]["kwh"] == pytest.approx(said["energy"]["watts"] * said["hours"] / 1000, abs=1e-3)
     files = {path.relative_to(work / "emoji").as_posix() for path in (work / "emoji").rglob("*") if path.is_file()}
     assert set(said["sha256"]) == files - {"card.json", "README.md"}
+    assert "Microsoft" in (work / "emoji" / "LICENSE-fluent").read_text()
+    assert "Taehoon Kim" in (work / "emoji" / "LICENSE-emoji").read_text()
     (picture,) = diffgen.load(work / "emoji").generate("铃1，扁平风格", seed=0, steps=2)
     assert picture.size == (16, 16)
     before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
     make.main(work, **order)
     assert {path: path.read_bytes() for path in before} == before
+    del said["sha256"]  # as if it had been stopped while it wrote the card
+    (work / "emoji" / "card.json").write_text(json.dumps(said))
+    (work / "measure.json").write_text(json.dumps(measured | {"of": "another model"}))
+    make.main(work, **order)
+    assert "sha256" in json.loads((work / "emoji" / "card.json").read_text())
 
     run = json.loads((work / "latents" / "run.json").read_text())
     (work / "latents" / "run.json").write_text(json.dumps(run | {"init": {"file": "warm", "sha256": "ab"}}))
@@ -294,6 +302,54 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(right.values()) <= {0.0, 0.5, 1.0}
     said = json.loads((work / "emoji" / "card.json").read_text())
     assert {one["prompts"] for one in said["tuned"]} <= {2}
+
+
+def test_what_is_near_and_what_was_learned(recipe, tmp_path: Path):
+    """Grey pictures, whose distance is the difference of their greys."""
+    measure = recipe("measure")
+    greys = {("apple", "flat"): 10, ("apple", "modern"): 13, ("bell", "flat"): 100, ("bell", "modern"): 130}
+    names, styles = zip(*greys, strict=True)
+    pictures = np.array([np.full((16, 16, 3), grey) for grey in greys.values()], np.uint8)
+    np.savez(tmp_path / "data.npz", pictures=pictures, names=np.array(names), styles=np.array(styles))
+    held_out = [["apple", "modern"], ["bell", "modern"]]
+    found = measure.Pictures(
+        tmp_path, {"concepts": ["apple", "bell"], "styles": ["flat", "modern"], "held_out": held_out}
+    )
+
+    def grey(*values: float) -> np.ndarray:
+        return np.repeat(np.array(values, float)[:, None], 768, axis=1)
+
+    assert [found.nearest(grey(x)[0], "modern") for x in (0, 71, 72, 255)] == [1, 1, 3, 3]
+    assert found.nearest(grey(72)[0], "flat") == 2  # what was held out counts in its own style alone
+    assert measure.copying(found, [(1, "", "name"), (3, "", "name")]) == 1.0
+    asked = [(0, "an apple", "name"), (2, "a bell", "name")]
+    said = measure.memorisation(found, asked, {"ratio": grey(16, 50), "copies": grey(10, 103)})
+    # away from the nearest trained: the held out 3 and 30 (others' 87 and 120), the made 6 and 40, the copies 0 and 3
+    assert said == {
+        "learned": 0.5,
+        "ratio": round(23 / 16.5, 4),
+        "copies": round(1.5 / 16.5, 4),
+        "ratio_unlike": round(23 / 103.5, 4),
+    }
+    found.features[found.held_out] = grey(96, 40)
+    assert measure.copying(found, [(1, "", "name"), (3, "", "name")]) == 0.0
+
+
+def test_prompts_to_measure_with_are_trained_captions(recipe, tmp_path: Path):
+    measure, captions, data = recipe("measure"), recipe("captions"), recipe("data")
+    pairs = [(name, style) for name in TABLE for style in data.STYLES]
+    names, styles = zip(*pairs, strict=True)
+    np.savez(tmp_path / "data.npz", pictures=np.zeros((len(pairs), 16, 16, 3), np.uint8), names=names, styles=styles)
+    card = {"concepts": list(TABLE), "styles": data.STYLES, "held_out": [["piñata", "noto"]]}
+    found = measure.Pictures(tmp_path, card)
+    for kinds in (measure.ENGLISH, measure.CHINESE):
+        for seed in range(20):
+            asked = measure.draw_prompts(found, TABLE, kinds, 4, Random(seed))
+            assert len({k for k, _, _ in asked}) == len(asked)
+            for k, text, kind in asked:
+                assert pairs[k] != ("piñata", "noto")
+                assert kind in kinds
+                assert captions.mixture(pairs[k][0], TABLE[pairs[k][0]], pairs[k][1])[text] > 0
 
 
 def test_intervals_of_accuracies(recipe):

@@ -19,6 +19,7 @@ import platform
 import re
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ from measure import what_is_measured
 
 from diffgen.training.run import Run, read_run
 
+FLUENT = """Fluent Emoji (https://github.com/microsoft/fluentui-emoji), Copyright (c) Microsoft Corporation, packaged as
+fluentui-emoji on npm by Mohammad Abu Mattar. Both are under this licence:
+
+"""
 NOTO_LICENCE = Path("/usr/share/doc/fonts-noto-color-emoji/copyright")
 README = """---
 license: apache-2.0
@@ -48,14 +53,15 @@ trained elsewhere.
 ## Data
 
 {pictures} pictures of {concepts} concepts: `noto` from Debian's `fonts-noto-color-emoji` (SIL Open Font License 1.1, LICENSE-noto),
-`flat` and `modern` from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji` (BSD) and, with the CLDR
-keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical pictures one was kept. {held_out} of the pictures,
-a tenth of the (concept, style) pairs of concepts that have all three, were never trained on: `held_out` in card.json.
+`flat` and `modern` are Microsoft's Fluent Emoji, from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji`
+(BSD, LICENSE-emoji) and, with the CLDR keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical pictures one was kept. {held_out} of the pictures,
+a tenth of the (concept, style) pairs of concepts that have all three, were never trained on: `held_out` in card.json. Nothing is
+mirrored: arrows, clocks, text and many faces would mean something else.
 Captions: a name (English {name:.0%}, Chinese {zh:.0%}) or a keyword ({keyword:.0%}, {zh_keyword:.0%}), {styled:.0%} with the style; {empty:.0%} were empty.
 
 ## Training
 
-`samples/emoji/make.py`, which is `diffgen train` with vae.toml and then latents.toml, seed {seed}. Autoencoder: {vae_steps} steps of
+`samples/emoji`, which is `diffgen train` with vae.toml and then latents.toml ({steps} steps), seed {seed}. Autoencoder: {vae_steps} steps of
 {vae_batch} pictures, L1 + gradient + L2 and a small KL term; the held-out pictures trained nothing. UNet and text encoder together:
 {own} pictures in steps of {batch}, {prediction}, {noise} schedule, AdamW at {learning_rate:g}, a moving average of the weights.
 {began}Trained on: {machine}; {vae_minutes} minutes for the autoencoder, {minutes} for the rest{energy}.
@@ -73,7 +79,7 @@ Defaults: {defaults}.
 {tuned}
 ## What it cannot do
 
-It is an icon model: a prompt gives back something close to the picture it learned for that name{memory}.
+It is an icon model: a prompt gives back the picture it learned for that name, a little off{memory}.
 Words that it never saw leave it guessing (`diffgen` names them in a warning). No sentences, no counting, no combining of things; faces,
 people and letters come out blurred. Do not expect new designs from it: it is here so that every feature has something real to
 run on.
@@ -83,11 +89,13 @@ run on.
 BEGAN = "They began with {what}"
 COUNTED = ", trained with {pictures} pictures in {minutes} minutes, which this card counts in.\n"
 MEMORY = """
-(memorisation ratio {ratio:.2f}; new pictures would have 1, and training pictures that only went through the autoencoder {copies:.2f})"""
+({learned:.0%} of its pictures are nearer to the very picture learned than to any other; their distance to it is {ratio:.2f} of that of
+unseen pictures to theirs, {ratio_unlike:.2f} of that to pictures of other things: errors of drawing, not new designs)"""
 RIGHT = "nearest of all pictures of the style is the right one"
-
+RATIOS = "{ratio:.2f} ({ratio_held_out_prompts:.2f}; {copies:.2f})"
 
 WATTS = 10  # of a core of a server's processor, its share of memory and power supply included: an estimate
+GPU_WATTS = 500  # of a large GPU at work: an estimate
 
 
 def rows(measured: dict) -> str:
@@ -96,12 +104,17 @@ def rows(measured: dict) -> str:
     found = [
         (f"{one['prompts']} {what}: {RIGHT}", "{:.3f} ({:.3f} to {:.3f})".format(one["accuracy"], *one["interval"]))
         for key, what in (
-            ("english", "English prompts drawn from the captions"),
-            ("chinese", "Chinese prompts drawn from the captions"),
+            ("english", "English prompts drawn from the captions with a style"),
+            ("chinese", "Chinese prompts drawn from the captions with a style"),
             ("held_out", "prompts of held-out (concept, style) pairs"),
         )
         if (one := measured.get(key))
     ]
+    if one := measured.get("held_out"):
+        styles = ", ".join(f"{style} {value:.2f}" for style, value in one["by_style"].items())
+        found.append(
+            ("of these by style; of the thing's own picture in another style", f"{styles}; {one['copying']:.2f}")
+        )
     if one := measured.get("autoencoder"):
         found.append(
             (f"autoencoder, PSNR on the {one['pictures']} held-out pictures", f"{one['psnr_held_out_db']:.1f} dB")
@@ -116,7 +129,9 @@ def rows(measured: dict) -> str:
         ("sliced Wasserstein distance to the data (floor, ceiling)", "{value} ({floor}, {ceiling})".format(**distance))
     )
     if one := measured.get("memorisation"):
-        found.append(("memorisation ratio (of copies; 1: new pictures)", "{ratio:.2f} ({copies:.2f})".format(**one)))
+        found.append(("memorisation ratio (of prompts held out; of copies)", RATIOS.format(**one)))
+        found.append(("the same, unseen pictures compared with other things alone", "{ratio_unlike:.2f}".format(**one)))
+        found.append(("nearer to the picture learned than to any other trained on", "{learned:.3f}".format(**one)))
     if one := measured.get("cost"):
         found.append(
             (
@@ -181,27 +196,42 @@ def defaults_text(card: dict) -> str:
     return ", ".join(f"{k} {v}" for k, v in said.items())
 
 
+def measured(work: Path) -> dict | None:
+    """What measure.py found of the model as it is; None if that is of other weights or other defaults, or not there."""
+    file, folder = work / "measure.json", work / "emoji"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text("utf-8"))
+    card = json.loads((folder / "card.json").read_text("utf-8"))
+    return found if found["of"] == what_is_measured(folder, card) else None
+
+
 def main(work: Path, machine: str, watts: float | None = None, before: Before = Before()) -> None:
-    """`watts`: of the machine while training; on a CPU an estimate is made unless it is said."""
+    """`watts`: of the machine while training; an estimate is made unless it is said."""
     folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
     newest = latents.latest()
     if newest is None:
         raise SystemExit(f"{latents.folder} has no checkpoint")
-    measured = json.loads((work / "measure.json").read_text("utf-8"))
     packages = work / "npm" / "node_modules"
     shutil.copyfile(NOTO_LICENCE, folder / "LICENSE-noto")
-    shutil.copyfile(packages / "fluentui-emoji" / "LICENSE", folder / "LICENSE-fluent")
+    (folder / "LICENSE-fluent").write_text(
+        FLUENT + (packages / "fluentui-emoji" / "LICENSE").read_text("utf-8"), "utf-8"
+    )
+    for file in files("emoji") or ():
+        if file.name.startswith("LICENSE"):
+            shutil.copyfile(str(file.locate()), folder / "LICENSE-emoji")
     shutil.copyfile(packages / "emojibase-data" / "LICENSE", folder / "LICENSE-emojibase")
     card = json.loads((folder / "card.json").read_text("utf-8"))
-    if measured["of"] != what_is_measured(folder, card):
+    found = measured(work)
+    if found is None:
         raise SystemExit(f"{work / 'measure.json'} is of other weights or other defaults: measure again")
     began = began_with(latents, before)
     own = int(newest.name) * latents.config["train"]["batch_size"]
     time = {"vae": minutes(vae.folder), "latents": minutes(latents.folder) + before.minutes}
     hours = sum(time.values()) / 60
-    if watts is None and not torch.cuda.is_available():
-        watts = WATTS * (os.cpu_count() or 1)
-    energy = None if watts is None else {"kwh": round(watts * hours / 1000, 3), "watts": watts, "estimated": True}
+    if watts is None:
+        watts = GPU_WATTS if torch.cuda.is_available() else WATTS * (os.cpu_count() or 1)
+    energy = {"kwh": round(watts * hours / 1000, 3), "watts": watts, "estimated": True}
     card |= {
         "trained_on_images": own + before.pictures,
         "recipe": "samples/emoji: vae.toml, latents.toml",
@@ -213,14 +243,14 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
     }
     card["figures"] = {
         **card.get("figures", {}),
-        "accuracy": measured["english"]["accuracy"],
-        "accuracy_prompts": measured["english"]["prompts"],
-        "accuracy_chinese": measured["chinese"]["accuracy"],
-        **({"accuracy_held_out": measured["held_out"]["accuracy"]} if "held_out" in measured else {}),
-        **({"psnr_held_out_db": measured["autoencoder"]["psnr_held_out_db"]} if "autoencoder" in measured else {}),
+        "accuracy": found["english"]["accuracy"],
+        "accuracy_prompts": found["english"]["prompts"],
+        "accuracy_chinese": found["chinese"]["accuracy"],
+        **({"accuracy_held_out": found["held_out"]["accuracy"]} if "held_out" in found else {}),
+        **({"psnr_held_out_db": found["autoencoder"]["psnr_held_out_db"]} if "autoencoder" in found else {}),
         "pictures_trained_on": card["trained_on_images"],
         "training_minutes": round(sum(time.values())),
-        **{k: measured[k] for k in ("diversity", "sliced_wasserstein", "memorisation", "cost") if k in measured},
+        **{k: found[k] for k in ("diversity", "sliced_wasserstein", "memorisation", "cost") if k in found},
     }
     begun = (
         ""
@@ -239,6 +269,7 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         vae_steps=vae.config["train"]["steps"],
         vae_batch=vae.config["train"]["batch_size"],
         own=own,
+        steps=latents.config["train"]["steps"],
         batch=latents.config["train"]["batch_size"],
         prediction=latents.prediction,
         noise=latents.noise["name"],
@@ -247,14 +278,14 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         machine=machine,
         vae_minutes=round(time["vae"]),
         minutes=round(time["latents"]),
-        energy="" if energy is None else "; about {kwh} kWh, estimated at {watts:.0f} W".format(**energy),
-        prompts=measured["english"]["prompts"],
-        pairs=measured.get("held_out", {}).get("prompts", 0),
-        measure_seed=measured["seed"],
-        figures=rows(measured),
+        energy="; about {kwh} kWh, estimated at {watts:.0f} W".format(**energy),
+        prompts=found["english"]["prompts"],
+        pairs=found.get("held_out", {}).get("prompts", 0),
+        measure_seed=found["seed"],
+        figures=rows(found),
         defaults=defaults_text(card),
         tuned=grids(card.get("tuned", [])),
-        memory=MEMORY.format(**measured["memorisation"]) if "memorisation" in measured else "",
+        memory=MEMORY.format(**found["memorisation"]) if "memorisation" in found else "",
     )
     (folder / "README.md").write_text(text, "utf-8")
     card["sha256"] = {
@@ -270,7 +301,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--machine", default=machine_name(), help="what it was trained on")
-    parser.add_argument("--watts", type=float, help=f"of the machine while training [{WATTS} for each core of a CPU]")
+    parser.add_argument(
+        "--watts",
+        type=float,
+        help=f"of the machine while training [{WATTS} for each core of a CPU; {GPU_WATTS} for a GPU]",
+    )
     parser.add_argument("--began-with", default="", help="what the second stage began with, in words")
     parser.add_argument("--pictures-before", type=int, default=0, help="that those weights had seen")
     parser.add_argument("--minutes-before", type=float, default=0.0, help="that those weights had been trained")

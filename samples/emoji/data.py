@@ -2,7 +2,7 @@
 
 Sources, all under free licences and all from ordinary package registries:
   noto            Debian `fonts-noto-color-emoji` (SIL OFL 1.1), bitmaps of 109 px
-  flat, modern    npm `fluentui-emoji` (MIT), SVG
+  flat, modern    Microsoft's Fluent Emoji, from npm's `fluentui-emoji` (MIT), SVG
   names           PyPI `emoji` (BSD): English short names, Chinese names; npm `emojibase-data` (MIT): the same, keywords
 
     python samples/emoji/data.py work/            # writes work/data.npz and work/names.json
@@ -232,7 +232,7 @@ def name_table(folder: Path, concepts: list[str], aliases: dict[str, str]) -> di
         for word in f"{name} {' '.join(of[name])}".split():
             words.setdefault(word, set()).add(name)
     keywords = {name: [t for t in texts if words.get(t, {name}) == {name}] for name, texts in only(tags, names).items()}
-    two = only(pairs(tags), names)
+    two = only(pairs(tags), names | {text for texts in keywords.values() for text in texts})
     zh = only(zh, set())
     zh_keywords = only(zh_tags, {t for texts in zh.values() for t in texts})
     return {

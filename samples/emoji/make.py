@@ -66,10 +66,10 @@ def main(
         export.main(work)
     if "tuned" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
         tune.main(work, **(tuning or {}))
-    if not (work / "measure.json").exists():
+    if not card.measured(work):
         model = str(work.resolve() / "emoji")
         measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost, workers)
-    if not (work / "emoji" / "README.md").exists():
+    if "sha256" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
         card.main(work, card.machine_name())
 
 

@@ -7,15 +7,19 @@ distance. A prompt is answered right if the nearest of all pictures of its style
 accuracy's interval is Wilson's, of 95 %; chance would be right once in as many as the style has pictures.
 
   english, chinese   prompts drawn from the trained captions that say a style: names, articles, keywords
-  held_out           names with a style in which the concept was kept out of training; that picture counts too
+  held_out           names with a style in which the concept was kept out of training; that picture counts too.
+                     copying: what would be right of the concept's own pictures in other styles, given as they are
   diversity          mean distance between pictures of one prompt from several seeds; between those of two prompts
-  memorisation       the distance to the nearest training picture, median of the made over median of the held out: about
-                     1 for new pictures, towards 0 for copies. copies: the same of training pictures that only went
-                     through the autoencoder, which is as near as a model that knows them by heart can come
+  memorisation       learned: how many pictures of English prompts are nearer to the very picture learned for that name
+                     and style than to any other training picture. ratio: the distance to the nearest training picture,
+                     median of the made over median of the held out; 0 for copies. Nearly all held out have a sister,
+                     the same thing in another style: ratio_unlike compares them with other things alone. copies: the
+                     ratio of training pictures that only went through the autoencoder, which is as near as a model that
+                     knows them by heart can come
   sliced_wasserstein between the made and all true pictures; floor: between as many true ones and all the others;
                      ceiling: between noise and the true ones
   autoencoder        mean PSNR in dB of decode(encode(picture)) over the held-out pictures, which trained nothing
-  cost               seconds of a picture, and the most memory of a process that makes one, with two threads
+  cost               seconds of a picture, and the most memory of a process that makes one, on a CPU with two threads
 
 With 300 prompts a language and 300 held-out pairs that is 964 pictures, made in as many processes as there are cores.
 """
@@ -50,7 +54,7 @@ import diffgen
 from diffgen.images.sheet import sheet
 from diffgen.models.find import find
 from diffgen.stable_diffusion.training.parts import read_autoencoder
-from diffgen.training.metrics import memorisation_ratio, sliced_wasserstein
+from diffgen.training.metrics import sliced_wasserstein
 
 if TYPE_CHECKING:
     from diffgen.stable_diffusion.generate import ImageGenerator
@@ -184,7 +188,7 @@ def cost(model: str) -> dict:
     """Seconds to load the model, of a picture (median of five after the first), and the process's peak memory."""
     torch.set_num_threads(2)
     began = time.perf_counter()
-    generator = diffgen.load(model)
+    generator = diffgen.load(model, device="cpu")
     loaded = time.perf_counter() - began
     seconds = []
     for seed in range(6):
@@ -247,6 +251,31 @@ def diversity(maker: Maker, asked: Sequence[Asked], seeds: int, draw: random.Ran
     return figures, rows
 
 
+def copying(pictures: Pictures, asked: Sequence[Asked]) -> float:
+    """How often the nearest of the concept's trained pictures in other styles would be taken for the one asked for."""
+    right = []
+    for k, _, _ in asked:
+        others = np.flatnonzero((pictures.names == pictures.names[k]) & ~pictures.held_out)
+        away = distances(pictures.features[[k]], pictures.features[others])[0]
+        right.append(pictures.nearest(pictures.features[others[away.argmin()]], str(pictures.styles[k])) == k)
+    return round(statistics.fmean(right), 4)
+
+
+def memorisation(pictures: Pictures, asked: Sequence[Asked], made: dict[str, np.ndarray]) -> dict:
+    """learned, of the pictures `ratio` asked for; and of all that were made [N, D], by name, their ratios."""
+    trained = np.flatnonzero(~pictures.held_out)
+    known, new = pictures.features[trained], pictures.features[pictures.held_out]
+    away = distances(new, known)
+    others = np.where(pictures.names[pictures.held_out][:, None] == pictures.names[trained], np.inf, away)
+    near = {name: distances(features, known) for name, features in made.items()}
+    far, far_others = np.median(away.min(1)), np.median(others.min(1))
+    return {
+        "learned": round(float(np.mean(trained[near["ratio"].argmin(1)] == [k for k, _, _ in asked])), 4),
+        **{name: round(float(np.median(found.min(1)) / far), 4) for name, found in near.items()},
+        "ratio_unlike": round(float(np.median(near["ratio"].min(1)) / far_others), 4),
+    }
+
+
 def what_is_measured(folder: Path, card: dict) -> dict:
     """By what card.py knows whether figures are of the model as it is: its network, and how it makes pictures."""
     network = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -307,14 +336,16 @@ def main(
         decibels = psnr(through(folder, pictures.pictures[apart]), pictures.pictures[apart])
         figures["autoencoder"] = {"psnr_held_out_db": round(decibels, 2), "pictures": int(apart.sum())}
         copies = through(folder, pictures.pictures[[k for k, _, _ in english.asked]])
-        figures["memorisation"] = {
-            name: round(memorisation_ratio(features, true[~apart], true[apart]), 4)
-            for name, features in (
-                ("ratio", made),
-                ("ratio_held_out_prompts", torch.from_numpy(groups["held_out"].features)),
-                ("copies", torch.from_numpy(np.stack([small(Image.fromarray(p)) for p in copies]))),
-            )
-        }
+        figures["memorisation"] = memorisation(
+            pictures,
+            english.asked,
+            {
+                "ratio": english.features,
+                "ratio_held_out_prompts": groups["held_out"].features,
+                "copies": np.stack([small(Image.fromarray(p)) for p in copies]),
+            },
+        )
+        figures["held_out"]["copying"] = copying(pictures, orders["held_out"])
     figures["seconds"] = round(time.perf_counter() - began)
     if with_cost:
         command = [sys.executable, __file__, str(work), "--model", model, "--cost-only"]
