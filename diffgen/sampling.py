@@ -165,7 +165,8 @@ def parse_numbers(
         ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (first, last or first)]
         if not max(low, 0) <= ends[0] <= ends[1] <= high or ends[1] - ends[0] >= most or (dash and not last):
             raise UsageError(
-                f"{option} must be numbers and ranges from {low} to {high} (got {text!r})", "for example 0-7,42"
+                f"{option} must be numbers and ranges from {low} to {high} (got {text!r})",
+                f"for example {low}-{low + 7},42",
             )
         found += range(ends[0], ends[1] + 1)
     whole(f"{option}: how many", len(found), 1, most)

@@ -108,10 +108,9 @@ class Scheduler:
 
     def steps_for(self, nfe: int) -> int:
         """The most steps that cost at most `nfe` function evaluations. Raises ValueError if one step costs more."""
-        if isinstance(self.points, Explicit) and not self.points.is_tuned:
-            candidates = range(self.points.steps, self.points.steps - 1, -1)
-        else:
-            candidates = range(nfe // self.solver.evaluations_per_step + 1, 0, -1)
+        candidates = range(nfe // self.solver.evaluations_per_step + 1, 0, -1)
+        if isinstance(self.points, Explicit) and (self.points.steps == 1 or not self.points.is_tuned):
+            candidates = range(self.points.steps, self.points.steps - 1, -1)  # nothing to interpolate between
         for steps in candidates:
             if self.nfe(steps) <= nfe:
                 return steps

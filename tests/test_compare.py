@@ -299,15 +299,40 @@ def test_many_seeds_have_students_interval_too() -> None:
         assert found.high - found.mean == pytest.approx(half, rel=2e-4)
 
 
-@pytest.mark.parametrize("damage", ["no picture", "cut off"])
+@pytest.mark.parametrize("damage", ["no picture", "half a picture", "no count", "cut off"])
 def test_half_a_cell_is_made_again(tmp_path: Path, damage: str) -> None:
     comparison, _, made = compared(tmp_path / "made", "euler", "5", "0")
     if damage == "no picture":
         (tmp_path / "made" / "images" / f"{made[0]}.png").unlink()
+    elif damage == "half a picture":
+        picture = tmp_path / "made" / "images" / f"{made[0]}.png"
+        picture.write_bytes(picture.read_bytes()[:300])
+    elif damage == "no count":
+        file = tmp_path / "made" / "cells" / f"{made[0]}.json"
+        record = json.loads(file.read_text())
+        del record["nfe"]
+        file.write_text(json.dumps(record))
     else:
         file = comparison.folder.tensor_file(made[0])
         file.write_bytes(file.read_bytes()[:-9])
     assert compared(tmp_path / "made", "euler", "5", "0")[2] == made[:1]
+
+
+def test_what_the_reference_cannot_tell_is_not_ranked(tmp_path: Path) -> None:
+    """Its own error is known; below three times that, any order would be chance. And it has no rank itself."""
+    axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "deis"]), (20, 40), (0, 1, 2), ("",), (1.0,))
+    comparison = Comparison(MixtureSubject(), axes, Reference.parse("dpmpp_2m:40", exact=True), tmp_path)
+    list(comparison.make())
+    found = results(comparison, "diffgen compare")
+    rows = {(row["label"], row["budget"]): row for row in found["rows"]}
+    floor = found["reference"]["error"]
+    itself = rows["dpmpp_2m", 40]
+    assert (itself["is_reference"], itself["rank"], itself["error"]["mean"]) == (True, None, 0.0)
+    near = [rows["dpmpp_2m", 20], rows["deis", 20]]
+    assert max(row["error"]["mean"] for row in near) < 3 * floor
+    assert [row["rank"] for row in near] == [1, 1]
+    assert "No rank for the reference itself: dpmpp_2m on karras at 40." in found["verdict"]
+    assert "tell none of the 2 schedulers apart" in found["verdict"][0]
 
 
 class Failing(MixtureSubject):

@@ -18,6 +18,7 @@ from PIL import Image
 
 import diffgen
 from diffgen.compare import plan
+from diffgen.compare.results import distribution_table
 from diffgen.compare.run import Comparison
 from diffgen.compare.subjects import PipelineSubject, subject_of
 from diffgen.training.data import open_data
@@ -88,6 +89,47 @@ def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) 
         assert np.abs(np.asarray(again).astype(int) - picture.astype(int)).max() <= 1
 
 
+def test_calls_of_the_network_are_counted_apart(diffgen_, tmp_path: Path) -> None:
+    """An evaluation is one NFE, guided or not; guided the network looks twice. What was typed is no single line."""
+    model = tiny.build(tmp_path / "model")
+    options = [
+        "-m",
+        model,
+        "--schedulers",
+        "euler,heun",
+        "--nfe",
+        "3",
+        "--seeds",
+        "0",
+        "--reference",
+        "none",
+        "-o",
+        "c",
+    ]
+    code, out, err = diffgen_("compare", "a red apple\nand a circle", *options, "--guidance", "1,3", "--json")
+    assert code == 0, err
+    cells = json.loads(out)["result"]["cells"]
+    assert [(c["guidance"], c["nfe"], c["network_calls"]) for c in cells] == [(1.0, 3, 3)] * 2 + [(3.0, 3, 6)] * 2
+    page = (Path("c") / "report.html").read_text()
+    assert "1 an evaluation at guidance 1, 2 an evaluation at guidance 3" in page
+    with Image.open("c/grid.png") as picture:
+        assert picture.width > 100
+
+
+def test_prompts_are_checked_as_generate_checks_them(diffgen_) -> None:
+    options = ["--schedulers", "euler", "--nfe", "2", "--seeds", "0", "--reference", "none", "--dry-run"]
+    for prompt, says in (
+        ("a {red|blue} apple", "leaves a choice to the seed"),
+        ("a {red apple", "brace is never closed"),
+        ("bad \udcff", "not valid UTF-8"),
+    ):
+        code, _, err = diffgen_("compare", prompt, *options)
+        assert code == 2
+        assert says in err
+    _, _, err = diffgen_("compare", "a qwertzuiop", *options)
+    assert "never saw 'qwertzuiop'" in err
+
+
 def test_two_prompts_in_one_batch_are_asked_like_each_alone() -> None:
     subject, _, _ = subject_of("emoji", ["a cat"], [2.0], "cpu", "auto")
     assert isinstance(subject, PipelineSubject)
@@ -121,6 +163,13 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     code, _, err = diffgen_(*options, "--resume")
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()} == before
+    stored = json.loads(Path("c/results.json").read_text())
+    stored["distribution"]["rows"][1] |= {"values": None, "reason": "the values are <not> finite"}
+    Path("c/results.json").write_text(json.dumps(stored))
+    assert diffgen_("compare", "--report", "c")[0] == 0
+    assert '<td colspan="' in Path("c/report.html").read_text()
+    assert "the values are &lt;not&gt; finite</td>" in Path("c/report.html").read_text()
+    assert list(distribution_table(stored))[2][-1] == "the values are <not> finite"
 
 
 @pytest.mark.parametrize(
@@ -210,6 +259,19 @@ def test_stopped_it_leaves_the_page_of_what_is_done(tmp_path: Path) -> None:
     assert "not made yet" in (tmp_path / "c" / "report.html").read_text()
 
 
+def test_what_cannot_be_is_told_before_it_starts(diffgen_) -> None:
+    grid = Path(diffgen.__file__).parent / "models/bundled/emoji/grids/dpmpp_2m-8.json"
+    options = ["--schedulers", "dpmpp_2m", "--nfe", "8", "--seeds", "0-1", "--grids", f"{grid},karras", "--dry-run"]
+    code, out, err = diffgen_("compare", "-m", "mixture", *options, "--json")
+    assert code == 0
+    assert json.loads(out)["result"]["impossible"] == 2
+    assert "2 cells cannot be made" in err
+    assert "tuned for another model" in err
+    assert "2 schedulers, 1 budget, 2 seeds, 4 cells" in err
+    assert diffgen_("compare", "-m", "nothing", "-o", "c")[0] == 3
+    assert not Path("c").exists()
+
+
 def test_the_page_is_made_again(diffgen_) -> None:
     assert (
         diffgen_("compare", "-m", "mixture", "--schedulers", "euler", "--nfe", "4", "--seeds", "0", "-o", "c")[0] == 0
@@ -244,6 +306,17 @@ def test_a_tuned_grid_from_the_command_to_a_picture(diffgen_) -> None:
     code, _, err = diffgen_("generate", "a red apple", "--grid", "g.json", "-o", "x.png")
     assert code == 3
     assert "tuned for another model" in err
+
+
+def test_a_grid_of_one_step_can_be_used(diffgen_) -> None:
+    options = ["--nfe", "1", "-o", "g.json", "--iterations", "16", "--noises", "4"]
+    code, _, err = diffgen_("tune", "-m", "mixture", "--scheduler", "dpmpp_2m", *options)
+    assert code == 0, err
+    assert Path("g.png").is_file()
+    options = ["--schedulers", "dpmpp_2m", "--grids", "g.json", "--nfe", "1,3", "--seeds", "0-1", "-o", "c", "--json"]
+    code, out, err = diffgen_("compare", "-m", "mixture", *options)
+    assert code == 0, err
+    assert {cell["nfe"] for cell in json.loads(out)["result"]["cells"]} == {1}
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,14 @@ def test_grid_files_and_devices_come_back_into_commands(hostile: tuple[dict[str,
     assert words[words.index("--dtype") + 1] == "float16"
 
 
+def test_a_model_that_was_typed_without_a_space(hostile: tuple[dict[str, Any], Path]) -> None:
+    found, folder = hostile
+    text = page(found | {"command": "diffgen compare -mruns/digits 3"}, folder)
+    stored = next(text for text in Reader(text).text["script"] if text.startswith('{"prompts"'))
+    words = shlex.split(json.loads(stored)["starts"][0][0]["cells"][3]["command"])
+    assert words[words.index("-m") + 1] == "runs/digits"
+
+
 def embedded(folder: Path, first_key: str) -> dict[str, Any]:
     return next(json.loads(t) for t in read(folder).text["script"] if t.startswith('{"' + first_key))
 

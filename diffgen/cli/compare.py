@@ -137,26 +137,35 @@ def compare(
         from diffgen.compare.distribution import Distribution
 
         distribution = Distribution(comparison, data, samples)
+    if not dry_run:
+        _make(folder)
     waiting = comparison.waiting()
+    each = comparison.warm_up() if waiting or distribution is not None else {}
+    seconds = sum(each[job.guidance] * job.nfe for job in waiting)
     evaluations = sum(job.nfe for job in waiting)
-    each = comparison.warm_up() if waiting or distribution is not None else 0.0
-    counted = {
+    counted: dict[str, Any] = {
         "cells": len(comparison.cells),
+        "impossible": len(comparison.failures),
         "to_do": len(waiting),
         "evaluations": evaluations,
-        "seconds_estimated": round(each * evaluations, 3),
+        "seconds_estimated": round(seconds, 3),
     }
-    if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
-        counted["data_evaluations"] = samples * sum(nfe for *_, nfe, _ in distribution.settings())
-        counted["seconds_estimated"] = round(each * (evaluations + counted["data_evaluations"]), 3)
+    axes_said = {"scheduler": entries, "budget": budgets, "seed": seed_list, "cell": comparison.cells}
+    parts = [_numbered(len(values), name) for name, values in axes_said.items()]
     say.note(
-        f"{subject.name}: {len(entries)} schedulers, {len(budgets)} budgets, {len(seed_list)} seeds: "
-        f"{len(comparison.cells)} cells, {len(waiting)} to do with their references, {evaluations} evaluations, "
-        f"about {time_text(each * evaluations)} ({each * 1000:.3g} ms each)"
+        f"{subject.name}: {', '.join(parts)}, {len(waiting)} to do with their references, "
+        f"{_numbered(evaluations, 'evaluation')}, about {time_text(seconds)}"
+        + (f" ({' or '.join(f'{1000 * one:.3g}' for one in each.values())} ms each)" if each else "")
     )
-    if distribution is not None:
-        more = counted["data_evaluations"]
-        say.note(f"--data: {more} evaluations of single pictures, {time_text(each * more)} at most")
+    if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
+        asked = [(samples * nfe, guidance) for *_, nfe, guidance in distribution.settings()]
+        counted["data_evaluations"] = more = sum(count for count, _ in asked)
+        at_most = sum(each[guidance] * count for count, guidance in asked)
+        counted["seconds_estimated"] = round(seconds + at_most, 3)
+        say.note(f"--data: {more} evaluations of single pictures, {time_text(at_most)} at most")
+    for reason in dict.fromkeys(comparison.failures.values()):
+        count = sum(reason == other for other in comparison.failures.values())
+        say.warn(f"{_numbered(count, 'cell')} cannot be made: {reason}")
     for note in comparison.notes():
         say.warn(note)
     if dry_run:
@@ -181,12 +190,12 @@ def compare(
     _write(folder, "results.csv", as_csv(found).encode())
     from io import BytesIO
 
-    image = BytesIO()
-    sheet(found, folder).save(image, "PNG")
-    _write(folder, "grid.png", image.getvalue())
     from diffgen.compare.report import page
 
     _write(folder, "report.html", page(found, folder).encode())
+    image = BytesIO()
+    sheet(found, folder).save(image, "PNG")
+    _write(folder, "grid.png", image.getvalue())
     result = {
         "folder": str(folder),
         "report": str(folder / "report.html"),
@@ -211,6 +220,11 @@ def compare(
         raise UnfinishedError(
             DiffgenError(f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"), result
         )
+    unmeasured: list[str] = [row["reason"] for row in measured["rows"] if row["reason"]] if measured else []
+    if unmeasured:
+        reasons = sorted(set(unmeasured))
+        message = f"the pictures of {_numbered(len(unmeasured), 'setting')} could not be measured: {'; '.join(reasons)}"
+        raise UnfinishedError(DiffgenError(message[:500]), result)
     if comparison.reference_failure:
         raise UnfinishedError(DiffgenError(f"a reference could not be made: {comparison.reference_failure}"), result)
     if json:
@@ -218,7 +232,7 @@ def compare(
 
 
 def _folder(out: str | None, resume: bool, dry_run: bool) -> Path:
-    """The folder to write to. Raises UsageError, CannotWrite."""
+    """The folder to write to, which need not be there yet. Raises UsageError, CannotWrite."""
     if out is None:
         if not dry_run:
             raise UsageError("a comparison needs a folder to write to", "add -o FOLDER")
@@ -228,14 +242,21 @@ def _folder(out: str | None, resume: bool, dry_run: bool) -> Path:
         raise CannotWrite(f"cannot write to {out}: it is a file", "choose another -o")
     if not resume and not dry_run and folder.is_dir() and any(folder.iterdir()):
         raise CannotWrite(f"cannot write to {out}: it is not empty", "go on there with --resume, or choose another -o")
-    if not dry_run:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            from diffgen.images.publish import cannot_write
-
-            raise cannot_write(folder, error) from error
     return folder
+
+
+def _make(folder: Path) -> None:
+    """Raises CannotWrite."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        from diffgen.images.publish import cannot_write
+
+        raise cannot_write(folder, error) from error
+
+
+def _numbered(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

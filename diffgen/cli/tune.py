@@ -74,34 +74,37 @@ def tune(
     if guidance is not None:
         plan.parse_guidance(str(guidance))
     whole("--iterations", iterations, 1, 100_000)
-    whole("--noises", noises, 1, SEEDS - HELD_OUT)
-    whole("--batch-size", batch_size, 1, SEEDS)
+    whole("--noises", noises, 1, MOST_NOISES)
+    whole("--batch-size", batch_size, 1, MOST_NOISES)
     path, picture_path = _paths(out, overwrite)
 
     environment.prepare(offline)
     from diffgen.compare.subjects import subject_of
-    from diffgen.compare.tune import Settings, as_json, tune
+    from diffgen.compare.tune import SEEDS_BELOW, Settings, as_json, tune
     from diffgen.compare.tune_plot import picture
     from diffgen.images.publish import publish
 
     asked = [] if guidance is None else [guidance]
-    subject, prompts, (scale, *_) = subject_of(model, prompt or [], asked, device, dtype, drawn=SEEDS)
+    subject, prompts, (scale, *_) = subject_of(model, prompt or [], asked, device, dtype, drawn=SEEDS_BELOW)
 
     def prompt_of(seed: int) -> str:
         return prompts[seed % len(prompts)]
 
-    settings = Settings(iterations=iterations, noises=noises, held_out=HELD_OUT, batch=batch_size)
+    settings = Settings(iterations=iterations, noises=noises, batch=batch_size)
     say.note(
         f"{subject.name}: {entry.scheduler}, {nfe} evaluations, guidance {scale:g}; "
         f"{settings.noises} noises to learn from, {settings.held_out} held out"
     )
+    for note in subject.remarks:
+        say.warn(note)
     with say.progress(f"{subject.name}, {entry.scheduler}, {nfe} evaluations") as on_step:
         try:
             found = tune(subject, scheduler, nfe, prompt_of, scale, settings, on_step)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    shown = picture(subject, found, prompt_of)
     publish(path, as_json(found).encode(), overwrite)
-    publish(picture_path, picture(subject, found, prompt_of), overwrite)
+    publish(picture_path, shown, overwrite)
     result = {
         "grid": str(path),
         "picture": str(picture_path),
@@ -112,7 +115,7 @@ def tune(
     say.result(result, [*table(rows), str(path), str(picture_path)])
 
 
-SEEDS, HELD_OUT = 800, 32  # tuning draws from seeds below 800; the last 32 choose, and are not learned from
+MOST_NOISES = 768  # `tune.SEEDS_BELOW` less those held out, known here before torch is
 
 
 def _paths(out: str | None, overwrite: bool) -> tuple[Path, Path]:

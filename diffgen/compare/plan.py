@@ -68,11 +68,6 @@ class Cell:
     guidance: float
     failure: str | None = None
 
-    def where(self) -> str:
-        """What the cell is, for a person."""
-        prompt = f", {self.prompt!r}" if self.prompt else ""
-        return f"{self.entry.label} on {self.entry.grid_name}, budget {self.budget}, seed {self.seed}{prompt}"
-
 
 @dataclass(frozen=True)
 class Axes:

@@ -159,6 +159,8 @@ class _Command:
             name, equals, value = word.partition("=")
             if not equals and i + 1 < len(words):
                 value = words[i + 1]
+            if re.match("-m.", word):  # -mNAME
+                name, value = "-m", word[2:]
             name = {"-m": "--model"}.get(name, name)
             if name in ("--model", "--device", "--dtype") and value:
                 kept[name] = value
@@ -397,6 +399,7 @@ def _table(found: dict[str, Any]) -> dict[str, Any]:
                 line.append(("stochastic", None))
             elif key == "done":
                 lacking = [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row.get(kind)]
+                lacking += ["the reference itself"] if row.get("is_reference") else []
                 line.append((", ".join([str(row["done"]), *lacking]), row["done"]))
             elif value is not None and key in ("seconds", "seconds_per_nfe"):
                 line.append((shown({n: v and v * factor for n, v in value.items()}), value["mean"]))
@@ -420,11 +423,11 @@ def _distribution(found: dict[str, Any]) -> dict[str, Any] | None:
         values = row["values"] or {}
         figures = ["–" if values.get(name) is None else f"{values[name]:.3g}" for name in names]
         said = {"label": row["label"], "grid": row["grid"], "nfe": row["nfe"], "guidance": f"{row['guidance']:g}"}
-        return said | {"style": styles[_key(row)], "figures": figures}
+        return said | {"style": styles[_key(row)], "figures": figures, "reason": row["reason"]}
 
     real = {"label": "real pictures", "grid": "", "nfe": "", "guidance": "", "style": None}
     lines = [line(row) for row in said["rows"]]
-    lines.append(real | {"figures": [floor_text(said["scales"][name]) for name in names]})
+    lines.append(real | {"figures": [floor_text(said["scales"][name]) for name in names], "reason": None})
     heads = [(name.replace("_", " "), said["better"][name]) for name in names]
     return {key: said[key] for key in ("samples", "held_out", "data")} | {"heads": heads, "lines": lines}
 
@@ -480,19 +483,26 @@ def _facts(found: dict[str, Any], pictures: _Pictures) -> Iterator[tuple[str, st
     yield "Budgets", f"{', '.join(map(str, axes['budgets']))} evaluations", False
     if any(axes["prompts"]):
         yield "Guidance", ", ".join(f"{g:g}" for g in axes["guidance"]), False
-    if "network_calls_per_evaluation" in model:
-        yield "Network calls", f"{model['network_calls_per_evaluation']:g} an evaluation", False
+    if calls := _network_calls(found["cells"]):
+        yield "Network calls", calls, False
     own = reference["error"]
     said = {"none": "none", "exact": "exact solution"}.get(reference["kind"], reference["name"])
     yield "Reference", f"{said}, itself known to about {own:.2g}" if own else said, False
     yield "Cells", _count(found), False
     yield "Pictures", f"{pictures.size[0]} × {pictures.size[1]} pixels", False
     yield "Computed on", f"{model['device']}, {model['dtype']}", False
-    if found["seconds"] is not None:
-        yield "Time", f"{_seconds(found['seconds'])} in all", False
+    yield "Time", f"{_seconds(sum(cell['seconds'] or 0.0 for cell in found['cells']))} for all cells", False
     yield "Noise", f"{model['noise']}, predicts {model['prediction'].replace('_', ' ')}", False
     yield "Versions", ", ".join(f"{name} {version}" for name, version in found["versions"].items()), False
     yield "Model hash", model["hash"], True
+
+
+def _network_calls(cells: Sequence[dict[str, Any]]) -> str:
+    """How often the network looked at a picture for each evaluation, where that was counted."""
+    each = {c["guidance"]: c["network_calls"] / c["nfe"] for c in cells if c.get("network_calls") and c["nfe"]}
+    if len(set(each.values())) < 2:
+        return "".join(f"{number:g} an evaluation" for number in set(each.values()))
+    return ", ".join(f"{number:g} an evaluation at guidance {scale:g}" for scale, number in sorted(each.items()))
 
 
 def _count(found: dict[str, Any]) -> str:

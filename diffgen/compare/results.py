@@ -36,8 +36,9 @@ def results(
     cells = [_cell(comparison, i, cell) for i, cell in enumerate(comparison.cells)]
     references = [r for start in comparison.axes.starts() if (r := _reference(comparison, *start)) is not None]
     _judge(comparison, cells, references)
-    rows = _rows(comparison, cells)
     known = [r["error"] for r in references if r["error"] is not None]
+    floor = max(known) if known else 0.0  # how well the reference itself is known
+    rows = _rows(comparison, cells, {r["key"] for r in references}, floor)
     found = {
         "schema": SCHEMA,
         "command": command,
@@ -55,13 +56,13 @@ def results(
         "reference": {
             "kind": _kind(comparison),
             "name": None if comparison.reference is None else _reference_name(comparison),
-            "error": max(known) if known else None,
+            "error": floor if known else None,
             "reason": comparison.reference_failure,
             "starts": references,
         },
         "cells": cells,
         "rows": rows,
-        "orders": _orders(comparison, rows, max(known) if known else 0.0),
+        "orders": _orders(comparison, rows, floor),
         "grids": _grids(comparison),
         "duplicates": _duplicates(comparison, cells),
         "distribution": distribution,
@@ -104,6 +105,7 @@ def _cell(comparison: Comparison, i: int, cell: Cell) -> dict[str, Any]:
         "stochastic": cell.entry.stochastic,
         "seconds": seconds,
         "seconds_per_nfe": seconds / nfe if seconds is not None and nfe else None,
+        "network_calls": record.get("network_calls") if done and record else None,
         "peak_memory": record.get("peak_memory") if done and record else None,
         "error": None,
         "psnr": None,
@@ -176,8 +178,13 @@ def _picture(comparison: Comparison, name: str) -> Image.Image:
         return image.convert("RGB")
 
 
-def _rows(comparison: Comparison, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each scheduler at each budget: means over the seeds with their intervals, and a rank where there can be one."""
+def _rows(
+    comparison: Comparison, cells: list[dict[str, Any]], references: set[str], floor: float
+) -> list[dict[str, Any]]:
+    """Each scheduler at each budget: means over the seeds with their intervals, and a rank where there can be one.
+
+    A row that is the reference itself (its cells have the keys of `references`) has none.
+    """
     groups: dict[Row, list[dict[str, Any]]] = defaultdict(list)
     for cell, said in zip(comparison.cells, cells, strict=True):
         groups[cell.entry, cell.budget, cell.prompt, cell.guidance].append(said)
@@ -197,6 +204,7 @@ def _rows(comparison: Comparison, cells: list[dict[str, Any]]) -> list[dict[str,
             "done": len(done),
             "failed": sum(m["status"] == "failed" for m in members),
             "missing": sum(m["status"] == "missing" for m in members),
+            "is_reference": any(m["key"] in references for m in members),
             "rank": None,
         }
         row |= {name: _summary(done, name) for name in ("error", "psnr", "ssim", "seconds", "seconds_per_nfe")}
@@ -204,7 +212,7 @@ def _rows(comparison: Comparison, cells: list[dict[str, Any]]) -> list[dict[str,
             row |= {n: _summary(done, n) for n in ("mean_error", "covariance_error", "sliced_wasserstein")}
         rows.append(row)
     for group in _by_setting(rows).values():
-        _rank(group)
+        _rank(group, floor)
     return rows
 
 
@@ -223,19 +231,26 @@ def _by_setting(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, str, float], 
 
 def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those that can be ranked, the nearest first: of all seeds, since a mean over those that went well flatters."""
-    whole = (r for r in rows if r["error"] is not None and not r["failed"] and not r["missing"])
+    whole = (
+        r for r in rows if r["error"] is not None and not r["failed"] and not r["missing"] and not r["is_reference"]
+    )
     return sorted(whole, key=lambda r: r["error"]["mean"])
 
 
-def _rank(rows: list[dict[str, Any]]) -> None:
-    """1 is nearest to the reference. A row whose interval overlaps that of the best of a rank shares it; of one seed
-    there is no rank."""
+BELOW = 3  # times its own error are what a reference tells apart
+
+
+def _rank(rows: list[dict[str, Any]], floor: float) -> None:
+    """1 is nearest to the reference. A row whose interval overlaps that of the best of a rank shares it, and so does
+    one whose error is, like that one's, below what the reference can tell; of one seed there is no rank."""
     judged = _judged(rows)
     if any(r["error"]["n"] < 2 for r in judged):
         return
     for i, row in enumerate(judged):
         first = next((r for r in judged[:i] if r["rank"] == judged[i - 1]["rank"]), None)  # of those that share a rank
-        tied = first is not None and Interval(**row["error"]).overlaps(Interval(**first["error"]))
+        tied = first is not None and (
+            row["error"]["mean"] < BELOW * floor or Interval(**row["error"]).overlaps(Interval(**first["error"]))
+        )
         row["rank"] = first["rank"] if tied and first else i + 1
 
 
@@ -243,7 +258,7 @@ def _orders(comparison: Comparison, rows: list[dict[str, Any]], floor: float) ->
     """The measured order of each solver, over budgets whose error stands well above that of the reference."""
     groups: dict[tuple[str, str, str, float], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        if row["error"] is not None and row["error"]["mean"] > max(3 * floor, 1e-12):
+        if row["error"] is not None and row["error"]["mean"] > max(BELOW * floor, 1e-12):
             groups[row["label"], row["grid"], row["prompt"], row["guidance"]].append(row)
     found = []
     for (label, grid, prompt, guidance), members in groups.items():
@@ -347,19 +362,24 @@ def verdict(found: dict[str, Any]) -> list[str]:
         if tied and len(tied) == len(judged) - 1:
             sentences.append(
                 f"{at} {n} seeds tell none of the {len(judged)} schedulers apart: the mean of {name_of(best)} is the "
-                f"least, {shown(best['error'])}, and all intervals overlap with its own."
+                f"least, {shown(best['error'])}, and the others' cannot be told from it."
             )
             continue
         text = f"{at} {name_of(best)} is nearest to the reference: {shown(best['error'])}"
         if tied:
-            text += f"; within its interval: {', '.join(name_of(r) for r in tied[:4])}"
+            text += f"; not told apart from it: {', '.join(name_of(r) for r in tied[:4])}"
             text += f" and {len(tied) - 4} more" if len(tied) > 4 else ""
         sentences.append(text + ".")
     floor, near = found["reference"]["error"], [r for r in found["rows"] if r["error"] is not None]
-    if floor and any(r["error"]["mean"] < 3 * floor for r in near):
+    if floor and any(r["error"]["mean"] < BELOW * floor for r in near):
         sentences.append(
-            f"Errors below {3 * floor:.2g} are not told apart: the reference itself is known to about {floor:.2g} only."
+            f"Errors below {BELOW * floor:.2g} are not told apart: the reference itself is known to about {floor:.2g} "
+            "only."
         )
+    if own := sorted({f"{name_of(r)} at {r['budget']}" for r in found["rows"] if r["is_reference"]}):
+        sentences.append(f"No rank for the reference itself: {', '.join(own)}.")
+    if reasons := [row["reason"] for row in (found["distribution"] or {"rows": []})["rows"] if row["reason"]]:
+        sentences.append(f"The pictures of {len(reasons)} schedulers could not be measured: {reasons[0]}.")
     if stochastic := sorted({r["label"] for r in found["rows"] if r["stochastic"]}):
         verb = "draws" if len(stochastic) == 1 else "draw"
         sentences.append(
@@ -401,8 +421,8 @@ def shown(value: dict[str, Any] | None) -> str:
 
 COLUMNS = (
     "scheduler", "label", "grid", "budget", "nfe", "steps", "seed", "prompt", "guidance", "stochastic", "seconds",
-    "seconds_per_nfe", "peak_memory", "error", "psnr", "ssim", "mean_error", "covariance_error", "sliced_wasserstein",
-    "image", "status", "reason",
+    "seconds_per_nfe", "network_calls", "peak_memory", "error", "psnr", "ssim", "mean_error", "covariance_error",
+    "sliced_wasserstein", "image", "status", "reason",
 )  # fmt: skip
 
 
@@ -423,6 +443,7 @@ def as_table(found: dict[str, Any]) -> Iterator[list[str]]:
     yield ["scheduler", "grid", "NFE", "error", "rank", "s", *(["sliced W"] if mixture else ["PSNR", "SSIM"]), ""]
     for row in sorted(found["rows"], key=lambda r: (r["prompt"], r["guidance"], r["budget"], _last(r))):
         notes = ["stochastic"] if row["stochastic"] else []
+        notes += ["the reference itself"] if row["is_reference"] else []
         notes += [f"{row[kind]} {kind}" for kind in ("failed", "missing") if row[kind]]
         rank = "" if row["rank"] is None else f"{row['rank']}{'*' if row['rank'] == 1 else ''}"
         other = ["sliced_wasserstein"] if mixture else ["psnr", "ssim"]
@@ -449,7 +470,8 @@ def distribution_table(found: dict[str, Any]) -> Iterator[list[str]]:
     yield ["scheduler", "grid", "NFE", *names]
     for row in said["rows"]:
         values = row["values"] or {}
-        yield [row["label"], row["grid"], str(row["nfe"]), *(_figure(values.get(name)) for name in names)]
+        figures = [_figure(values.get(name)) for name in names]
+        yield [row["label"], row["grid"], str(row["nfe"]), *figures, *([row["reason"]] if row["reason"] else [])]
     yield ["real pictures", "", "", *(floor_text(said["scales"][name]) for name in names)]
 
 

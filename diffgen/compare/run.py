@@ -37,6 +37,8 @@ from .plan import Axes, Cell, Entry
 from .subjects import Counter, Subject
 
 CELL = "diffgen.cell/1"
+KEPT = {"seed", "nfe", "seconds", "image", "pixels_sha256", "noise_sha256"}  # what the record of a cell has
+PNG_END = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,14 @@ class Folder:
     def record(self, key: str) -> dict[str, Any] | None:
         """What is known of a finished cell; None if it is not there, or not whole."""
         found = self.read(self.path / "cells" / f"{key}.json", CELL)
-        if not found or found.get("key") != key or not (self.path / "images" / f"{key}.png").is_file():
+        if not found or found.get("key") != key or not found.keys() >= KEPT:
             return None
         try:
-            return found if "x0" in read_header(self.tensor_file(key)) else None
-        except InputError:
+            with (self.path / "images" / f"{key}.png").open("rb") as file:
+                file.seek(-len(PNG_END), 2)
+                whole = file.read() == PNG_END
+            return found if whole and "x0" in read_header(self.tensor_file(key)) else None
+        except (InputError, OSError):
             return None
 
     @staticmethod
@@ -174,10 +179,10 @@ class Comparison:
         return jobs
 
     def notes(self) -> list[str]:
-        """What to know of tuned grids that are used for another number of steps or guidance than their own."""
+        """What to know of the prompts, and of tuned grids for another number of steps or guidance than their own."""
         settings = dict.fromkeys((c.entry.grid, c.steps, c.guidance) for c in self.cells if c.steps is not None)
         found = [grid_notes({"grid": grid, "steps": steps, "guidance": scale}) for grid, steps, scale in settings]
-        return list(dict.fromkeys(note for notes in found for note in notes))
+        return list(dict.fromkeys(note for notes in [self.subject.remarks, *found] for note in notes))
 
     def waiting(self) -> list[Job]:
         """The jobs that are not done yet."""
@@ -224,13 +229,16 @@ class Comparison:
 
     # Doing it
 
-    def warm_up(self) -> float:
-        """Seconds of one function evaluation, after one that does not count. Raises what the model raises."""
-        jobs = [job for job in self.jobs() if job.entry is not None]
-        if not jobs:
-            return 0.0
-        network = self._network(jobs[0].prompt, jobs[0].guidance)
-        noise, _ = self.subject.start(jobs[0].seed)
+    def warm_up(self) -> dict[float, float]:
+        """Seconds of one function evaluation at each guidance, after one that does not count.
+
+        Raises what the model raises.
+        """
+        return {guidance: self._timed(guidance) for guidance in self.axes.guidance}
+
+    def _timed(self, guidance: float) -> float:
+        network = self._network(self.axes.prompts[0], guidance)
+        noise, _ = self.subject.start(self.axes.seeds[0])
         x = noise.to(self.subject.device)
         t = torch.full((len(x),), float(self.subject.noise.noisiest.t), device=x.device)
         seconds = []
@@ -288,20 +296,21 @@ class Comparison:
         assert job.entry is not None
         scheduler = self.scheduler(job.entry)
         grid = scheduler.grid(job.steps)
-        counter = Counter(self._network(job.prompt, job.guidance))
+        counter = Counter(self._network(job.prompt, job.guidance), self.subject.module)
         x = (noise * math.hypot(grid[0].alpha, grid[0].sigma)).to(self.subject.device, self.subject.dtype)
         cuda = self.subject.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.subject.device)
         self._wait()
         began = time.perf_counter()
-        with warnings.catch_warnings():  # of an interpolated grid: `notes` says it once
+        with counter, warnings.catch_warnings():  # of an interpolated grid: `notes` says it once
             warnings.simplefilter("ignore")
             x0 = scheduler.sample(counter, x, grid, generator)
         self._wait()
         seconds = time.perf_counter() - began
         peak = torch.cuda.max_memory_allocated(self.subject.device) if cuda else resident()
-        return x0, {"nfe": counter.nfe, "seconds": seconds, "peak_memory": peak}
+        said = {"nfe": counter.nfe, "network_calls": counter.network_calls}
+        return x0, {**said, "seconds": seconds, "peak_memory": peak}
 
     def _network(self, prompt: str, guidance: float) -> Any:
         if (prompt, guidance) not in self._networks:

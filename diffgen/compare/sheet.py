@@ -78,7 +78,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
-    """The text, cut with an ellipsis where it is too wide."""
+    """The text in one line, cut with an ellipsis where it is too wide."""
+    text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

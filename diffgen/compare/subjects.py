@@ -38,6 +38,8 @@ class Subject(Protocol):
     dtype: torch.dtype  # of the network
     takes_prompts: bool
     options: dict[str, Any]  # what its schedulers are made with besides
+    module: torch.nn.Module | None  # the network itself, whose calls are counted
+    remarks: Sequence[str]  # what to know before looking at its pictures
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
         """Standard normal noise [B, …] of that seed on the CPU, and the generator that drew it, which goes on."""
@@ -57,14 +59,35 @@ class Subject(Protocol):
 
 
 class Counter:
-    """A network that counts how often it is asked: NFE is counted, not computed."""
+    """Counts how often a network is asked: NFE is counted, not computed.
 
-    def __init__(self, network: Network) -> None:
-        self.network, self.nfe = network, 0
+    And apart from it, as long as the counter is entered, how often the module itself looks at each example: a guided
+    evaluation asks about two prompts at once.
+    """
+
+    def __init__(self, network: Network, module: torch.nn.Module | None) -> None:
+        self.network, self.module, self.nfe, self._calls = network, module, 0, 0.0
+        self._size = 1
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.nfe += 1
+        self.nfe, self._size = self.nfe + 1, len(x)
         return self.network(x, t)
+
+    @property
+    def network_calls(self) -> int:
+        return self.nfe if self.module is None else round(self._calls)
+
+    def __enter__(self) -> Counter:
+        def count(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            first = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
+            self._calls += len(first) / self._size
+
+        self._hook = None if self.module is None else self.module.register_forward_pre_hook(count, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
 
 
 class MixtureSubject:
@@ -79,6 +102,8 @@ class MixtureSubject:
     name, family, prediction = "mixture", "mixture", "epsilon"
     device, dtype = torch.device("cpu"), torch.float32
     takes_prompts = False
+    module: torch.nn.Module | None = None
+    remarks: Sequence[str] = ()
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
 
     def __init__(self) -> None:
@@ -147,6 +172,8 @@ class RunSubject:
         self.model_hash, self.noise, self.prediction = generator.model_hash, generator.noise, generator.prediction
         self.device, self.dtype, self.options = generator.device, generator.dtype, {"clip_sample": True}
         self.takes_prompts = run.data["classes"] is not None
+        self.module: torch.nn.Module | None = generator.network
+        self.remarks: Sequence[str] = ()
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(seed)
@@ -180,7 +207,10 @@ class PipelineSubject:
         self.device, self.dtype = generator.device, generator.dtype
         self.options: dict[str, Any] = {}
         self.takes_prompts = self.family != "unconditional"
-        self.pixels = "vae" not in generator.pipeline.components
+        parts = generator.pipeline.components
+        self.module: torch.nn.Module | None = parts.get("unet", parts.get("transformer"))
+        self.remarks: Sequence[str] = ()
+        self.pixels = "vae" not in parts
         self.card = info(generator.model)
         plan = make_plan(generator.model, "x" if self.takes_prompts else (), count=1, seed=0)
         self.guidance, self.size = plan.guidance, (plan.width, plan.height)
@@ -203,6 +233,19 @@ class PipelineSubject:
         from diffgen.stable_diffusion.denoise import denoiser
 
         return denoiser(self.generator.pipeline, self.family, prompts, guidance, self.size)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """As generate checks them, and says what it says of them. Raises UsageError."""
+        from diffgen.stable_diffusion.plan import make_plan
+
+        plan = make_plan(self.generator.model, prompts, count=1, seed=0)
+        for text in prompts:
+            if plan.wildcards.choose(text, random.Random(0))[1]:
+                raise UsageError(
+                    f"{text!r} leaves a choice to the seed, and every cell is to show the same",
+                    "compare prompts that are written out",
+                )
+        self.remarks = list(dict.fromkeys(note for text in prompts for note in plan.warnings(text)))
 
     def exact(self, noise: Tensor) -> None:
         return None
@@ -244,6 +287,8 @@ def subject_of(
             raise UsageError(f"{subject.name} takes neither prompts nor guidance")
         return subject, ("",), (1.0,)
     texts = tuple(dict.fromkeys(prompts))
+    if texts:
+        subject.check(texts)
     if not texts and drawn is not None:
         texts = _drawn_captions(subject.card, drawn)
     if not texts:
