@@ -92,21 +92,9 @@ def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) 
 def test_calls_of_the_network_are_counted_apart(diffgen_, tmp_path: Path) -> None:
     """An evaluation is one NFE, guided or not; guided the network looks twice. What was typed is no single line."""
     model = tiny.build(tmp_path / "model")
-    options = [
-        "-m",
-        model,
-        "--schedulers",
-        "euler,heun",
-        "--nfe",
-        "3",
-        "--seeds",
-        "0",
-        "--reference",
-        "none",
-        "-o",
-        "c",
-    ]
-    code, out, err = diffgen_("compare", "a red apple\nand a circle", *options, "--guidance", "1,3", "--json")
+    options = ["-m", model, "--schedulers", "euler,heun", "--nfe", "3", "--seeds", "0", "--reference", "none"]
+    options += ["--guidance", "1,3", "-o", "c", "--json"]
+    code, out, err = diffgen_("compare", "a red apple\nand a circle", *options)
     assert code == 0, err
     cells = json.loads(out)["result"]["cells"]
     assert [(c["guidance"], c["nfe"], c["network_calls"]) for c in cells] == [(1.0, 3, 3)] * 2 + [(3.0, 3, 6)] * 2

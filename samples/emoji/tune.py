@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 SOLVER, EVALUATIONS = "dpmpp_2m", (4, 6, 8, 12)
 ROOM = 0.01  # of accuracy, that the default may lose to many steps
-SETTINGS = Settings(noises=24, iterations=120)
+SETTINGS = Settings(noises=24, iterations=120, batch=24)
 
 
 class Accuracy:
@@ -139,4 +140,4 @@ if __name__ == "__main__":
     parser.add_argument("--noises", type=int, default=SETTINGS.noises, help="to learn from")
     parser.add_argument("--iterations", type=int, default=SETTINGS.iterations)
     a = parser.parse_args()
-    main(a.work, a.evaluations, a.prompts, Settings(noises=a.noises, iterations=a.iterations))
+    main(a.work, a.evaluations, a.prompts, replace(SETTINGS, noises=a.noises, iterations=a.iterations))
