@@ -2,12 +2,12 @@
 
     python samples/emoji/tune.py work/          # work/emoji -> work/emoji/grids/, its card.json; work/tune/
 
-For each number of evaluations `diffgen tune` learns a grid at the model's guidance. It must come nearer to the solution
-than every built-in grid, and the share of prompts that are answered right (as measure.py counts it, for the same
-prompts and seeds) must not be below that of the three best built-in grids at as many evaluations. Those that pass go
-into the model's folder, their figures under `tuned` in its card. Its defaults become the fewest evaluations whose
-accuracy is at most 0.01 below that of 25 steps on karras. What is finished lies in work/tune/ and is not done again for
-the same model, number of prompts and way of searching.
+For each number of evaluations `diffgen tune` learns a grid at the model's guidance. It must come nearer to the
+solution than every built-in grid, and the share of prompts that are answered right (as measure.py counts it, for the
+same prompts and seeds) must not be below that of the three best built-in grids at as many evaluations. Those that pass
+go into the model's folder, their figures under `tuned` in its card. Of those whose accuracy is at most 0.01 below that
+of 25 steps on karras, its default becomes the one that comes nearest to the solution. What is finished lies in
+work/tune/ and is not done again for the same model, number of prompts and way of searching.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main(
     tuner = Tuner(subject, SOLVER, lambda seed: texts[seed % len(texts)], guidance, settings)
     accuracy = Accuracy(work, subject, card, prompts, done / "accuracy.json")
     many = accuracy(DEFAULTS["steps"], "karras")
-    kept, default = [], None
+    kept = []
     for n in sorted(evaluations):
         file = done / f"{SOLVER}-{n}.json"
         found = learned(tuner, n, file)
@@ -119,10 +119,9 @@ def main(
             kept.append(said)
             (folder / "grids").mkdir(exist_ok=True)
             shutil.copyfile(file, folder / "grids" / file.name)
-            if default is None and said["accuracy"] >= many - ROOM:
-                default = said
-    if default is not None:  # it says its number of steps; the card's is for whatever does not go with it
-        card["defaults"]["grid"] = f"grids/{default['grid']}"
+    right = [said for said in kept if said["accuracy"] >= many - ROOM]
+    if right:  # the grid says its number of steps; the card's is for whatever does not go with it
+        card["defaults"]["grid"] = f"grids/{min(right, key=lambda said: said['error'])['grid']}"
     card["tuned"] = kept
     write(folder, card)
     print(f"{len(kept)} grids -> {folder / 'grids'}; defaults: {card['defaults']}")
