@@ -54,9 +54,9 @@ trained elsewhere.
 
 {pictures} pictures of {concepts} concepts: `noto` from Debian's `fonts-noto-color-emoji` (SIL Open Font License 1.1, LICENSE-noto),
 `flat` and `modern` are Microsoft's Fluent Emoji, from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji`
-(BSD, LICENSE-emoji) and, with the CLDR keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical pictures one was kept. {held_out} of the pictures,
-a tenth of the (concept, style) pairs of concepts that have all three, were never trained on: `held_out` in card.json. Nothing is
-mirrored: arrows, clocks, text and many faces would mean something else.
+(BSD, LICENSE-emoji) and, with the CLDR keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical
+pictures one was kept. {held_out} of the pictures, a tenth of the (concept, style) pairs of concepts that have all three, were never
+trained on: `held_out` in card.json. Nothing is mirrored: arrows, clocks, text and many faces would mean something else.
 Captions: a name (English {name:.0%}, Chinese {zh:.0%}) or a keyword ({keyword:.0%}, {zh_keyword:.0%}), {styled:.0%} with the style; {empty:.0%} were empty.
 
 ## Training
@@ -92,6 +92,7 @@ MEMORY = """
 ({learned:.0%} of its pictures are nearer to the very picture learned than to any other; their distance to it is {ratio:.2f} of that of
 unseen pictures to theirs, {ratio_unlike:.2f} of that to pictures of other things: errors of drawing, not new designs)"""
 RIGHT = "nearest of all pictures of the style is the right one"
+KIND = {"name": "names", "keyword": "keywords", "zh": "names", "zh_keyword": "keywords"}
 RATIOS = "{ratio:.2f} ({ratio_held_out_prompts:.2f}; {copies:.2f})"
 
 WATTS = 10  # of a core of a server's processor, its share of memory and power supply included: an estimate
@@ -110,10 +111,13 @@ def rows(measured: dict) -> str:
         )
         if (one := measured.get(key))
     ]
+    for key, language in (("english", "English"), ("chinese", "Chinese")):
+        shares = ", ".join(f"{KIND[kind]} {value:.2f}" for kind, value in measured[key]["by_kind"].items())
+        found.append((f"of the {language} ones by kind", shares))
     if one := measured.get("held_out"):
         styles = ", ".join(f"{style} {value:.2f}" for style, value in one["by_style"].items())
         found.append(
-            ("of these by style; of the thing's own picture in another style", f"{styles}; {one['copying']:.2f}")
+            ("held-out pairs by style; of the thing's own picture in another style", f"{styles}; {one['copying']:.2f}")
         )
     if one := measured.get("autoencoder"):
         found.append(
