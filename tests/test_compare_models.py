@@ -179,6 +179,8 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
         (["-m", "nothing", "a", "-o", "c"], 3, "there is no model 'nothing'"),
         (["-o", "c"], 2, "needs a prompt"),
         (["--report", "nowhere"], 3, "holds no comparison"),
+        (["--report", "nowhere", "--nfe", "5"], 2, "--nfe is not for it"),
+        (["a", "--report", "nowhere", "--dry-run"], 2, "--dry-run, a prompt is not for it"),
     ],
 )  # fmt: skip
 def test_what_compare_refuses(diffgen_, args: list[str], code: int, says: str) -> None:

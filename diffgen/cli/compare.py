@@ -42,6 +42,7 @@ SETS = {"all": ALL, "fast": FAST}
 
 
 def compare(
+    ctx: typer.Context,
     prompt: Annotated[list[str] | None, typer.Argument(help="What to show, for a model that takes prompts.")] = None,
     schedulers: Annotated[
         str,
@@ -106,6 +107,7 @@ def compare(
     """Compare schedulers: same noise, same number of network evaluations, distance to the solution."""
     say = Output("compare", json, quiet)
     if report is not None:
+        _alone(ctx)
         _report(say, Path(report))
         return
     device, dtype = device_name(device), dtype_name(dtype)
@@ -263,6 +265,17 @@ def _write(folder: Path, name: str, data: bytes) -> None:
     from diffgen.images.publish import publish
 
     publish(folder / name, data, overwrite=True)
+
+
+def _alone(ctx: typer.Context) -> None:
+    """Nothing but --report was asked for. Raises UsageError."""
+    others = ctx.params.keys() - {"report", "json", "quiet", "debug"}
+    given = sorted(
+        name for name in others if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    )
+    if given:
+        named = ", ".join("a prompt" if name == "prompt" else f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"--report makes the page again from what is stored: {named} is not for it", "leave it out")
 
 
 def _report(say: Output, folder: Path) -> None:
