@@ -123,7 +123,7 @@ def compare(
     folder = _folder(out, resume, dry_run)
 
     environment.prepare(offline)
-    from diffgen.compare.results import as_csv, as_table, distribution_table, results
+    from diffgen.compare.results import as_csv, as_table, distribution_table, numbered, results
     from diffgen.compare.run import Comparison, Reference
     from diffgen.compare.sheet import sheet
     from diffgen.compare.subjects import RunSubject, subject_of
@@ -153,10 +153,10 @@ def compare(
         "seconds_estimated": round(seconds, 3),
     }
     axes_said = {"scheduler": entries, "budget": budgets, "seed": seed_list, "cell": comparison.cells}
-    parts = [_numbered(len(values), name) for name, values in axes_said.items()]
+    parts = [numbered(len(values), name) for name, values in axes_said.items()]
     say.note(
         f"{subject.name}: {', '.join(parts)}, {len(waiting)} to do with their references, "
-        f"{_numbered(evaluations, 'evaluation')}, about {time_text(seconds)}"
+        f"{numbered(evaluations, 'evaluation')}, about {time_text(seconds)}"
         + (f" ({' or '.join(f'{1000 * one:.3g}' for one in each.values())} ms each)" if each else "")
     )
     if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
@@ -167,7 +167,7 @@ def compare(
         say.note(f"--data: {more} evaluations of single pictures, {time_text(at_most)} at most")
     for reason in dict.fromkeys(comparison.failures.values()):
         count = sum(reason == other for other in comparison.failures.values())
-        say.warn(f"{_numbered(count, 'cell')} cannot be made: {reason}")
+        say.warn(f"{numbered(count, 'cell')} cannot be made: {reason}")
     for note in comparison.notes():
         say.warn(note)
     if dry_run:
@@ -225,7 +225,7 @@ def compare(
     unmeasured: list[str] = [row["reason"] for row in measured["rows"] if row["reason"]] if measured else []
     if unmeasured:
         reasons = sorted(set(unmeasured))
-        message = f"the pictures of {_numbered(len(unmeasured), 'setting')} could not be measured: {'; '.join(reasons)}"
+        message = f"the pictures of {numbered(len(unmeasured), 'setting')} could not be measured: {'; '.join(reasons)}"
         raise UnfinishedError(DiffgenError(message[:500]), result)
     if comparison.reference_failure:
         raise UnfinishedError(DiffgenError(f"a reference could not be made: {comparison.reference_failure}"), result)
@@ -255,10 +255,6 @@ def _make(folder: Path) -> None:
         from diffgen.images.publish import cannot_write
 
         raise cannot_write(folder, error) from error
-
-
-def _numbered(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

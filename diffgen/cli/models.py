@@ -340,11 +340,13 @@ def _item(value: object) -> str:
 
 def _with_the_steps_of_its_grid(defaults: object, grids: list[dict[str, Any]]) -> object:
     """A card's defaults in words: a tuned grid among them brings its own number of steps."""
-    own = [grid for grid in grids if isinstance(defaults, dict) and grid["file"] == defaults.get("grid")]
-    if not own or not isinstance(defaults, dict):
+    if not isinstance(defaults, dict):
+        return defaults
+    own = next((grid["steps"] for grid in grids if grid["file"] == defaults.get("grid")), None)
+    if own is None:
         return defaults
     otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
-    return {**defaults, "steps": f"{own[0]['steps']}{otherwise}"}
+    return {**defaults, "steps": f"{own}{otherwise}"}
 
 
 def _brief(value: object) -> str:

@@ -74,18 +74,18 @@ def tune(
     if guidance is not None:
         plan.parse_guidance(str(guidance))
     whole("--iterations", iterations, 1, 100_000)
-    whole("--noises", noises, 1, MOST_NOISES)
-    whole("--batch-size", batch_size, 1, MOST_NOISES)
+    whole("--noises", noises, 1, plan.SEEDS_BELOW - plan.HELD_OUT)
+    whole("--batch-size", batch_size, 1, plan.SEEDS_BELOW)
     path, picture_path = _paths(out, overwrite)
 
     environment.prepare(offline)
     from diffgen.compare.subjects import subject_of
-    from diffgen.compare.tune import SEEDS_BELOW, Settings, as_json, tune
+    from diffgen.compare.tune import Settings, as_json, tune
     from diffgen.compare.tune_plot import picture
     from diffgen.images.publish import publish
 
     asked = [] if guidance is None else [guidance]
-    subject, prompts, (scale, *_) = subject_of(model, prompt or [], asked, device, dtype, drawn=SEEDS_BELOW)
+    subject, prompts, (scale, *_) = subject_of(model, prompt or [], asked, device, dtype, drawn=plan.SEEDS_BELOW)
 
     def prompt_of(seed: int) -> str:
         return prompts[seed % len(prompts)]
@@ -113,9 +113,6 @@ def tune(
     rows = [["grid", "error on held-out noises"], [path.name, f"{found['error']:.4g}"]]
     rows += [[n, f"{e:.4g}"] for n, e in sorted(found["built_in"]["all"].items(), key=lambda item: item[1])[:5]]
     say.result(result, [*table(rows), str(path), str(picture_path)])
-
-
-MOST_NOISES = 768  # `tune.SEEDS_BELOW` less those held out, known here before torch is
 
 
 def _paths(out: str | None, overwrite: bool) -> tuple[Path, Path]:

@@ -14,6 +14,8 @@ from diffgen.sampling import MAX_SEED, check_grid_model, parse_numbers
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
+SEEDS_BELOW = 800  # tuning draws its noises from seeds below, so that those from there on have never been seen
+HELD_OUT = 32  # the last of those seeds: tuning chooses by them, and learns nothing from them
 
 
 class Asked(Protocol):

@@ -27,7 +27,7 @@ from diffgen.images.read import read_image, read_kind
 
 from . import plots
 from .plots import Point, Series
-from .results import as_csv, floor_text, name_of, shown
+from .results import as_csv, floor_text, name_of, numbered, shown
 
 MAX_EMBEDDED = 20_000_000  # bytes of pictures; beyond, smaller ones are embedded
 MAX_DRAWN = 24  # prompts × guidance scales that get plots
@@ -207,7 +207,7 @@ class _Cells:
     def _cell(
         self, cell: dict[str, Any] | None, entry: dict[str, Any], budget: int, setting: dict[str, Any]
     ) -> dict[str, Any]:
-        where = f"{name_of(entry)}, {_evaluations(budget)}, seed {setting['seed']}"
+        where = f"{name_of(entry)}, {numbered(budget, 'evaluation')}, seed {setting['seed']}"
         if cell is None or cell["status"] != "done":
             reason = (cell and cell["reason"]) or "not made yet"
             return {"picture": None, "reason": reason, "where": where}
@@ -472,7 +472,7 @@ def _duplicates(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _title(found: dict[str, Any]) -> str:
     count = len(found["axes"]["entries"])
-    return f"{count} scheduler{'s' if count != 1 else ''} on {found['model']['name']}"
+    return f"{numbered(count, 'scheduler')} on {found['model']['name']}"
 
 
 def _facts(found: dict[str, Any], pictures: _Pictures) -> Iterator[tuple[str, str, bool]]:
@@ -520,10 +520,6 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number])
     return ", ".join(f"{p[0]} – {p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
-
-
-def _evaluations(count: int) -> str:
-    return f"{count} evaluation{'s' if count != 1 else ''}"
 
 
 def _seconds(value: float | None) -> str:
@@ -592,4 +588,4 @@ ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-ENVIRONMENT.globals.update(swatch=plots.swatch, evaluations=_evaluations)
+ENVIRONMENT.globals.update(swatch=plots.swatch)

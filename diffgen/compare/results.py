@@ -351,7 +351,7 @@ def verdict(found: dict[str, Any]) -> list[str]:
         if not judged:
             continue
         best, n = judged[0], judged[0]["error"]["n"]
-        at = f"At {budget} evaluation{'s' * (budget != 1)}{where}"
+        at = f"At {numbered(budget, 'evaluation')}{where}"
         if n < 2:
             sentences.append(
                 f"{at} {name_of(best)} came nearest to the reference ({best['error']['mean']:.3g}), but one seed ranks "
@@ -405,6 +405,11 @@ def verdict(found: dict[str, Any]) -> list[str]:
             "arithmetic: the pictures have converged, or an option has no effect."
         )
     return sentences
+
+
+def numbered(count: int, name: str) -> str:
+    """ "1 seed", "2 seeds"."""
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def name_of(row: dict[str, Any]) -> str:

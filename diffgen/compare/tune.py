@@ -31,12 +31,11 @@ from schedulers.grids import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 from schedulers.scheduler import NonFinite
 
-from .plan import Entry, is_stochastic
+from .plan import HELD_OUT, SEEDS_BELOW, Entry, is_stochastic
 from .run import AUTOMATIC, versions
 from .subjects import Network, Subject
 
 SCHEMA = "diffgen.grid/1"
-SEEDS_BELOW = 800  # tuning draws its noises from seeds below, so that those from there on have never been seen
 EARLIER = 4  # steps whose answers a correction brings in besides the latest
 BATCH = 16  # examples in one call of a network, where no gradients are kept
 FAR = 1e9  # the loss of parameters whose result is not finite
@@ -52,7 +51,7 @@ class Settings:
 
     iterations: int = 160  # at most so many evaluations of the loss and its gradient
     noises: int = 32  # to learn from; seeds 0, 1, …
-    held_out: int = 32  # to choose by; seeds just below SEEDS_BELOW
+    held_out: int = HELD_OUT  # to choose by; seeds just below SEEDS_BELOW
     batch: int = 8  # noises in one call of the network where gradients are kept; of the mixture all
     every: int = 8  # iterations between two looks at the held-out noises
     patience: int = 3  # looks without a better value before it stops

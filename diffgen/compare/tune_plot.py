@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from .plan import Entry
+from .plan import SEEDS_BELOW, Entry
 from .subjects import Subject
-from .tune import SEEDS_BELOW, as_json, solve_as
+from .tune import as_json, solve_as
 
 SHOWN = 6  # starts, from noises that the search never saw
 

@@ -54,7 +54,7 @@ import diffgen
 from diffgen.images.sheet import sheet
 from diffgen.models.find import find
 from diffgen.stable_diffusion.training.parts import read_autoencoder
-from diffgen.training.metrics import sliced_wasserstein
+from diffgen.training.metrics import memorisation_ratio, sliced_wasserstein
 
 if TYPE_CHECKING:
     from diffgen.stable_diffusion.generate import ImageGenerator
@@ -265,14 +265,14 @@ def memorisation(pictures: Pictures, asked: Sequence[Asked], made: dict[str, np.
     """learned, of the pictures `ratio` asked for; and of all that were made [N, D], by name, their ratios."""
     trained = np.flatnonzero(~pictures.held_out)
     known, new = pictures.features[trained], pictures.features[pictures.held_out]
-    away = distances(new, known)
-    others = np.where(pictures.names[pictures.held_out][:, None] == pictures.names[trained], np.inf, away)
-    near = {name: distances(features, known) for name, features in made.items()}
-    far, far_others = np.median(away.min(1)), np.median(others.min(1))
+    real = [torch.from_numpy(features) for features in (known, new)]
+    near = distances(made["ratio"], known)
+    own = pictures.names[pictures.held_out][:, None] == pictures.names[trained]
+    unlike = np.where(own, np.inf, distances(new, known))
     return {
-        "learned": round(float(np.mean(trained[near["ratio"].argmin(1)] == [k for k, _, _ in asked])), 4),
-        **{name: round(float(np.median(found.min(1)) / far), 4) for name, found in near.items()},
-        "ratio_unlike": round(float(np.median(near["ratio"].min(1)) / far_others), 4),
+        "learned": round(float(np.mean(trained[near.argmin(1)] == [k for k, _, _ in asked])), 4),
+        **{name: round(memorisation_ratio(torch.from_numpy(x), *real), 4) for name, x in made.items()},
+        "ratio_unlike": round(float(np.median(near.min(1)) / np.median(unlike.min(1))), 4),
     }
 
 
