@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import schedulers
+from diffgen.cli.compare import missing
 from diffgen.compare import metrics, plan
 from diffgen.compare.results import as_csv, results
 from diffgen.compare.run import Comparison, Reference
@@ -365,11 +366,13 @@ def test_a_mean_over_the_seeds_that_went_well_is_not_ranked(tmp_path: Path) -> N
     assert [(row["done"], row["failed"], row["rank"]) for row in found["rows"]] == [(2, 1, None)] * 2
     assert not any("nearest" in sentence for sentence in found["verdict"])
     assert any("2 of 6 cells failed: not finite" in sentence for sentence in found["verdict"])
+    assert "2 of 6 cells failed: not finite" in (missing(found) or "")
 
 
 def test_a_reference_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     found = of(Failing(None), tmp_path)
     assert found["reference"]["reason"] == "no solution"
+    assert missing(found) == "a reference could not be made: no solution"
     assert "A reference could not be made: no solution." in found["verdict"]
     assert {cell["status"] for cell in found["cells"]} == {"done"}
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 import diffgen
 import schedulers
+from diffgen.cli.compare import missing
 from diffgen.compare import plan
 from diffgen.compare.results import distribution_table
 from diffgen.compare.run import Comparison
@@ -155,8 +156,10 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()} == before
     stored = json.loads(Path("c/results.json").read_text())
+    assert missing(stored) is None
     stored["distribution"]["rows"][1] |= {"values": None, "reason": "the values are <not> finite"}
     Path("c/results.json").write_text(json.dumps(stored))
+    assert missing(stored) == "the pictures of 1 setting could not be measured: the values are <not> finite"
     assert diffgen_("compare", "--report", "c")[0] == 0
     assert '<td colspan="' in Path("c/report.html").read_text()
     assert "the values are &lt;not&gt; finite</td>" in Path("c/report.html").read_text()

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from diffgen.sampling import whole
 from . import arrived
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text
+
+if TYPE_CHECKING:
+    from diffgen.compare.distribution import Distribution
+    from diffgen.compare.run import Comparison
 
 EXAMPLES = """
 Examples:
@@ -123,9 +127,8 @@ def compare(
     folder = _folder(out, resume, dry_run)
 
     environment.prepare(offline)
-    from diffgen.compare.results import as_csv, as_table, distribution_table, numbered, results
+    from diffgen.compare.results import as_table, distribution_table, results
     from diffgen.compare.run import Comparison, Reference
-    from diffgen.compare.sheet import sheet
     from diffgen.compare.subjects import RunSubject, subject_of
 
     subject, prompts, scales = subject_of(model, prompt or [], scales, device, dtype)
@@ -141,35 +144,7 @@ def compare(
         distribution = Distribution(comparison, data, samples)
     if not dry_run:
         _make(folder)
-    waiting = comparison.waiting()
-    each = comparison.warm_up() if waiting or distribution is not None else {}
-    seconds = sum(each[job.guidance] * job.nfe for job in waiting)
-    evaluations = sum(job.nfe for job in waiting)
-    counted: dict[str, Any] = {
-        "cells": len(comparison.cells),
-        "impossible": len(comparison.failures),
-        "to_do": len(waiting),
-        "evaluations": evaluations,
-        "seconds_estimated": round(seconds, 3),
-    }
-    axes_said = {"scheduler": entries, "budget": budgets, "seed": seed_list, "cell": comparison.cells}
-    parts = [numbered(len(values), name) for name, values in axes_said.items()]
-    say.note(
-        f"{subject.name}: {', '.join(parts)}, {len(waiting)} to do with their references, "
-        f"{numbered(evaluations, 'evaluation')}, about {time_text(seconds)}"
-        + (f" ({' or '.join(f'{1000 * one:.3g}' for one in each.values())} ms each)" if each else "")
-    )
-    if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
-        asked = [(samples * nfe, guidance) for *_, nfe, guidance in distribution.settings()]
-        counted["data_evaluations"] = more = sum(count for count, _ in asked)
-        at_most = sum(each[guidance] * count for count, guidance in asked)
-        counted["seconds_estimated"] = round(seconds + at_most, 3)
-        say.note(f"--data: {more} evaluations of single pictures, {time_text(at_most)} at most")
-    for reason in dict.fromkeys(comparison.failures.values()):
-        count = sum(reason == other for other in comparison.failures.values())
-        say.warn(f"{numbered(count, 'cell')} cannot be made: {reason}")
-    for note in comparison.notes():
-        say.warn(note)
+    counted = _tell(say, comparison, distribution)
     if dry_run:
         say.result(counted | {"dry_run": True}, [f"{name}\t{value}" for name, value in counted.items()])
         return
@@ -188,16 +163,7 @@ def compare(
     if arrived():
         say.note("interrupted: writing what is done; go on with --resume")
     found = results(comparison, _command(), round(time.perf_counter() - began, 3), measured)
-    _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
-    _write(folder, "results.csv", as_csv(found).encode())
-    from io import BytesIO
-
-    from diffgen.compare.report import page
-
-    _write(folder, "report.html", page(found, folder).encode())
-    image = BytesIO()
-    sheet(found, folder).save(image, "PNG")
-    _write(folder, "grid.png", image.getvalue())
+    _store(folder, found)
     result = {
         "folder": str(folder),
         "report": str(folder / "report.html"),
@@ -208,29 +174,85 @@ def compare(
         "verdict": found["verdict"],
         "seconds": found["seconds"],
     }
-    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
     if not json:
         lines = [*table(list(as_table(found))), ""]
         if measured is not None:
             lines += [*table(list(distribution_table(found))), ""]
         for line in [*lines, *found["verdict"], str(folder / "report.html")]:
             say.line(printable(line))
-    if arrived():
-        raise UnfinishedError(DiffgenError("interrupted"), result)
-    if failed:
-        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
-        raise UnfinishedError(
-            DiffgenError(f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"), result
-        )
-    unmeasured: list[str] = [row["reason"] for row in measured["rows"] if row["reason"]] if measured else []
-    if unmeasured:
-        reasons = sorted(set(unmeasured))
-        message = f"the pictures of {numbered(len(unmeasured), 'setting')} could not be measured: {'; '.join(reasons)}"
-        raise UnfinishedError(DiffgenError(message[:500]), result)
-    if comparison.reference_failure:
-        raise UnfinishedError(DiffgenError(f"a reference could not be made: {comparison.reference_failure}"), result)
+    if lacks := "interrupted" if arrived() else missing(found):
+        raise UnfinishedError(DiffgenError(lacks), result)
     if json:
         say.result(result)
+
+
+def _tell(say: Output, comparison: Comparison, distribution: Distribution | None) -> dict[str, Any]:
+    """What is to be done and how long it takes, said before it begins; the counts, for --json."""
+    from diffgen.compare.results import numbered
+
+    axes, waiting = comparison.axes, comparison.waiting()
+    each = comparison.warm_up() if waiting or distribution is not None else {}
+    seconds = sum(each[job.guidance] * job.nfe for job in waiting)
+    evaluations = sum(job.nfe for job in waiting)
+    counted: dict[str, Any] = {
+        "cells": len(comparison.cells),
+        "impossible": len(comparison.failures),
+        "to_do": len(waiting),
+        "evaluations": evaluations,
+        "seconds_estimated": round(seconds, 3),
+    }
+    said = {"scheduler": axes.entries, "budget": axes.budgets, "seed": axes.seeds, "cell": comparison.cells}
+    parts = [numbered(len(values), name) for name, values in said.items()]
+    say.note(
+        f"{comparison.subject.name}: {', '.join(parts)}, {len(waiting)} to do with their references, "
+        f"{numbered(evaluations, 'evaluation')}, about {time_text(seconds)}"
+        + (f" ({' or '.join(f'{1000 * one:.3g}' for one in each.values())} ms each)" if each else "")
+    )
+    if distribution is not None:  # pictures asked about in batches: each takes a single evaluation's time at most
+        asked = [(distribution.samples * nfe, guidance) for *_, nfe, guidance in distribution.settings()]
+        counted["data_evaluations"] = more = sum(count for count, _ in asked)
+        at_most = sum(each[guidance] * count for count, guidance in asked)
+        counted["seconds_estimated"] = round(seconds + at_most, 3)
+        say.note(f"--data: {more} evaluations of single pictures, {time_text(at_most)} at most")
+    for reason in dict.fromkeys(comparison.failures.values()):
+        count = sum(reason == other for other in comparison.failures.values())
+        say.warn(f"{numbered(count, 'cell')} cannot be made: {reason}")
+    for note in comparison.notes():
+        say.warn(note)
+    return counted
+
+
+def _store(folder: Path, found: dict[str, Any]) -> None:
+    """The results as data, as a page and as a picture."""
+    from io import BytesIO
+
+    from diffgen.compare.report import page
+    from diffgen.compare.results import as_csv
+    from diffgen.compare.sheet import sheet
+
+    _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
+    _write(folder, "results.csv", as_csv(found).encode())
+    _write(folder, "report.html", page(found, folder).encode())
+    image = BytesIO()
+    sheet(found, folder).save(image, "PNG")
+    _write(folder, "grid.png", image.getvalue())
+
+
+def missing(found: dict[str, Any]) -> str | None:
+    """Of what results.json has, what was asked for and could not be made, the first of it; None if all is there."""
+    from diffgen.compare.results import numbered
+
+    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
+    if failed:
+        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
+        return f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"
+    unmeasured = [row["reason"] for row in (found["distribution"] or {"rows": ()})["rows"] if row["reason"]]
+    if unmeasured:
+        of = numbered(len(unmeasured), "setting")
+        return f"the pictures of {of} could not be measured: {'; '.join(sorted(set(unmeasured)))}"[:500]
+    if reason := found["reference"]["reason"]:
+        return f"a reference could not be made: {reason}"
+    return None
 
 
 def _folder(out: str | None, resume: bool, dry_run: bool) -> Path:
