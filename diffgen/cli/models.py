@@ -14,6 +14,7 @@ from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
 from diffgen.images.publish import Exists, publish
 from diffgen.models import cache, find, gate, hub, listed
+from diffgen.models.info import defaults_in_words
 from diffgen.models.info import info as about
 from diffgen.training.run import read_run
 
@@ -61,7 +62,7 @@ def info(
 ) -> None:
     """What a model is: its size, its licence, what it knows."""
     said = about(find.find(name))
-    told = said | {"defaults": _with_the_steps_of_its_grid(said["defaults"], said["grids"])}
+    told = said | {"defaults": defaults_in_words(said)}
     rows = [[key, _brief(value)] for key, value in told.items() if value not in (None, [], {})]
     Output("models info", json, quiet).result(said, table(rows))
 
@@ -336,17 +337,6 @@ def _item(value: object) -> str:
     if isinstance(value, dict):
         return f"{value['file']} ({value['scheduler']}, {value['steps']} steps, guidance {value['guidance']})"
     return str(value)
-
-
-def _with_the_steps_of_its_grid(defaults: object, grids: list[dict[str, Any]]) -> object:
-    """A card's defaults in words: a tuned grid among them brings its own number of steps."""
-    if not isinstance(defaults, dict):
-        return defaults
-    own = next((grid["steps"] for grid in grids if grid["file"] == defaults.get("grid")), None)
-    if own is None:
-        return defaults
-    otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
-    return {**defaults, "steps": f"{own}{otherwise}"}
 
 
 def _brief(value: object) -> str:

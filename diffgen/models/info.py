@@ -72,6 +72,18 @@ def info(model: Model) -> dict[str, Any]:
     }
 
 
+def defaults_in_words(said: dict[str, Any]) -> Any:
+    """The defaults of what `info` says, to be read: a tuned grid among them brings its own number of steps."""
+    defaults = said["defaults"]
+    if not isinstance(defaults, dict):
+        return defaults
+    own = next((grid["steps"] for grid in said["grids"] if grid["file"] == defaults.get("grid")), None)
+    if own is None:
+        return defaults
+    otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
+    return {**defaults, "steps": f"{own}{otherwise}"}
+
+
 def _run(model: Model) -> dict[str, Any]:
     """Of a run of `diffgen train`: the same keys, from its run.json, which `training.run` checks in full."""
     said = gate.read_json(model.folder / "run.json", 16 * gate.MAX_JSON)

@@ -27,6 +27,8 @@ import torch
 from captions import KINDS, STYLED
 from measure import what_is_measured
 
+from diffgen.models.find import find
+from diffgen.models.info import defaults_in_words, info
 from diffgen.training.run import Run, read_run
 
 FLUENT = """Fluent Emoji (https://github.com/microsoft/fluentui-emoji), Copyright (c) Microsoft Corporation, packaged as
@@ -191,15 +193,6 @@ def began_with(run: Run, before: Before) -> dict | None:
     return {"what": what, "pictures": before.pictures, "minutes": round(before.minutes), **hashed}
 
 
-def defaults_text(card: dict) -> str:
-    """The card's defaults in words: a tuned grid among them brings its own number of steps."""
-    said = {k: "x".join(map(str, v)) if isinstance(v, list) else v for k, v in card["defaults"].items()}
-    own = [row["evaluations"] for row in card.get("tuned", []) if f"grids/{row['grid']}" == said["grid"]]
-    if own:
-        said["steps"] = f"{own[0]} ({said['steps']} with another scheduler or guidance, or from an image)"
-    return ", ".join(f"{k} {v}" for k, v in said.items())
-
-
 def measured(work: Path) -> dict | None:
     """What measure.py found of the model as it is; None if that is of other weights or other defaults, or not there."""
     file, folder = work / "measure.json", work / "emoji"
@@ -287,7 +280,7 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         pairs=found.get("held_out", {}).get("prompts", 0),
         measure_seed=found["seed"],
         figures=rows(found),
-        defaults=defaults_text(card),
+        defaults=", ".join(f"{name} {value}" for name, value in defaults_in_words(info(find(str(folder)))).items()),
         tuned=grids(card.get("tuned", [])),
         memory=MEMORY.format(**found["memorisation"]) if "memorisation" in found else "",
     )
