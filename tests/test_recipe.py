@@ -118,12 +118,12 @@ def test_captions(recipe):
     assert sum(found.values()) == pytest.approx(1)
     assert set(found) <= set(captions.every(TABLE))
     assert not [c for c in found if "noto" in c or "诺托" in c]
-    assert found["red apple"] == pytest.approx(0.47 * 2 / 3 / 4)
-    assert found["a red apple, flat style"] == pytest.approx(0.47 / 3 * 3 / 4)
+    assert found["red apple"] == pytest.approx(0.32 * 2 / 3 / 4)
+    assert found["a red apple, flat style"] == pytest.approx(0.32 / 3 * 3 / 4)
     assert found["macintosh"] == found["fruit red"] == pytest.approx(0.12 / 2 / 4)
-    assert found["红苹果"] == pytest.approx((0.31 + 0.10) / 4)  # it has no Chinese keyword
+    assert found["红苹果"] == pytest.approx((0.22 + 0.34) / 4)  # it has no Chinese keyword
     chinese = [found[f"红苹果{end}"] for end in ("，扁平风格", "，flat风格", ", flat style")]
-    assert chinese == pytest.approx([0.41 * 3 / 4 * part / 6 for part in (4, 1, 1)])
+    assert chinese == pytest.approx([0.56 * 3 / 4 * part / 6 for part in (4, 1, 1)])
     assert set(captions.mixture("piñata", TABLE["piñata"], "noto")) == {
         "piñata", "a piñata", "piñata, noto style", "a piñata, noto style",
     }  # fmt: skip
@@ -345,8 +345,11 @@ def test_prompts_to_measure_with_are_trained_captions(recipe, tmp_path: Path):
     for kinds in (measure.ENGLISH, measure.CHINESE):
         for seed in range(20):
             asked = measure.draw_prompts(found, TABLE, kinds, 4, Random(seed))
-            assert len({k for k, _, _ in asked}) == len(asked)
-            for k, text, kind in asked:
+            assert len({k for k, _, _ in asked}) == len(asked) == 4
+            assert [kind for _, _, kind in asked].count(kinds[1]) == 1  # a fifth, rounded
+            everything = measure.draw_prompts(found, TABLE, kinds, 99, Random(seed))
+            assert len(everything) == {measure.ENGLISH: 11, measure.CHINESE: 9}[kinds]  # names, for want of keywords
+            for k, text, kind in [*asked, *everything]:
                 assert pairs[k] != ("piñata", "noto")
                 assert kind in kinds
                 assert captions.mixture(pairs[k][0], TABLE[pairs[k][0]], pairs[k][1])[text] > 0

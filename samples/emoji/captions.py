@@ -1,10 +1,10 @@
 """What the model is told about a picture: English and Chinese names and keywords, with and without the style.
 
 By chance,
-  47 %  the English name, one in three with its article        "red apple", "a red apple"
+  32 %  the English name, one in three with its article        "red apple", "a red apple"
   12 %  another name, a keyword, or a pair of keywords         "fruit red"
-  31 %  a Chinese name                                         "红苹果"
-  10 %  a Chinese keyword
+  22 %  a Chinese name                                         "红苹果"
+  34 %  a Chinese keyword, which is written like no name       "平安果"
 and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
 "…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out
 besides, for guidance: `diffusion.caption_dropout`.
@@ -19,7 +19,7 @@ from random import Random
 from data import STYLES
 
 CHINESE_STYLES = {"noto": "诺托风格", "flat": "扁平风格", "modern": "现代风格"}
-KINDS = {"name": 0.47, "keyword": 0.12, "zh": 0.31, "zh_keyword": 0.10}
+KINDS = {"name": 0.32, "keyword": 0.12, "zh": 0.22, "zh_keyword": 0.34}
 STYLED = 0.75
 
 

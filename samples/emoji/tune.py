@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +68,14 @@ class Accuracy:
 def learned(tuner: Tuner, evaluations: int, file: Path) -> dict:
     """The content of the grid file, from the last time if it is there; {} where nothing better was found."""
     if not file.exists():
+        began = time.monotonic()
         try:
             found = as_json(tuner.tune(evaluations))
         except NotBetter as error:
             print(f"{evaluations}: {error}", flush=True)
             found = "{}\n"
         file.write_text(found, "utf-8")
+        print(f"{evaluations}: {(time.monotonic() - began) / 60:.0f} minutes", flush=True)
     return json.loads(file.read_text("utf-8"))
 
 
