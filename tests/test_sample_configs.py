@@ -1,5 +1,6 @@
 """The configurations in samples/configs fit the data that they are for, and train."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config as configuration
 from diffgen.training.data import open_data
 from diffgen.training.pixels import PixelJob
@@ -50,11 +52,31 @@ def test_emoji32():
     assert sum(path.stat().st_size for path in (SAMPLES / "emoji32").rglob("*") if path.is_file()) < 1_500_000
 
 
+def defaults(config) -> dict[str, str]:
+    """{key: default as TOML} of a configuration but for [network]; – where none is set."""
+    tables = {"": {}, **{table: vars(v) for table, v in vars(config).items() if dataclasses.is_dataclass(v)}}
+    tables[""] = {name: v for name, v in vars(config).items() if isinstance(v, str)}
+    return {
+        f"{table}.{name}".lstrip("."): "–" if value is None else json.dumps(value)
+        for table, keys in tables.items()
+        for name, value in keys.items()
+    }
+
+
 def test_the_guide_lists_every_key_with_its_default():
     guide = (SAMPLES.parent / "docs" / "training.md").read_text("utf-8")
-    listed = dict(re.findall(r"^\| `((?:data|diffusion|train|sample)\.\w+)` \| (\S.*?) \|", guide, re.MULTILINE))
-    keys = {}
-    for table in ("data", "diffusion", "train", "sample"):
-        for name, value in vars(getattr(configuration.Config(), table)).items():
-            keys[f"{table}.{name}"] = "–" if value is None else json.dumps(value)
-    assert listed == keys
+    pixels, others = guide.split("The other jobs have the same `train` keys.")
+    listed = dict(re.findall(r"^\| `((?:data|diffusion|train|sample)\.\w+)` \| (\S.*?) \|", pixels, re.MULTILINE))
+    keys = defaults(configuration.Config())
+    assert listed == {key: value for key, value in keys.items() if key != "job"}
+
+    found: list[dict[str, str]] = [{}, {}]
+    for row in re.findall(r"^\| (`.*) \|$", others.partition("`[network]`")[0], re.MULTILINE):
+        names, *cells, _ = (cell.strip() for cell in row.split(" |"))
+        named = re.findall(r"`([\w.]+)`", names)
+        for job, cell in zip(found, cells[:2], strict=True):
+            values = cell.split(", ") if ", " in cell else [cell] * len(named)
+            job |= dict(zip(named, values, strict=True))
+    jobs = [defaults(AutoencoderConfig()), defaults(LatentConfig())]
+    differ = {key for key in {*keys, *jobs[0], *jobs[1]} if len({of.get(key) for of in (keys, *jobs)}) > 1} - {"job"}
+    assert found == [{key: of.get(key, "") for key in differ} for of in jobs]
