@@ -66,7 +66,7 @@ def test_the_command_and_the_function_have_the_same_names(
     assert text.startswith("a red apple <lora:lora:0.5>\n")
     assert "Denoising strength: 0.8" in text
     assert 'Lora hashes: "lora: ' in text
-    assert "compositeWithTrainedAlgorithmicMedia" in made["XML:com.adobe.xmp"]
+    assert "digitalsourcetype/trainedAlgorithmicMedia<" in made["XML:com.adobe.xmp"]
     assert str(files) not in json.dumps({key: str(value) for key, value in made.items()})
 
 
@@ -91,6 +91,14 @@ def test_lines_with_options(diffgen_: Callable[..., Result], tiny: Path) -> None
     _, out, _ = diffgen_("generate", "--prompt-file", "p.jsonl", "-m", tiny, "--json", "--dry-run")
     first, second, third = (i["seed"] for i in json.loads(out)["result"]["images"])
     assert (second, first) == (9, third)  # a random seed is drawn once
+    Path("named.jsonl").write_text('{"prompt": "red", "seed": 9}\n{"prompt": "green"}\n{"prompt": "blue"}\n')
+    drawn = set()
+    for _ in range(2):
+        _, out, _ = diffgen_("generate", "--prompt-file", "named.jsonl", "-m", tiny, "--json", "--dry-run")
+        first, second, third = (i["seed"] for i in json.loads(out)["result"]["images"])
+        assert (first, second) == (9, third)
+        drawn.add(second)
+    assert len(drawn) == 2  # what a line names is its own
 
 
 def test_seeds_and_choices(diffgen_: Callable[..., Result], tiny: Path) -> None:

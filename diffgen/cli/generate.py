@@ -278,8 +278,8 @@ def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPla
         texts = list(group)
         with _at(texts[0].where if said else ""):
             plans.append(make(model, [line.prompt for line in texts], **(options | said)))
-        if not {"seed", "seeds"} & set(options):
-            options = options | {"seed": plans[0].seed}
+        if not {"seed", "seeds"} & {*options, *said}:  # the random one: what a line names is its own
+            options = options | {"seed": plans[-1].seed}
     return plans
 
 

@@ -76,9 +76,7 @@ SCHEDULE_TYPES = {
     "ays": "Align Your Steps",
 }
 
-SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-SOURCE_TYPE = SOURCE_TYPES + "trainedAlgorithmicMedia"
-COMPOSITE_TYPE = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"  # a part of it is another picture's
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -148,8 +146,7 @@ def info_of(record: Mapping[str, Any], level: str = "full") -> dict[str, str]:
         raise ValueError(f"unknown metadata level {level!r}: there are {', '.join(LEVELS)}")
     if level == "none":
         return {}
-    xmp = XMP.replace(SOURCE_TYPE, COMPOSITE_TYPE) if record.get("image") else XMP
-    info = {"parameters": _fitted(parameters_text, record), "XML:com.adobe.xmp": xmp}
+    info = {"parameters": _fitted(parameters_text, record), "XML:com.adobe.xmp": XMP}
     if level == "full":
         info["diffgen"] = _fitted(_json, record)
     return info

@@ -133,6 +133,7 @@ class RunGenerator:
                     total += nfe * len(shots)
                     continue
                 pixels = torch.full((1, 1, 1, 1), torch.nan)
+            older = [f"newer checkpoints are damaged: that of step {self.step} was taken"] if self.damaged else []
             for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
                 steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
                 record = record_of(
@@ -145,7 +146,7 @@ class RunGenerator:
                     family="run",
                     training_step=self.step,
                     training_data=self.run.data["name"],
-                    warnings=[*plan.warnings(shot.prompt), *self.damaged],
+                    warnings=[*plan.warnings(shot.prompt), *older],
                 )
                 yield self._finish(x, shot, record, steps)
 
