@@ -204,18 +204,26 @@ def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
         raise UsageError(f"--guidance must be a number from 0 to 100 (got {guidance!r})", "1 is off; 3 to 9 are usual")
     try:
         name, named_grid = schedulers.resolve(str(values["scheduler"]))
-        solver = schedulers.info(name)
-        grid = schedulers.check_grid(str(values["grid"] or named_grid or solver.grid))
     except schedulers.UnknownName as error:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
-    except (ValueError, OSError) as error:  # a grid of its own, from a file
-        raise _unread(values["grid"], error) from error
+    solver = schedulers.info(name)
+    grid = check_grid(str(values["grid"] or named_grid or solver.grid))
     if solver.upwards:
         raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
     if solver.native_only and not native:
         raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")
     label = str(values["scheduler"])
     return {"steps": values["steps"], "guidance": float(guidance), "scheduler": name, "label": label, "grid": grid}
+
+
+def check_grid(name: str) -> str:
+    """The canonical name of a grid, or the path of a grid file, which is read. Raises UsageError, InputError."""
+    try:
+        return schedulers.check_grid(name)
+    except schedulers.UnknownName as error:
+        raise UsageError(str(error), "list: diffgen schedulers list") from error
+    except (ValueError, OSError) as error:
+        raise _unread(name, error) from error
 
 
 def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:

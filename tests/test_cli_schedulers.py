@@ -204,6 +204,7 @@ def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_
         (["-o", "p.png", "--schedulers", "dpmpp_sde"], 2, "stochastic"),
         (["-o", "p.png", "--schedulers", ","], 2, "names nothing"),
         (["-o", "p.png", "--grids", "karas"], 2, "did you mean 'karras'"),
+        (["-o", "p.png", "--grids", "missing.json"], 3, "cannot read the grid missing.json"),
         (["-o", "p.png", "--grids", "karras:x"], 2, "did you mean 'karras'"),
         (["-o", "p.png", "--nfe", "5,x"], 2, "'x'"),
         (["-o", "p.png", "--steps", "0"], 2, "from 1 to 1000"),

@@ -60,12 +60,15 @@ def test_of_the_processes_of_torchrun_one_prints_the_document(tmp_path: Path, ra
         (["digits", "-o", "run", "--config", "dit.toml"], 3, "dit.toml: [network]: a dit has no 'blocks'"),
         (["digits", "-o", "run", "--init", "nothing"], 3, "nothing: No such file"),
         (["digits", "-o", "run", "--device", "cuda:99"], 2, "torch finds no such device"),
-        (["digits", "-o", "run", "--config", "size.toml"], 2, "digits is 8x8"),
+        (["digits", "-o", "run", "--config", "size.toml"], 3, "size.toml: data.size, data.channels: digits is 8x8"),
+        (["digits", "-o", "run", "--config", "parts.toml"], 3, "parts.toml: a batch of 2 cannot be cut into 4 parts"),
+        (["digits", "-o", "run", "--config", "parts.toml", "--batch-size", "3"], 2, "a batch of 3 cannot be cut"),
         (["digits", "-o", "none/../file/run"], 6, "a part of the path is a file"),
     ],
 )
 def test_what_only_torch_can_find(diffgen_: Callable[..., Result], args: list[str], code: int, text: str) -> None:
     Path("dit.toml").write_text('[network]\nname = "dit"\nblocks = 3\n')
+    Path("parts.toml").write_text("[train]\nbatch_size = 2\naccumulate = 4\n")
     Path("size.toml").write_text("[data]\nsize = 32\n")
     Path("file").write_text("")
     Path("none").mkdir()

@@ -12,6 +12,7 @@ from typing import Any
 import schedulers
 from diffgen.errors import UsageError
 from diffgen.images.publish import Exists, publish
+from diffgen.sampling import check_grid
 from schedulers import NoiseSchedule, grids
 
 MIXTURES = range(4)  # seeds: six components of deviation 0.6 in four dimensions each
@@ -35,7 +36,8 @@ def draw(
     """Check everything, measure, draw and publish: {path, noise, steps, grids, errors}.
 
     `grids` are {name: {t, sigma}}, sigma being σ/α, or σ on a flow; `errors` [{scheduler, solver, grid, nfe, steps,
-    error}], the error a root-mean-square distance. Raises UsageError for the arguments, CannotWrite for the path.
+    error}], the error a root-mean-square distance. Raises UsageError for the arguments, InputError for a grid file,
+    CannotWrite for the path.
     """
     kind = path.suffix.lower()[1:]
     if kind not in ("png", "svg"):
@@ -47,10 +49,10 @@ def draw(
     budgets = sorted({_budget(text) for text in nfe})
     try:
         schedule = NoiseSchedule.named(noise)
-        drawn = {name: grids.build(schedulers.check_grid(name), schedule, steps) for name in grid_names}
+        drawn = {name: grids.build(check_grid(name), schedule, steps) for name in grid_names}
         for name in names:
             _check_scheduler(name)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
     levels = {
         name: {"t": [p.t for p in grid.points[:-1]], "sigma": [_level(schedule, p) for p in grid.points[:-1]]}

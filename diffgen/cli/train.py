@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,12 +131,15 @@ def train(
     try:
         with say.progress("reading pictures") as on_picture:
             size, channels, memory = chosen.data.size, chosen.data.channels, chosen.data.memory
-            pictures = open_data(data, size=size, channels=channels, memory=memory, progress=on_picture)
+            with _of_the_file(f"{where}: data.size, data.channels"):
+                pictures = open_data(data, size=size, channels=channels, memory=memory, progress=on_picture)
         for text in pictures.notes:
             say.note(text)
         if pictures.captions is not None and chosen.job != "latents":
             say.note("the captions are not used: this job trains on the pictures alone")
         job = _job(chosen, pictures, where, ranks, say)
+        with contextlib.nullcontext() if batch_size else _of_the_file(where):
+            start.check_parallel(chosen.train, ranks, job)
         if dry_run:
             result = start.estimate(order, job, ranks)
             if ranks.main:
@@ -153,6 +157,15 @@ def train(
         say.note(f"{out} is finished: all {result['steps']} steps are done")
     if ranks.main:
         say.result(result, [out])
+
+
+@contextlib.contextmanager
+def _of_the_file(where: str) -> Iterator[None]:
+    """What Python calls a wrong argument is here in the configuration. Raises InputError."""
+    try:
+        yield
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", error.hint) from error
 
 
 def _job(chosen: Any, pictures: DataSet, where: str, ranks: Ranks, say: Output) -> Job:

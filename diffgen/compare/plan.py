@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import schedulers
 from diffgen.errors import InputError, UsageError
-from diffgen.sampling import MAX_SEED, check_grid_model, parse_numbers
+from diffgen.sampling import MAX_SEED, check_grid, check_grid_model, parse_numbers
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
@@ -144,12 +144,7 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
         if solver.upwards:
             raise UsageError(f"{name} goes from a picture to noise: it cannot be compared")
         for grid in grid_names or [own or solver.grid]:
-            try:
-                grid = schedulers.check_grid(grid)
-            except schedulers.UnknownName as error:
-                raise UsageError(str(error), f"there are {', '.join(schedulers.grid_names())}") from error
-            except (ValueError, OSError) as error:
-                raise InputError(f"--grids {grid}: {error}") from error
+            grid = check_grid(grid)
             found.setdefault(
                 (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)
             )
