@@ -22,7 +22,7 @@ from diffgen.compare import metrics, plan
 from diffgen.compare.results import as_csv, results
 from diffgen.compare.run import Comparison, Reference
 from diffgen.compare.subjects import MixtureSubject
-from diffgen.errors import InputError, UsageError
+from diffgen.errors import ExitCode, InputError, UsageError
 
 
 def compared(folder: Path, labels: str = "euler,heun,deis,euler_ancestral", nfe: str = "5,10", seeds: str = "0-2"):
@@ -353,12 +353,22 @@ class Failing(MixtureSubject):
         return super().exact(noise.nan_to_num())
 
 
-def of(subject: MixtureSubject, folder: Path) -> dict:
+def made(subject: MixtureSubject, folder: Path) -> Comparison:
     axes = plan.Axes(plan.parse_entries(["euler", "deis"]), (5,), (0, 1, 2), ("",), (1.0,))
     comparison = Comparison(subject, axes, Reference.parse("auto", exact=True), folder)
     for _ in comparison.make():
         pass
-    return results(comparison, "diffgen compare")
+    return comparison
+
+
+def of(subject: MixtureSubject, folder: Path) -> dict:
+    return results(made(subject, folder), "diffgen compare")
+
+
+def test_what_failed_has_its_exit_code(tmp_path: Path) -> None:
+    assert made(Failing(3), tmp_path).codes == set()
+    assert made(Failing(1), tmp_path).codes == {ExitCode.OUTPUT}
+    assert made(Failing(None), tmp_path).codes == {ExitCode.FAILED}
 
 
 def test_a_mean_over_the_seeds_that_went_well_is_not_ranked(tmp_path: Path) -> None:

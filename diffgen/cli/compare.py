@@ -13,7 +13,7 @@ import typer
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
-from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
+from diffgen.errors import CannotWrite, DiffgenError, ExitCode, InputError, UsageError
 from diffgen.sampling import whole
 
 from . import arrived
@@ -181,7 +181,9 @@ def compare(
         for line in [*lines, *found["verdict"], str(folder / "report.html")]:
             say.line(printable(line))
     if lacks := "interrupted" if arrived() else missing(found):
-        raise UnfinishedError(DiffgenError(lacks), result)
+        error = DiffgenError(lacks)
+        error.code = comparison.codes.pop() if len(comparison.codes) == 1 else ExitCode.FAILED
+        raise UnfinishedError(error, result)
     if json:
         say.result(result)
 

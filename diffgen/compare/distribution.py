@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from diffgen.devices import out_of_memory
-from diffgen.errors import DiffgenError, InputError
+from diffgen.errors import InputError
 from diffgen.images.publish import publish
 from diffgen.training.evaluate import BETTER, data_of, in_proportion
 from diffgen.training.evaluate_plan import make_evaluation_plan
 from diffgen.training.reference import Reference
 
 from .plan import Entry
-from .run import Comparison, versions
+from .run import FAILURES, Comparison, versions
 from .subjects import RunSubject
 
 SCHEMA = "diffgen.distribution/2"
@@ -78,8 +78,8 @@ class Distribution:
             }
             try:
                 found = self._measured(entry, steps, guidance)
-            except (DiffgenError, ArithmeticError, ValueError) as error:
-                row["reason"] = str(error) or type(error).__name__
+            except FAILURES as error:
+                row["reason"] = self.comparison.failed(error)
             else:
                 row["values"] = {name: figures["value"] for name, figures in found.items()}
                 scales = {n: {k: f[k] for k in ("floor", "deviation", "ceiling")} for n, f in found.items()}

@@ -26,7 +26,7 @@ from torch import Tensor
 import diffgen
 import schedulers
 from diffgen.devices import out_of_memory
-from diffgen.errors import DiffgenError, InputError
+from diffgen.errors import DiffgenError, ExitCode, InputError
 from diffgen.images.metadata import encode_png
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.publish import publish
@@ -37,6 +37,7 @@ from .plan import Axes, Cell, Entry
 from .subjects import Counter, Subject
 
 CELL = "diffgen.cell/1"
+FAILURES = (DiffgenError, ArithmeticError, ValueError, RuntimeError)  # that end one cell, not the comparison
 KEPT = {"seed", "nfe", "seconds", "image", "pixels_sha256", "noise_sha256"}  # what the record of a cell has
 PNG_END = b"IEND\xaeB`\x82"
 
@@ -145,6 +146,7 @@ class Comparison:
         self._walks: dict[tuple[Entry, int], dict[str, Any]] = {}
         self.failures: dict[int, str] = {i: c.failure for i, c in enumerate(self.cells) if c.failure}
         self.reference_failure: str | None = None  # why a reference could not be made
+        self.codes = {ExitCode.FAILED for _ in self.failures}  # the exit codes of all that failed
 
     # What there is to do
 
@@ -260,10 +262,8 @@ class Comparison:
             for job in waiting:
                 try:
                     self._make(job)
-                except DiffgenError as error:
-                    reasons[job.key] = error.message
-                except (ArithmeticError, ValueError, RuntimeError) as error:
-                    reasons[job.key] = f"{error}" or type(error).__name__
+                except FAILURES as error:
+                    reasons[job.key] = self.failed(error)
                 done += job.nfe
                 if on_step is not None:
                     on_step(done, max(total, 1))
@@ -275,6 +275,12 @@ class Comparison:
                     self.failures[i] = reasons[key]
             own = [job.key for start in self.axes.starts() for job in self.reference_jobs(*start)]
             self.reference_failure = next((reasons[key] for key in own if key in reasons), None)
+
+    def failed(self, error: Exception) -> str:
+        """Why something could not be made; its exit code is noted."""
+        own = error.code if isinstance(error, DiffgenError) else ExitCode.FAILED
+        self.codes.add(ExitCode.OUTPUT if isinstance(error, schedulers.NonFinite) else own)
+        return str(error) or type(error).__name__
 
     def _make(self, job: Job) -> None:
         noise, generator = self.subject.start(job.seed)

@@ -14,7 +14,7 @@ from .plan import SEEDS_BELOW, Entry
 from .subjects import Subject
 from .tune import as_json, solve_as
 
-SHOWN = 6  # starts, from noises that the search never saw
+SHOWN = 6  # starts, of the noises that nothing was learned from
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def picture(subject: Subject, found: dict[str, Any], prompt_of: Callable[[int], 
     from matplotlib.figure import Figure
 
     count = 1 if subject.family == "mixture" else SHOWN
-    seeds = [SEEDS_BELOW + i for i in range(count)]
+    seeds = [SEEDS_BELOW - 1 - i for i in range(count)]
     before = Entry(found["solver"], found["solver"], found["built_in"]["grid"])
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tuned.json"
@@ -51,7 +51,7 @@ def picture(subject: Subject, found: dict[str, Any], prompt_of: Callable[[int], 
     above, below = parts
     above.suptitle(
         f"{subject.name}: {found['solver']}, {found['nfe']} evaluations, guidance {found['guidance']:g} "
-        f"(noises that the search never saw)"
+        f"(noises that nothing was learned from)"
     )
     axes = above.subplots(len(tall), len(tall[0]), squeeze=False)
     for pictures, titles, line in zip(tall, names, axes, strict=True):
