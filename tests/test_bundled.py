@@ -50,7 +50,7 @@ def test_its_card_meets_the_bar_and_its_hashes_are_right():
     figures = said["figures"]
     assert figures["accuracy"] >= 0.95
     assert figures["accuracy_prompts"] >= 300
-    assert figures["accuracy_chinese"] >= 0.9
+    assert figures["accuracy_chinese"] >= figures["accuracy"] - 0.05
     assert figures["accuracy_held_out"] >= 0.5
     assert figures["psnr_held_out_db"] >= 26
     card = json.loads((model.folder / "card.json").read_text())
