@@ -297,4 +297,4 @@ def _unread(grid: str, error: ValueError | OSError) -> InputError:
     if isinstance(error, OSError):
         hint = "diffgen tune writes such files; grids with a name: diffgen schedulers list"
         return InputError(f"cannot read the grid {grid}: {error.strerror}", hint)
-    return InputError(f"--grid {grid}: {error}")
+    return InputError(f"cannot read the grid {error}")  # which names the file

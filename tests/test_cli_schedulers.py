@@ -187,6 +187,18 @@ def test_plot_draws_what_it_measured(diffgen_: Callable[..., Result], tmp_path: 
     assert all(errors["recommend", n] < 0.2 * min(errors["euler", n], errors["heun", n]) for n in (39, 79))
 
 
+def test_plot_draws_a_grid_from_a_file(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+    Path("mine.json").write_text(
+        '{"schema": "diffgen.grid/1", "solver": "euler", "nfe": 3, "sigmas": [14.0, 2.0, 0.5]}'
+    )
+    few = ("--schedulers", "euler", "--nfe", "5", "--grids", "mine.json,karras", "--steps", "3")
+    drawn = result_of(diffgen_("plot", "-o", "p.png", *few, "--json"))
+    assert drawn["grids"]["mine.json"]["sigma"] == pytest.approx([14.0, 2.0, 0.5])
+    Path("mine.json").write_text("{}")
+    code, _, err = diffgen_("plot", "-o", "q.png", *few)
+    assert (code, "cannot read the grid mine.json: no grid" in err) == (3, True)
+
+
 def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
     few = ("--schedulers", "euler", "--nfe", "5", "--grids", "trailing", "--noise", "flow")
     for name in ("a.svg", "b.svg"):

@@ -23,6 +23,7 @@ from diffgen.compare import plan
 from diffgen.compare.results import distribution_table
 from diffgen.compare.run import Comparison
 from diffgen.compare.subjects import PipelineSubject, subject_of
+from diffgen.models.find import find
 from diffgen.training.data import open_data
 from diffgen.training.evaluate import evaluate
 
@@ -164,6 +165,17 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     assert '<td colspan="' in Path("c/report.html").read_text()
     assert "the values are &lt;not&gt; finite</td>" in Path("c/report.html").read_text()
     assert list(distribution_table(stored))[2][-1] == "the values are <not> finite"
+
+
+def test_a_grid_of_another_model_is_told_and_ends_with_its_exit_code(diffgen_) -> None:
+    grid = find("emoji").folder / "grids" / "dpmpp_2m-4.json"
+    options = ("--schedulers", "dpmpp_2m", "--grids", f"karras,{grid}", "--nfe", "4", "--seeds", "0-1", "-o", "c")
+    code, out, err = diffgen_("compare", "-m", "mixture", *options)
+    assert code == 3, err
+    assert "2 cells cannot be made" in err
+    assert "tuned for another model than mixture" in err
+    assert "report.html" in out
+    assert Path("c/report.html").is_file()
 
 
 @pytest.mark.parametrize(

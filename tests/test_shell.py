@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import diffgen
@@ -161,7 +162,12 @@ def test_a_script(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "diffgen", "shell", "-o", "made/"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HOME": str(tmp_path),
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        },
         input="\n".join(lines),
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ import typer
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
-from diffgen.errors import CannotWrite, DiffgenError, ExitCode, InputError, UsageError
+from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
 from diffgen.sampling import whole
 
 from . import arrived
@@ -182,7 +182,8 @@ def compare(
             say.line(printable(line))
     if lacks := "interrupted" if arrived() else missing(found):
         error = DiffgenError(lacks)
-        error.code = comparison.codes.pop() if len(comparison.codes) == 1 else ExitCode.FAILED
+        if len(comparison.codes) == 1:  # all failed alike
+            (error.code,) = comparison.codes
         raise UnfinishedError(error, result)
     if json:
         say.result(result)

@@ -47,11 +47,8 @@ class Entry:
         return is_stochastic(self.label)
 
     def build(self, model: Asked) -> schedulers.Scheduler:
-        """The scheduler, for a model. Raises ValueError where they do not go together."""
-        try:
-            check_grid_model(self.grid, model.name, model.model_hash)
-        except InputError as error:
-            raise ValueError(error.message) from error
+        """The scheduler for a model. Raises ValueError where they do not go together, InputError for another's grid."""
+        check_grid_model(self.grid, model.name, model.model_hash)
         return schedulers.get(
             self.label, noise=model.noise, prediction=model.prediction, grid=self.grid, **model.options
         )
@@ -68,7 +65,7 @@ class Cell:
     seed: int
     prompt: str
     guidance: float
-    failure: str | None = None
+    failure: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -175,11 +172,11 @@ def parse_guidance(text: str) -> tuple[float, ...]:
     return values
 
 
-def _paid(entry: Entry, budget: int, model: Asked) -> tuple[int | None, int | None, str | None]:
+def _paid(entry: Entry, budget: int, model: Asked) -> tuple[int | None, int | None, Exception | None]:
     """(steps, evaluations, None) that a budget pays for, or (None, None, why it does not)."""
     try:
         scheduler = entry.build(model)
         steps = scheduler.steps_for(budget)
         return steps, scheduler.nfe(steps), None
-    except ValueError as error:
-        return None, None, str(error)
+    except (ValueError, InputError) as error:
+        return None, None, error

@@ -144,9 +144,9 @@ class Comparison:
         self._networks: dict[tuple[str, float], Any] = {}
         self._schedulers: dict[Entry, schedulers.Scheduler] = {}
         self._walks: dict[tuple[Entry, int], dict[str, Any]] = {}
-        self.failures: dict[int, str] = {i: c.failure for i, c in enumerate(self.cells) if c.failure}
+        self.codes: set[ExitCode] = set()  # of all that failed
+        self.failures: dict[int, str] = {i: self.failed(c.failure) for i, c in enumerate(self.cells) if c.failure}
         self.reference_failure: str | None = None  # why a reference could not be made
-        self.codes = {ExitCode.FAILED for _ in self.failures}  # the exit codes of all that failed
 
     # What there is to do
 
