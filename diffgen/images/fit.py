@@ -19,9 +19,9 @@ def cover(
         return image
     width, height = size
     scale = max(width / image.width, height / image.height)
-    across, down = width / scale, height / scale  # what is kept, in pixels of the picture
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    return image.resize(size, resample, box=(left, top, left + across, top + down))
+    left = max(0.0, (image.width - width / scale) / 2)  # what is cut off, in pixels of the picture; rounding may
+    top = max(0.0, (image.height - height / scale) / 2)  # fall below 0
+    return image.resize(size, resample, box=(left, top, image.width - left, image.height - top))
 
 
 def parse_margins(margins: str | Sequence[int]) -> tuple[int, int, int, int]:
