@@ -102,7 +102,10 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
 
 
 def named(name: str) -> Points:
-    """The grid of that canonical name; "karras:5" is karras with ρ = 5. Raises ValueError for a wrong number."""
+    """The grid of that canonical name, or of a file; "karras:5" is karras with ρ = 5. Raises ValueError for a wrong
+    number, and for a file as `tuned` does."""
+    if name.lower().endswith(".json"):
+        return tuned(name)
     plain, colon, number = name.partition(":")
     if not colon:
         return GRIDS[plain]

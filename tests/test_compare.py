@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import schedulers
-from diffgen.cli.compare import missing
 from diffgen.compare import metrics, plan
-from diffgen.compare.results import as_csv, results
+from diffgen.compare.results import as_csv, missing, results
 from diffgen.compare.run import Comparison, Reference
 from diffgen.compare.subjects import MixtureSubject
 from diffgen.errors import ExitCode, InputError, UsageError

@@ -18,9 +18,8 @@ from PIL import Image
 
 import diffgen
 import schedulers
-from diffgen.cli.compare import missing
 from diffgen.compare import plan
-from diffgen.compare.results import distribution_table
+from diffgen.compare.results import distribution_table, missing
 from diffgen.compare.run import Comparison
 from diffgen.compare.subjects import PipelineSubject, subject_of
 from diffgen.models.find import find

@@ -54,7 +54,7 @@ def test_emoji32():
 
 def defaults(config) -> dict[str, str]:
     """{key: default as TOML} of a configuration but for [network]; – where none is set."""
-    tables = {"": {}, **{table: vars(v) for table, v in vars(config).items() if dataclasses.is_dataclass(v)}}
+    tables = {table: vars(v) for table, v in vars(config).items() if dataclasses.is_dataclass(v)}
     tables[""] = {name: v for name, v in vars(config).items() if isinstance(v, str)}
     return {
         f"{table}.{name}".lstrip("."): "–" if value is None else json.dumps(value)

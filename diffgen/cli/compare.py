@@ -127,7 +127,7 @@ def compare(
     folder = _folder(out, resume, dry_run)
 
     environment.prepare(offline)
-    from diffgen.compare.results import as_table, distribution_table, results
+    from diffgen.compare.results import as_table, distribution_table, missing, results
     from diffgen.compare.run import Comparison, Reference
     from diffgen.compare.subjects import RunSubject, subject_of
 
@@ -239,23 +239,6 @@ def _store(folder: Path, found: dict[str, Any]) -> None:
     image = BytesIO()
     sheet(found, folder).save(image, "PNG")
     _write(folder, "grid.png", image.getvalue())
-
-
-def missing(found: dict[str, Any]) -> str | None:
-    """Of what results.json has, what was asked for and could not be made, the first of it; None if all is there."""
-    from diffgen.compare.results import numbered
-
-    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
-    if failed:
-        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
-        return f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"
-    unmeasured = [row["reason"] for row in (found["distribution"] or {"rows": ()})["rows"] if row["reason"]]
-    if unmeasured:
-        of = numbered(len(unmeasured), "setting")
-        return f"the pictures of {of} could not be measured: {'; '.join(sorted(set(unmeasured)))}"[:500]
-    if reason := found["reference"]["reason"]:
-        return f"a reference could not be made: {reason}"
-    return None
 
 
 def _folder(out: str | None, resume: bool, dry_run: bool) -> Path:

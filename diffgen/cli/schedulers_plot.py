@@ -49,11 +49,7 @@ def draw(
     budgets = sorted({_budget(text) for text in nfe})
     try:
         schedule = NoiseSchedule.named(noise)
-        chosen = {name: check_grid(name) for name in grid_names}
-        drawn = {
-            name: grids.build(schedulers.tuned(grid) if grid.lower().endswith(".json") else grid, schedule, steps)
-            for name, grid in chosen.items()
-        }
+        drawn = {name: grids.build(check_grid(name), schedule, steps) for name in grid_names}
         for name in names:
             _check_scheduler(name)
     except ValueError as error:

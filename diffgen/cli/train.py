@@ -138,8 +138,9 @@ def train(
         if pictures.captions is not None and chosen.job != "latents":
             say.note("the captions are not used: this job trains on the pictures alone")
         job = _job(chosen, pictures, where, ranks, say)
-        with _of_the_file(where) if config and not batch_size else contextlib.nullcontext():
-            start.check_parallel(chosen.train, ranks, job)
+        if config and not batch_size:  # else the command line is wrong, as `start` will say
+            with _of_the_file(where):
+                start.check_parallel(chosen.train, ranks, job)
         if dry_run:
             result = start.estimate(order, job, ranks)
             if ranks.main:

@@ -378,7 +378,7 @@ def verdict(found: dict[str, Any]) -> list[str]:
         )
     if own := sorted({f"{name_of(r)} at {r['budget']}" for r in found["rows"] if r["is_reference"]}):
         sentences.append(f"No rank for the reference itself: {', '.join(own)}.")
-    if reasons := [row["reason"] for row in (found["distribution"] or {"rows": []})["rows"] if row["reason"]]:
+    if reasons := _unmeasured(found):
         sentences.append(f"The pictures of {len(reasons)} schedulers could not be measured: {reasons[0]}.")
     if stochastic := sorted({r["label"] for r in found["rows"] if r["stochastic"]}):
         verb = "draws" if len(stochastic) == 1 else "draw"
@@ -405,6 +405,25 @@ def verdict(found: dict[str, Any]) -> list[str]:
             "arithmetic: the pictures have converged, or an option has no effect."
         )
     return sentences
+
+
+def missing(found: dict[str, Any]) -> str | None:
+    """Of what results.json has, what was asked for and could not be made, the first of it; None if all is there."""
+    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
+    if failed:
+        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
+        return f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"
+    if reasons := _unmeasured(found):
+        of = numbered(len(reasons), "setting")
+        return f"the pictures of {of} could not be measured: {'; '.join(sorted(set(reasons)))}"[:500]
+    if reason := found["reference"]["reason"]:
+        return f"a reference could not be made: {reason}"
+    return None
+
+
+def _unmeasured(found: dict[str, Any]) -> list[str]:
+    """Why schedulers' pictures could not be measured against the data, one reason for each."""
+    return [row["reason"] for row in (found["distribution"] or {"rows": ()})["rows"] if row["reason"]]
 
 
 def numbered(count: int, name: str) -> str:

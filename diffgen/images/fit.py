@@ -19,8 +19,8 @@ def cover(
         return image
     width, height = size
     scale = max(width / image.width, height / image.height)
-    left = max(0.0, (image.width - width / scale) / 2)  # what is cut off, in pixels of the picture; rounding may
-    top = max(0.0, (image.height - height / scale) / 2)  # fall below 0
+    # what is cut off, in pixels of the picture; where that is nothing, rounding may give a little less
+    left, top = max(0.0, (image.width - width / scale) / 2), max(0.0, (image.height - height / scale) / 2)
     return image.resize(size, resample, box=(left, top, image.width - left, image.height - top))
 
 

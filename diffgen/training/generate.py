@@ -121,6 +121,7 @@ class RunGenerator:
             if on_denoised is not None:
                 on_denoised(shots, i, denoised.x0)
 
+        older = [f"newer checkpoints are damaged: that of step {self.step} was taken"] if self.damaged else []
         while groups:
             shots = groups.pop(0)
             before = done
@@ -133,7 +134,6 @@ class RunGenerator:
                     total += nfe * len(shots)
                     continue
                 pixels = torch.full((1, 1, 1, 1), torch.nan)
-            older = [f"newer checkpoints are damaged: that of step {self.step} was taken"] if self.damaged else []
             for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
                 steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
                 record = record_of(
