@@ -4,7 +4,7 @@ By chance,
   32 %  the English name, one in three with its article        "red apple", "a red apple"
   12 %  another name, a keyword, or a pair of keywords         "fruit red"
   22 %  a Chinese name                                         "红苹果"
-  34 %  a Chinese keyword, which is written like no name       "平安果"
+  34 %  a Chinese keyword                                      "熟"
 and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
 "…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out
 besides, for guidance: `diffusion.caption_dropout`.

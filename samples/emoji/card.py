@@ -58,7 +58,8 @@ trained elsewhere.
 `flat` and `modern` are Microsoft's Fluent Emoji, from npm's `fluentui-emoji` 1.3.0 (MIT, LICENSE-fluent). Names from PyPI's `emoji`
 (BSD, LICENSE-emoji) and, with the CLDR keywords, npm's `emojibase-data` 17.0.0 (MIT, LICENSE-emojibase). Of nearly identical
 pictures one was kept. {held_out} of the pictures, a tenth of the (concept, style) pairs of concepts that have all three, were never
-trained on: `held_out` in card.json. Nothing is mirrored: arrows, clocks, text and many faces would mean something else.
+trained on: `held_out` in card.json. No picture with a caption is mirrored: arrows, clocks, text and many
+faces would mean something else; the autoencoder, which reads none, learned from half of them mirrored.
 Captions: a name (English {name:.0%}, Chinese {zh:.0%}) or a keyword ({keyword:.0%}, {zh_keyword:.0%}), {styled:.0%} with the style; {empty:.0%} were empty.
 
 ## Training
