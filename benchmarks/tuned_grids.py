@@ -30,8 +30,8 @@ from torch import Tensor
 
 import schedulers
 from diffgen import environment
-from diffgen.compare.subjects import Subject, subject_of
-from diffgen.compare.tune import Starts, _Solver
+from diffgen.comparison.subjects import Subject, subject_of
+from diffgen.comparison.tune import Starts, _Solver
 
 SHORTLIST = 12
 Run = Callable[[Any, Tensor], Tensor]

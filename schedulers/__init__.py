@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .grids import Grid, Points, explicit, tuned
-from .noise import NoiseSchedule, Point, from_diffusers_config
-from .recommend import recommend
-from .registry import UnknownName, check_grid, grid_names, info, names, parse, plugin_errors, resolve
-from .solver import Solver, solver
+from schedulers.explicit import explicit, tuned
+from schedulers.grid import Grid, Points
+from schedulers.noise import NoiseSchedule, Point, from_diffusers_config
+from schedulers.recommend import recommend
+from schedulers.registry import UnknownName, check_grid, grid_names, info, names, parse, plugin_errors, resolve
+from schedulers.solver import Solver, solver
 
 if TYPE_CHECKING:
-    from .scheduler import NonFinite, Scheduler
+    from schedulers.scheduler import NonFinite, Scheduler
 
 __all__ = [
     "Grid",
@@ -66,7 +67,7 @@ def get(
     `options` are the solver's: `info(name).options`.
     Raises UnknownName for a name, and ValueError for a value or a combination that cannot work.
     """
-    from .scheduler import Scheduler
+    from schedulers.scheduler import Scheduler
 
     label = parse(name)
     schedule = noise if isinstance(noise, NoiseSchedule) else NoiseSchedule.named(noise)

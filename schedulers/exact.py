@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .noise import CLEAN, NoiseSchedule, Point
-from .prediction import target
+from schedulers.noise import CLEAN, NoiseSchedule, Point
+from schedulers.prediction import target
 
 
 class Mixture:

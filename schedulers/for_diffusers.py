@@ -18,10 +18,10 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .grids import Explicit, explicit
-from .noise import NoiseSchedule
-from .registry import info
-from .scheduler import Config, Generators, Scheduler
+from schedulers.explicit import Explicit, explicit
+from schedulers.noise import NoiseSchedule
+from schedulers.registry import info
+from schedulers.scheduler import Config, Generators, Scheduler
 
 
 class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from .noise import NoiseSchedule, Point, ops
+from schedulers.noise import NoiseSchedule, Point, ops
 
 Pair = Callable[[Point], tuple[Any, Any]]  # (a, b) at a point
 

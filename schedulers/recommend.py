@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .noise import NoiseSchedule
+from schedulers.noise import NoiseSchedule
 
 if TYPE_CHECKING:
-    from .scheduler import Scheduler
+    from schedulers.scheduler import Scheduler
 
 # For noise up to σ/α = the key: (at most so many evaluations, solver, options, grid).
 Row = tuple[float, str, dict[str, Any], str]

@@ -14,10 +14,11 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
+from schedulers.grids import GRIDS
+from schedulers.solver import SOLVERS, Solver
+
 from . import grids
 from . import solvers as _solvers  # noqa: F401  (registers them)
-from .grids import GRIDS
-from .solver import SOLVERS, Solver
 
 # What other tools call a solver with options, or with a grid that its name does not say. The plain names stand with the
 # solvers, in their decorators. A1111: AUTOMATIC1111; the `_k` names of InvokeAI are understood as the Karras grid.

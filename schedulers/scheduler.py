@@ -16,13 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schedulers.explicit import Explicit
+from schedulers.grid import Grid, Points
+from schedulers.noise import NoiseSchedule, Point
+from schedulers.prediction import Denoised
+from schedulers.program import Key, Program
+from schedulers.registry import UnknownName, check_grid
+from schedulers.solver import Solver, Steps, asked, corrected, rest_asking, run
+
 from . import grids, prediction
-from .grids import Explicit, Grid, Points
-from .noise import NoiseSchedule, Point
-from .prediction import Denoised
-from .record import Key, Program
-from .registry import UnknownName, check_grid
-from .solver import Solver, Steps, asked, corrected, rest_asking, run
+from .explicit import explicit
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -224,9 +227,9 @@ class Scheduler:
         if sigmas is not None:
             if noise.name == "flow":
                 sigmas = [noise.shifted(float(s)) for s in sigmas]
-            points = grids.explicit(sigmas=sigmas, model_times=timesteps)
+            points = explicit(sigmas=sigmas, model_times=timesteps)
         elif timesteps is not None:
-            points = grids.explicit(times=timesteps)
+            points = explicit(times=timesteps)
         if num_inference_steps is None:
             if not isinstance(points, Explicit):
                 raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
@@ -400,7 +403,7 @@ def _points(grid: Any, solver: Solver) -> Points | str:
             return grid
         grid = grids.tuned(grid)
     elif not callable(grid):
-        grid = grids.explicit(times=grid)
+        grid = explicit(times=grid)
     if isinstance(grid, Explicit) and grid.solver not in (None, solver.name):
         raise ValueError(f"the grid {grid.name} was tuned for {grid.solver}, not for {solver.name}")
     return grid

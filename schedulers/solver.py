@@ -24,9 +24,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .grids import Grid
-from .noise import Point
-from .prediction import Denoised
+from schedulers.grid import Grid
+from schedulers.noise import Point
+from schedulers.prediction import Denoised
 
 Steps = Generator[tuple[Any, Point], Denoised, Any]
 

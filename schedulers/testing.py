@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .exact import Gaussian
-from .grids import Grid, build
-from .noise import NoiseSchedule, Point
-from .prediction import Denoised, target
-from .registry import check_grid, info
-from .scheduler import Scheduler
-from .solver import SOLVERS, Solver, asked, run
+from schedulers.exact import Gaussian
+from schedulers.grid import Grid
+from schedulers.grids import build
+from schedulers.noise import NoiseSchedule, Point
+from schedulers.prediction import Denoised, target
+from schedulers.registry import check_grid, info
+from schedulers.scheduler import Scheduler
+from schedulers.solver import SOLVERS, Solver, asked, run
 
 PICTURE = 0.7  # the one picture that the data below consists of
 SCHEDULES = (  # (noise, a prediction that works from its noisiest point)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from schedulers import grids
 from schedulers.exact import Mixture
-from schedulers.grids import Grid
+from schedulers.grid import Grid
 from schedulers.noise import NoiseSchedule, Point
 from schedulers.prediction import Denoised, target
 from schedulers.solver import SOLVERS, run

@@ -17,9 +17,9 @@ from scripts import scripts_of
 
 import diffgen
 from diffgen.errors import InputError
-from diffgen.stable_diffusion import adapters
-from diffgen.stable_diffusion.embed import embed
-from diffgen.stable_diffusion.inputs import read_embedding, read_lora
+from diffgen.pipelines.inputs import read_embedding, read_lora
+from diffgen.pipelines.sampling.embed import embed
+from diffgen.pipelines.weights import adapters
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "adapters"
 FILES = ("dropling.safetensors", "delft.safetensors", "canny")
@@ -176,7 +176,7 @@ def test_what_is_here_fits_the_bundled_model(name: str) -> None:
         pytest.skip(f"no {name}: python samples/adapters/make.py makes it")
     pipeline = diffgen.load("emoji", device="cpu").pipeline
     if name == "canny":
-        from diffgen.stable_diffusion.load import load_controlnet
+        from diffgen.pipelines.weights.load import load_controlnet
 
         load_controlnet(SAMPLE / name, pipeline.unet, torch.device("cpu"), torch.float32)
     elif name.startswith("delft"):

@@ -19,7 +19,7 @@ from PIL import Image
 
 import diffgen
 import schedulers
-from diffgen.stable_diffusion import prompts
+from diffgen.prompts import words as prompts
 
 ROOT = Path(__file__).parent.parent
 ESC = "\x1b"

@@ -20,7 +20,7 @@ from PIL import Image
 import schedulers
 from diffgen.models.find import find
 from diffgen.models.gate import check_folder
-from diffgen.stable_diffusion.plan import noise_and_prediction
+from diffgen.pipelines.plan import noise_and_prediction
 from schedulers import NoiseSchedule
 from schedulers.grids import build
 from schedulers.guide import GUIDE

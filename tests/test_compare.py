@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import schedulers
-from diffgen.compare import metrics, plan
-from diffgen.compare.results import as_csv, missing, results
-from diffgen.compare.run import Comparison, Reference
-from diffgen.compare.subjects import MixtureSubject
+from diffgen.comparison import metrics, plan
+from diffgen.comparison.results import results
+from diffgen.comparison.run import Comparison, Reference
+from diffgen.comparison.subjects import MixtureSubject
+from diffgen.comparison.tables import as_csv
+from diffgen.comparison.verdict import missing
 from diffgen.errors import ExitCode, InputError, UsageError
 
 

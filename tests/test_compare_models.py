@@ -18,10 +18,11 @@ from PIL import Image
 
 import diffgen
 import schedulers
-from diffgen.compare import plan
-from diffgen.compare.results import distribution_table, missing
-from diffgen.compare.run import Comparison
-from diffgen.compare.subjects import PipelineSubject, subject_of
+from diffgen.comparison import plan
+from diffgen.comparison.run import Comparison
+from diffgen.comparison.subjects import PipelineSubject, subject_of
+from diffgen.comparison.tables import distribution_table
+from diffgen.comparison.verdict import missing
 from diffgen.models.find import find
 from diffgen.training.data import open_data
 from diffgen.training.evaluate import evaluate

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from diffgen.compare import plots, report
-from diffgen.compare.plan import Axes, parse_entries
-from diffgen.compare.report import page
-from diffgen.compare.results import results
-from diffgen.compare.run import Comparison, Reference
-from diffgen.compare.subjects import MixtureSubject
+from diffgen.comparison import plots, report
+from diffgen.comparison.plan import Axes, parse_entries
+from diffgen.comparison.report import page
+from diffgen.comparison.results import results
+from diffgen.comparison.run import Comparison, Reference
+from diffgen.comparison.subjects import MixtureSubject
 
 HOSTILE = '</script><b>bold</b><img src=x onerror=alert(1)> & "quoted" \u202e'
 VOID = {"meta", "img", "input", "br", "link", "hr"}

@@ -17,8 +17,9 @@ import diffgen
 from diffgen import networks
 from diffgen.errors import CannotWrite, InputError
 from diffgen.models import gate, single_file
-from diffgen.stable_diffusion.export import as_unet2d, save_pipeline, save_run
-from diffgen.stable_diffusion.load import load_pipeline
+from diffgen.pipelines.training.export import save_run
+from diffgen.pipelines.weights.export import as_unet2d, save_pipeline
+from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.training import checkpoint
 from diffgen.training.run import Run, read_run
 

@@ -21,10 +21,10 @@ import schedulers
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError, InvalidOutput, OutOfMemory, UsageError
 from diffgen.models.find import find
-from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.load import load_tokenizer
-from diffgen.stable_diffusion.plan import Plan, make_plan
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import Plan, make_plan
+from diffgen.pipelines.weights.load import load_tokenizer
+from diffgen.prompts import words as prompts
 
 
 @pytest.fixture(scope="module")

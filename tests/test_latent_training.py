@@ -23,13 +23,13 @@ import diffgen
 import schedulers
 from diffgen.errors import InputError
 from diffgen.models import gate
-from diffgen.stable_diffusion.export import save_latent_run, save_run
-from diffgen.stable_diffusion.load import load_pipeline
-from diffgen.stable_diffusion.training.autoencoder import AutoencoderJob, moved
-from diffgen.stable_diffusion.training.captions import EMPTY, Tokens
-from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
-from diffgen.stable_diffusion.training.latents import LatentJob
-from diffgen.stable_diffusion.training.parts import read_autoencoder
+from diffgen.pipelines.training.autoencoder import AutoencoderJob, moved
+from diffgen.pipelines.training.captions import EMPTY, Tokens
+from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
+from diffgen.pipelines.training.export import save_latent_run, save_run
+from diffgen.pipelines.training.latents import LatentJob
+from diffgen.pipelines.training.parts import read_autoencoder
+from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.training import config as configuration
 from diffgen.training import start
 from diffgen.training.data import open_data

@@ -24,10 +24,10 @@ from torch import Tensor
 import schedulers
 from diffgen.errors import InputError
 from diffgen.models import gate, single_file
-from diffgen.stable_diffusion import convert
-from diffgen.stable_diffusion.load import load_controlnet, load_pipeline, load_refiner, load_safety_checker
-from diffgen.stable_diffusion.tokenizer import _from_sentencepiece, load_t5_tokenizer, load_tokenizer
-from diffgen.stable_diffusion.weights import CLASSES
+from diffgen.pipelines.weights import layouts as convert
+from diffgen.pipelines.weights.load import load_controlnet, load_pipeline, load_refiner, load_safety_checker
+from diffgen.pipelines.weights.network import CLASSES
+from diffgen.pipelines.weights.tokenizers import _from_sentencepiece, load_t5_tokenizer, load_tokenizer
 
 CPU, F32 = torch.device("cpu"), torch.float32
 FILES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "flux-schnell")

@@ -30,10 +30,10 @@ import diffgen
 from diffgen.errors import InvalidOutput, UsageError
 from diffgen.images import heat, preview
 from diffgen.images import strip as strips
-from diffgen.stable_diffusion import observe
-from diffgen.stable_diffusion.embed import places
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.plan import make_plan
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import make_plan
+from diffgen.pipelines.sampling import sketch as observe
+from diffgen.pipelines.sampling.embed import places
 
 ROOT = Path(__file__).parent.parent
 APPLE = "a red apple, flat style"
@@ -178,7 +178,7 @@ def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidanc
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_attention_sums_to_one_over_the_tokens(family: str, tmp_path: Path) -> None:
     """Of every family, with latents of 5×3, which are not halved evenly, in a batch."""
-    from diffgen.stable_diffusion.making import Run
+    from diffgen.pipelines.sampling.batch import Run
 
     generator = diffgen.load(str(models.build(tmp_path / "m", family=family)), device="cpu")
     assert isinstance(generator, ImageGenerator)

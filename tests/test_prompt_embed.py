@@ -14,10 +14,10 @@ from tiny import WORDS
 from diffgen.errors import UsageError
 from diffgen.models.find import find
 from diffgen.models.gate import check_folder
-from diffgen.stable_diffusion.embed import WITHOUT_WEIGHTS, embed
-from diffgen.stable_diffusion.load import load_pipeline
-from diffgen.stable_diffusion.prompt_syntax import Part, parse
-from diffgen.stable_diffusion.tokens import ClipTokenizer, chunks
+from diffgen.pipelines.sampling.embed import WITHOUT_WEIGHTS, embed
+from diffgen.pipelines.weights.load import load_pipeline
+from diffgen.prompts.syntax import Part, parse
+from diffgen.prompts.tokens import ClipTokenizer, chunks
 
 CPU = torch.device("cpu")
 SHORT = ["a red apple", "a red apple, flat style", "", "a " * 14, "piñata?! Zebra's"]
@@ -351,7 +351,7 @@ def test_special_tokens_come_from_the_folder(tiny: Path, tmp_path: Path) -> None
     import shutil
 
     from diffgen.errors import InputError
-    from diffgen.stable_diffusion.tokenizer import load_tokenizer
+    from diffgen.pipelines.weights.tokenizers import load_tokenizer
 
     shutil.copytree(tiny / "tokenizer", tmp_path / "tokenizer")
     said = {"pad_token": {"content": "!"}}

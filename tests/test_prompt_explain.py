@@ -16,8 +16,8 @@ import pytest
 
 from diffgen.models.find import find
 from diffgen.models.gate import check_folder
-from diffgen.stable_diffusion.explain import explain
-from diffgen.stable_diffusion.tokens import ClipTokenizer
+from diffgen.prompts.explain import explain
+from diffgen.prompts.tokens import ClipTokenizer
 
 Command = Callable[..., tuple[int, str, str]]
 LONG = "a red apple on the green square, a blue circle and the modern piñata"
@@ -36,7 +36,7 @@ def said(diffgen_: Command, tiny: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_weights_tokens_and_their_numbers(said: Callable[..., dict[str, Any]], tiny: Path) -> None:
-    from diffgen.stable_diffusion.load import load_tokenizer
+    from diffgen.pipelines.weights.load import load_tokenizer
 
     result = said("a (red:1.3) [apple]")
     (chunk,) = result["chunks"]
@@ -154,7 +154,7 @@ def test_the_bundled_model_says_what_it_reads(diffgen_: Command) -> None:
 
 def test_the_guide(diffgen_: Command) -> None:
     """Its first example prints what stands there, but for the numbers of the tokens; its table names every key."""
-    from diffgen.stable_diffusion.prompts import OPTIONS
+    from diffgen.prompts.files import OPTIONS
 
     page = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text("utf-8")
     command, _, rest = page.partition("    $ diffgen ")[2].partition("\n")

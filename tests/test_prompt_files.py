@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from diffgen.errors import InputError, UsageError
 from diffgen.models.find import find
 from diffgen.models.info import info
-from diffgen.stable_diffusion.prompts import OPTIONS, Line, known_words, read_lines, unknown_words
-from diffgen.stable_diffusion.styles import Style, apply_styles, read_styles
+from diffgen.prompts.files import OPTIONS, Line, read_lines
+from diffgen.prompts.styles import Style, apply_styles, read_styles
+from diffgen.prompts.words import known_words, unknown_words
 
 
 def lines_of(folder: Path, content: str | bytes, name: str = "prompts.txt") -> list[Line]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgen.errors import UsageError
-from diffgen.stable_diffusion.prompt_syntax import Part, escape, is_weighted, notes, parse, plain_text
+from diffgen.prompts.syntax import Part, escape, is_weighted, notes, parse, plain_text
 
 # From the docstring of AUTOMATIC1111's parser, and its wiki ("Attention/emphasis").
 DOCUMENTED = {

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffgen.errors import InputError, UsageError
-from diffgen.stable_diffusion.wildcards import Wildcards
+from diffgen.prompts.wildcards import Wildcards
 
 NONE = Wildcards([])
 
@@ -109,7 +109,7 @@ def test_a_seed_says_the_same_in_every_process(folder: Path) -> None:
     text = "{a|b|c|d|e|f} {2$$a|b|c|d} __animals__"
     here = [Wildcards([folder]).expand(text, seed, "{x|y|z}") for seed in range(4)]
     code = (
-        "from diffgen.stable_diffusion.wildcards import Wildcards; import sys\n"
+        "from diffgen.prompts.wildcards import Wildcards; import sys\n"
         f"print([Wildcards([sys.argv[1]]).expand({text!r}, seed, '{{x|y|z}}') for seed in range(4)])"
     )
     there = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

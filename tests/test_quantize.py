@@ -15,8 +15,8 @@ import torch
 import schedulers
 from diffgen.errors import InputError
 from diffgen.models import gate
-from diffgen.stable_diffusion import quantize
-from diffgen.stable_diffusion.load import load_pipeline
+from diffgen.pipelines.weights import quantize
+from diffgen.pipelines.weights.load import load_pipeline
 
 needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="torchao is not installed")
 

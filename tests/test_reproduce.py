@@ -24,9 +24,9 @@ from diffgen.images.pixels import pixels_sha256
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, network_hash
 from diffgen.models.find import find, predicting
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.plan import make_plan
-from diffgen.stable_diffusion.reproduce import reproduce
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import make_plan
+from diffgen.reproduce import reproduce
 
 Result = tuple[int, str, str]
 SAID: dict[str, Any] = {"seed": 11, "steps": 4}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
+from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config as configuration
 from diffgen.training.data import open_data
 from diffgen.training.pixels import PixelJob

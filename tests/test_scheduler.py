@@ -20,7 +20,7 @@ import schedulers
 from schedulers import Grid, NoiseSchedule, NonFinite, Point, Scheduler, explicit
 from schedulers.exact import Gaussian, Mixture
 from schedulers.for_diffusers import DiffgenScheduler, for_diffusers, from_diffusers
-from schedulers.record import Program
+from schedulers.program import Program
 from schedulers.scheduler import Generators
 from schedulers.solver import SOLVERS, Solver, rest_asking, solver
 from schedulers.testing import check_solver

@@ -99,7 +99,7 @@ class Shell:
 
     def __init__(self, folder: Path, *args: str, terminal: str | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["diffgen.stable_diffusion.generate", "diffgen.cli.app"])
+        context.set_forkserver_preload(["diffgen.pipelines.generate", "diffgen.cli.app"])
         self.io = Path(tempfile.mkdtemp())
         os.mkfifo(self.io / "in")
         self.process = context.Process(target=shell_process, args=(list(args), str(folder), str(self.io), terminal))

@@ -23,7 +23,7 @@ from diffgen.images.readers import read_made
 from diffgen.models import find, gate, hub
 from diffgen.models.by_hash import network_hash
 from diffgen.models.info import info
-from diffgen.stable_diffusion.plan import make_plan
+from diffgen.pipelines.plan import make_plan
 
 BUNDLED = find.BUNDLED / "emoji"
 HASH = network_hash(find.find("emoji"))

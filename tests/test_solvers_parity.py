@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from schedulers.grids import Grid
+from schedulers.grid import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 from schedulers.prediction import Denoised
 from schedulers.solver import SOLVERS, run

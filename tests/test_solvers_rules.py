@@ -15,7 +15,7 @@ from torch import Tensor
 import schedulers
 from schedulers import grids
 from schedulers.exact import Mixture
-from schedulers.grids import Grid
+from schedulers.grid import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 from schedulers.prediction import Denoised, target
 from schedulers.solver import SOLVERS, asked, rest_asking, run

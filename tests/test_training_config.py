@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgen.errors import InputError
-from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
+from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config
 from diffgen.training.config import Config, differences, parse, read, to_dict, with_values
 

@@ -19,7 +19,8 @@ from PIL import Image
 from diffgen.errors import CannotWrite, InputError, UsageError
 from diffgen.images.pixels import from_pil, to_pil
 from diffgen.training import data as module
-from diffgen.training.data import DataSet, open_data
+from diffgen.training.data import open_data
+from diffgen.training.data.dataset import DataSet
 
 ROOT = Path(__file__).parent.parent
 

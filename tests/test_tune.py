@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import schedulers
-from diffgen.compare import tune as tuning
-from diffgen.compare.plan import Entry
-from diffgen.compare.subjects import MixtureSubject
-from diffgen.compare.tune import Learned, NotBetter, Settings, Starts, Tuner, tune
+from diffgen.comparison import tune as tuning
+from diffgen.comparison.plan import Entry
+from diffgen.comparison.subjects import MixtureSubject
+from diffgen.comparison.tune import Learned, NotBetter, Settings, Starts, Tuner, tune
 
 QUICK = Settings(iterations=48, noises=6, held_out=6, every=8)
 

@@ -18,9 +18,9 @@ import schedulers
 from diffgen.errors import UsageError
 from diffgen.images import fit
 from diffgen.models.find import find
-from diffgen.stable_diffusion import ways
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.plan import make_plan
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import make_plan
+from diffgen.pipelines.sampling import pipeline as ways
 
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE = "a red apple", "blue", 11, 6, 3.0
 SAID: dict[str, Any] = {"negative": NEGATIVE, "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "grid": "karras"}
@@ -266,7 +266,7 @@ def test_between_two_noises_is_a_noise(one: int, other: int, share: float) -> No
 
 
 def test_with_tiling_a_shift_of_the_noise_is_a_shift_of_the_picture(generator: ImageGenerator) -> None:
-    from diffgen.stable_diffusion.adapters import seamless
+    from diffgen.pipelines.weights.adapters import seamless
 
     unet, vae = generator.pipeline.unet, generator.pipeline.vae
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))

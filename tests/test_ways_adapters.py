@@ -15,7 +15,7 @@ from torch import Tensor
 
 import diffgen
 from diffgen.errors import InputError, UsageError
-from diffgen.stable_diffusion.generate import ImageGenerator
+from diffgen.pipelines.generate import ImageGenerator
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 MODULES = (

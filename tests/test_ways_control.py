@@ -14,7 +14,7 @@ from test_ways import PROMPT, SAID, call, pixels, record, theirs
 import diffgen
 from diffgen.errors import InputError
 from diffgen.images import edges
-from diffgen.stable_diffusion.generate import ImageGenerator
+from diffgen.pipelines.generate import ImageGenerator
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from tiny import build
 import diffgen
 from diffgen.errors import InputError, UsageError
 from diffgen.images.metadata import encode_png
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.plan import make_plan
-from diffgen.stable_diffusion.reproduce import reproduce
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import make_plan
+from diffgen.reproduce import reproduce
 
 FAMILIES = ("sd2", "sdxl", "sd3", "flux")
 PROMPT, SEED, STEPS = "a red apple", 5, 4

@@ -19,7 +19,7 @@ from tiny import changed
 
 import diffgen
 from diffgen.errors import InvalidOutput, UsageError
-from diffgen.stable_diffusion.generate import ImageGenerator
+from diffgen.pipelines.generate import ImageGenerator
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +42,7 @@ def record(image: Image.Image) -> dict[str, Any]:
 CHILD = """
 import json, resource, sys
 import diffgen, torch
-from diffgen.stable_diffusion.plan import make_plan
+from diffgen.pipelines.plan import make_plan
 
 torch.backends.mkldnn.enabled = False  # a kernel that oneDNN once had no memory for, it never makes again
 generator = diffgen.load(sys.argv[1], device="cpu")
@@ -123,7 +123,7 @@ def photo() -> Image.Image:
 def test_what_no_precision_can_hold_is_an_error_and_the_others_go_on(
     wide: Callable[[float], Path], generator: ImageGenerator
 ) -> None:
-    from diffgen.stable_diffusion.plan import make_plan
+    from diffgen.pipelines.plan import make_plan
 
     broken = diffgen.load(str(wide(1e38)), device="cpu")
     with pytest.raises(InvalidOutput, match="seed 3 is not finite: nothing saved for it"):

@@ -6,14 +6,9 @@ from typing import Annotated
 
 import typer
 
-import diffgen
+from diffgen.version import __version__
 
 from . import compare, doctor, evaluate, generate, inspect, models, prompt, reproduce, schedulers, shell, train, tune
-
-# Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
-ParserError: type[Exception] = typer.BadParameter.__mro__[2]
-
-GROUPS = {"models", "prompt", "schedulers"}
 
 app = typer.Typer(
     help="Pictures from prompts, on this machine, offline.",
@@ -51,7 +46,7 @@ app.add_typer(schedulers_app, name="schedulers")
 
 def _version(asked: bool) -> None:
     if asked:
-        print(f"diffgen {diffgen.__version__}")
+        print(f"diffgen {__version__}")
         raise typer.Exit
 
 

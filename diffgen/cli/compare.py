@@ -14,15 +14,15 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
-from diffgen.sampling import whole
+from diffgen.generation.options import check_int
 
-from . import arrived
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text
+from .signals import first_signal
 
 if TYPE_CHECKING:
-    from diffgen.compare.distribution import Distribution
-    from diffgen.compare.run import Comparison
+    from diffgen.comparison.distribution import Distribution
+    from diffgen.comparison.run import Comparison
 
 EXAMPLES = """
 Examples:
@@ -115,21 +115,23 @@ def compare(
         _report(say, Path(report))
         return
     device, dtype = device_name(device), dtype_name(dtype)
-    from diffgen.compare import plan
+    from diffgen.comparison import plan
 
     labels = [label.strip() for label in SETS.get(schedulers, schedulers).split(",") if label.strip()]
     entries = plan.parse_entries(labels, [grid.strip() for grid in grids.split(",") if grid.strip()])
     budgets, seed_list = plan.parse_budgets(nfe), plan.parse_seeds(seeds)
     scales = plan.parse_guidance(guidance) if guidance else ()
-    whole("--samples", samples, 2, 100_000)
+    check_int("--samples", samples, 2, 100_000)
     if data is not None and (model is None or model == "mixture"):
         raise UsageError("--data is for a training run, which -m names")
     folder = _folder(out, resume, dry_run)
 
     environment.prepare(offline)
-    from diffgen.compare.results import as_table, distribution_table, missing, results
-    from diffgen.compare.run import Comparison, Reference
-    from diffgen.compare.subjects import RunSubject, subject_of
+    from diffgen.comparison.results import results
+    from diffgen.comparison.run import Comparison, Reference
+    from diffgen.comparison.subjects import RunSubject, subject_of
+    from diffgen.comparison.tables import as_table, distribution_table
+    from diffgen.comparison.verdict import missing
 
     subject, prompts, scales = subject_of(model, prompt or [], scales, device, dtype)
     aim = Reference.parse(reference, exact=subject.family == "mixture")
@@ -139,7 +141,7 @@ def compare(
     if data is not None:
         if not isinstance(subject, RunSubject):
             raise UsageError(f"--data is for a training run, and {subject.name} is none")
-        from diffgen.compare.distribution import Distribution
+        from diffgen.comparison.distribution import Distribution
 
         distribution = Distribution(comparison, data, samples)
     if not dry_run:
@@ -152,15 +154,15 @@ def compare(
     try:
         with say.progress(subject.name) as on_step:
             for _ in comparison.make(on_step):
-                if arrived():
+                if first_signal():
                     break
-        if distribution is not None and not arrived():
+        if distribution is not None and not first_signal():
             with say.progress(f"{subject.name}: {samples} pictures of each") as on_step:
                 measured = distribution.result(on_step)
     except BaseException:
-        if not arrived():
+        if not first_signal():
             raise
-    if arrived():
+    if first_signal():
         say.note("interrupted: writing what is done; go on with --resume")
     found = results(comparison, _command(), round(time.perf_counter() - began, 3), measured)
     _store(folder, found)
@@ -180,7 +182,7 @@ def compare(
             lines += [*table(list(distribution_table(found))), ""]
         for line in [*lines, *found["verdict"], str(folder / "report.html")]:
             say.line(printable(line))
-    if lacks := "interrupted" if arrived() else missing(found):
+    if lacks := "interrupted" if first_signal() else missing(found):
         error = DiffgenError(lacks)
         if len(comparison.codes) == 1:  # all failed alike
             (error.code,) = comparison.codes
@@ -191,7 +193,7 @@ def compare(
 
 def _tell(say: Output, comparison: Comparison, distribution: Distribution | None) -> dict[str, Any]:
     """What is to be done and how long it takes, said before it begins; the counts, for --json."""
-    from diffgen.compare.results import numbered
+    from diffgen.comparison.tables import numbered
 
     axes, waiting = comparison.axes, comparison.waiting()
     each = comparison.warm_up() if waiting or distribution is not None else {}
@@ -229,9 +231,9 @@ def _store(folder: Path, found: dict[str, Any]) -> None:
     """The results as data, as a page and as a picture."""
     from io import BytesIO
 
-    from diffgen.compare.report import page
-    from diffgen.compare.results import as_csv
-    from diffgen.compare.sheet import sheet
+    from diffgen.comparison.report import page
+    from diffgen.comparison.sheet import sheet
+    from diffgen.comparison.tables import as_csv
 
     _write(folder, "results.json", json_.dumps(found, indent=1, allow_nan=False).encode())
     _write(folder, "results.csv", as_csv(found).encode())
@@ -286,7 +288,7 @@ def _report(say: Output, folder: Path) -> None:
     """The page again, from what is stored."""
     from jinja2 import TemplateError
 
-    from diffgen.compare.report import page
+    from diffgen.comparison.report import page
     from diffgen.models.gate import read_json
 
     if not (folder / "results.json").is_file():

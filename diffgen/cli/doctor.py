@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import diffgen
 from diffgen import devices, environment
 from diffgen.errors import DiffgenError
 from diffgen.models import cache, find, hub, listed
+from diffgen.version import __version__
 
 from .output import Debug, Json, Output, Quiet, UnfinishedError, table
 
@@ -33,7 +33,7 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
     environment.prepare(offline=True)
     say = Output("doctor", json, quiet)
     problems: list[str] = []
-    versions = {"diffgen": diffgen.__version__, "python": platform.python_version(), **_versions(problems)}
+    versions = {"diffgen": __version__, "python": platform.python_version(), **_versions(problems)}
     device = _device(problems)
     folders = {"pictures": Path.cwd(), "download cache": cache.cache_dir(), "your list": listed.list_file().parent}
     places = {what: {"folder": str(path), **_place(path)} for what, path in folders.items()}

@@ -15,19 +15,20 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
+from diffgen.generation.options import which_seeds
 from diffgen.images.metadata import LEVELS, base_name, encode_png
 from diffgen.images.naming import Outputs
 from diffgen.models.find import Model, predicting
-from diffgen.sampling import which_seeds
-from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.inputs import check_switch, offload_name, quantize_name
-from diffgen.stable_diffusion.plan import Options, Plan, check_text, make_plan
-from diffgen.stable_diffusion.wildcards import Wildcards
+from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
+from diffgen.pipelines.plan import Options, Plan, check_text, make_plan
+from diffgen.prompts.files import Line, read_lines
+from diffgen.prompts.wildcards import Wildcards
 from diffgen.training import plan as runs
 
-from . import loaded, models, whole
+from . import loaded, models
 from .observe import Seen, view_of
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
+from .signals import uninterrupted
 
 EXAMPLES = """
 Examples:
@@ -215,7 +216,7 @@ def generate(
                     failed.append((entry, picture.error))
                     continue
                 png = encode_png(picture.image, picture.record, metadata)
-                with whole():
+                with uninterrupted():
                     path = outputs.write(
                         png,
                         seed=picture.seed,
@@ -238,10 +239,10 @@ def generate(
     say.result(_result(plans, made, nfe, started) | {"adapters": generator.fits, "inside": inside})
 
 
-def _lines(given: list[str], file: str | None) -> list[prompts.Line]:
+def _lines(given: list[str], file: str | None) -> list[Line]:
     """The prompts on the command line, "-" replaced by those from stdin, and those of the file."""
-    lines = [line for text in given for line in (prompts.read_lines("-") if text == "-" else [prompts.Line(text)])]
-    return lines + (prompts.read_lines(file) if file is not None else [])
+    lines = [line for text in given for line in (read_lines("-") if text == "-" else [Line(text)])]
+    return lines + (read_lines(file) if file is not None else [])
 
 
 @contextlib.contextmanager
@@ -254,17 +255,17 @@ def _at(where: str) -> Iterator[None]:
         raise
 
 
-def _count(lines: list[prompts.Line], options: Any) -> int:
+def _count(lines: list[Line], options: Any) -> int:
     """How many pictures are asked for. Raises UsageError."""
     total = 0
-    for line in lines or [prompts.Line("")]:
+    for line in lines or [Line("")]:
         asked = options | line.options
         with _at(line.where if line.options else ""):
             total += which_seeds(asked.get("count", 1), asked.get("seed"), asked.get("seeds"))["count"]
     return total
 
 
-def _plans(model: Model, lines: list[prompts.Line], options: Any) -> list[AnyPlan]:
+def _plans(model: Model, lines: list[Line], options: Any) -> list[AnyPlan]:
     """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
     make: Any = runs.make_plan if model.family == "run" else make_plan
     wildcards = Wildcards(options.get("wildcards"))

@@ -148,8 +148,8 @@ def export(
     if os.path.lexists(place):
         raise Exists(place)
     environment.prepare(offline=True)
-    from diffgen.stable_diffusion.export import save_run
-    from diffgen.stable_diffusion.generate import ImageGenerator
+    from diffgen.pipelines.generate import ImageGenerator
+    from diffgen.pipelines.training.export import save_run
 
     if is_run:
         save_run(read_run(model.folder), place, weights)

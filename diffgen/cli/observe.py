@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffgen.generation.plan import Picture
 from diffgen.images.heat import overlay
 from diffgen.images.naming import Beside, Outputs, slug
 from diffgen.images.preview import colours_of, half_blocks
 from diffgen.images.strip import animation, strip
-from diffgen.sampling import Picture
 
 ATTENTION = "attention"  # the folder of the maps, unless another is named
 SECONDS = 0.15  # at least, between two looks at a picture that is being made

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from diffgen.errors import UsageError
+from diffgen.generation.options import MAX_SEED, check_int
 from diffgen.models.find import check, find
 from diffgen.models.info import info
-from diffgen.sampling import MAX_SEED, whole
-from diffgen.stable_diffusion import prompts
-from diffgen.stable_diffusion.prompt_syntax import check_syntax
-from diffgen.stable_diffusion.styles import apply_styles
-from diffgen.stable_diffusion.wildcards import Wildcards
+from diffgen.prompts import words as prompts
+from diffgen.prompts.styles import apply_styles
+from diffgen.prompts.syntax import check_syntax
+from diffgen.prompts.wildcards import Wildcards
 
 from .output import Debug, Json, Output, Quiet, table
 
@@ -48,12 +48,12 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Tokens, weights, what would be cut, what wildcards become."""
-    from diffgen.stable_diffusion.explain import explain as explained
-    from diffgen.stable_diffusion.tokens import ClipTokenizer
+    from diffgen.prompts.explain import explain as explained
+    from diffgen.prompts.tokens import ClipTokenizer
 
     say = Output("prompt explain", json, quiet)
     check_syntax(prompt_syntax)
-    whole("--seed", seed, 0, MAX_SEED)
+    check_int("--seed", seed, 0, MAX_SEED)
     prompts.check(text)
     styled, _ = apply_styles(style or [], text)
     found = find(model)
@@ -64,7 +64,7 @@ def explain(
     if tokenizer is None:
         raise UsageError(f"{found.name} takes no prompt", "diffgen models list shows what there is")
     encoder = checked.components[tokenizer.name.replace("tokenizer", "text_encoder")]
-    length = whole("max_position_embeddings", encoder.config.get("max_position_embeddings", 77), 3, 10**6)
+    length = check_int("max_position_embeddings", encoder.config.get("max_position_embeddings", 77), 3, 10**6)
     said = explained(
         styled,
         ClipTokenizer(tokenizer.folder, length, tokenizer.config),

@@ -14,9 +14,9 @@ from diffgen.images.metadata import encode_png
 from diffgen.images.naming import Outputs
 from diffgen.images.readers import read_made
 
-from . import whole
 from .inspect import TOOLS, command_line
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
+from .signals import uninterrupted
 
 EXAMPLES = """
 Examples:
@@ -65,7 +65,7 @@ def reproduce(
     environment.prepare(offline)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries
-    from diffgen.stable_diffusion.reproduce import reproduce as made_again
+    from diffgen.reproduce import reproduce as made_again
 
     with say.progress(file) as on_step:
         found = made_again(file, model, [*(images or []), *(files or [])], device, on_step)
@@ -76,7 +76,7 @@ def reproduce(
         "reason": found.reason,
     }
     if outputs is not None:
-        with whole():
+        with uninterrupted():
             result["path"] = str(outputs.write(
                 encode_png(found.image, found.record),
                 seed=found.record["seed"],

@@ -15,7 +15,7 @@ import typer
 import schedulers
 from diffgen.errors import UsageError
 from diffgen.models.find import check, find
-from diffgen.stable_diffusion.plan import noise_and_prediction
+from diffgen.pipelines.plan import noise_and_prediction
 from diffgen.training import plan as runs
 from schedulers import grids, prediction
 from schedulers.guide import advice
@@ -208,7 +208,7 @@ def plot(
     debug: Debug = False,
 ) -> None:
     """Draw σ and times of grids, and the error of schedulers against evaluations on a model whose answer is known."""
-    from . import schedulers_plot
+    from diffgen.comparison import grid_plot as schedulers_plot
 
     chosen = _split("--schedulers", names), _split("--grids", grid_names), steps, _split("--nfe", nfe), noise
     drawn = schedulers_plot.draw(Path(out), *chosen, overwrite)

@@ -19,9 +19,16 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import ExitCode, UsageError
 from diffgen.models.find import find, predicting
 
-from . import Stopped, arrived, forget_signals, generate, tell
+from . import generate
+from .failure import report
 from .loaded import keeping, load
 from .output import Debug, Json, Output, Quiet, document, refuse_empty
+from .signals import Stopped, first_signal, forget_signals, raise_if_stopped
+
+GENERATE = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False, pretty_exceptions_enable=False
+)
+GENERATE.command(epilog=generate.EXAMPLES)(generate.generate)
 
 EXAMPLES = """
 Examples:
@@ -107,10 +114,10 @@ class Session:
                     words = self.words(line)
                     code = _generate(words)
         except BaseException as caught:
-            if arrived() == signal.SIGTERM:
+            if first_signal() == signal.SIGTERM:
                 raise
             with contextlib.redirect_stdout(written) if self.say.as_json else contextlib.nullcontext():
-                code = tell(caught, words)
+                code = report(caught, words)
             forget_signals()
         said = written.getvalue()
         entry: dict[str, Any] = json_.loads(said) if said.startswith("{") else {"ok": code == ExitCode.DONE}
@@ -183,19 +190,14 @@ class Session:
 
 def _generate(words: list[str]) -> int:
     """`diffgen generate …` in this process."""
-    from .app import app
-
-    code = app(words, prog_name="diffgen", standalone_mode=False)
-    if arrived():
-        raise Stopped
+    code = GENERATE(words[1:], prog_name="diffgen generate", standalone_mode=False)
+    raise_if_stopped()
     return int(code or ExitCode.DONE)
 
 
 def _options() -> dict[str, tuple[list[str], bool]]:
     """{name: (its words, is it a flag)} of the options of generate."""
-    holder = typer.Typer()
-    holder.command()(generate.generate)
-    parameters = typer.main.get_command(holder).params
+    parameters = typer.main.get_command(GENERATE).params
     left_out = ("json", "quiet", "debug", "prompt", "help")
     return {
         str(one.name): (list(one.opts), bool(getattr(one, "is_flag", False)))
@@ -214,7 +216,7 @@ def _lines(session: Session) -> Iterator[str]:
         except EOFError:
             return
         except Stopped:
-            if not terminal or arrived() == signal.SIGTERM:
+            if not terminal or first_signal() == signal.SIGTERM:
                 raise
             forget_signals()  # Ctrl-C at the prompt drops the line
             print(file=sys.stderr)

@@ -16,16 +16,16 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name
 from diffgen.errors import InputError, UsageError
-from diffgen.sampling import MAX_SEED, whole
-from diffgen.stable_diffusion.training.config import AutoencoderConfig, LatentConfig
+from diffgen.generation.options import MAX_SEED, check_int
+from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config as configuration
 from diffgen.training.run import is_run, read_run
 
-from . import patient
 from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
+from .signals import interruptible
 
 if TYPE_CHECKING:
-    from diffgen.training.data import DataSet
+    from diffgen.training.data.dataset import DataSet
     from diffgen.training.job import Job
     from diffgen.training.parallel import Ranks
 
@@ -102,12 +102,12 @@ def train(
     say = Output("train", json, quiet or rank > 0)
     device, folder = device_name(device), Path(out)
     flags = {
-        "train.steps": steps if steps is None else whole("--steps", steps, 1, 10**9),
-        "train.batch_size": batch_size if batch_size is None else whole("--batch-size", batch_size, 1, 10**6),
-        "train.seed": seed if seed is None else whole("--seed", seed, 0, MAX_SEED),
+        "train.steps": steps if steps is None else check_int("--steps", steps, 1, 10**9),
+        "train.batch_size": batch_size if batch_size is None else check_int("--batch-size", batch_size, 1, 10**6),
+        "train.seed": seed if seed is None else check_int("--seed", seed, 0, MAX_SEED),
         "train.checkpoint_every": checkpoint_every
         if checkpoint_every is None
-        else whole("--checkpoint-every", checkpoint_every, 1, 10**9),
+        else check_int("--checkpoint-every", checkpoint_every, 1, 10**9),
         "train.compile": compiled,
         "train.parallel": parallel,
     }
@@ -146,7 +146,7 @@ def train(
             if ranks.main:
                 say.result(result, _estimated(result))
             return
-        with patient() as stopping, say.progress("train") as bar:
+        with interruptible() as stopping, say.progress("train") as bar:
             result = start.run(order, job, ranks, Screen(say, bar, chosen.train.steps), stopping)
             if stopping():
                 raise UnfinishedError(KeyboardInterrupt(), result)
@@ -176,10 +176,10 @@ def _job(chosen: Any, pictures: DataSet, where: str, ranks: Ranks, say: Output) 
 
         return PixelJob(chosen, pictures, where)
     if chosen.job == "autoencoder":
-        from diffgen.stable_diffusion.training.autoencoder import AutoencoderJob
+        from diffgen.pipelines.training.autoencoder import AutoencoderJob
 
         return AutoencoderJob(chosen, pictures, where)
-    from diffgen.stable_diffusion.training.latents import LatentJob
+    from diffgen.pipelines.training.latents import LatentJob
 
     with say.progress("encoding pictures") as on_picture:
         job = LatentJob(chosen, pictures, where, device=ranks.device, progress=on_picture)

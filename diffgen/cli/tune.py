@@ -10,7 +10,7 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import UsageError
-from diffgen.sampling import whole
+from diffgen.generation.options import check_int
 
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, table
@@ -65,23 +65,23 @@ def tune(
     """Learn a grid for one model, solver, budget and guidance; write it only if it beats every built-in grid."""
     say = Output("tune", json, quiet)
     device, dtype = device_name(device), dtype_name(dtype)
-    from diffgen.compare import plan
+    from diffgen.comparison import plan
 
     entry = plan.parse_entries([scheduler])[0]
     if entry.stochastic:
         raise UsageError(f"--scheduler {scheduler} draws noise on the way: it has no solution to come nearer to")
-    whole("--nfe", nfe, 1, 100)
+    check_int("--nfe", nfe, 1, 100)
     if guidance is not None:
         plan.parse_guidance(str(guidance))
-    whole("--iterations", iterations, 1, 100_000)
-    whole("--noises", noises, 1, plan.SEEDS_BELOW - plan.HELD_OUT)
-    whole("--batch-size", batch_size, 1, plan.SEEDS_BELOW)
+    check_int("--iterations", iterations, 1, 100_000)
+    check_int("--noises", noises, 1, plan.SEEDS_BELOW - plan.HELD_OUT)
+    check_int("--batch-size", batch_size, 1, plan.SEEDS_BELOW)
     path, picture_path = _paths(out, overwrite)
 
     environment.prepare(offline)
-    from diffgen.compare.subjects import subject_of
-    from diffgen.compare.tune import Settings, as_json, tune
-    from diffgen.compare.tune_plot import picture
+    from diffgen.comparison.subjects import subject_of
+    from diffgen.comparison.tune import Settings, as_json, tune
+    from diffgen.comparison.tune_plot import picture
     from diffgen.images.publish import publish
 
     asked = [] if guidance is None else [guidance]

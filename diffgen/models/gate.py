@@ -22,7 +22,7 @@ from typing import Any
 
 import schedulers
 from diffgen.errors import InputError
-from schedulers.grids import Explicit
+from schedulers.explicit import Explicit
 
 from . import families
 

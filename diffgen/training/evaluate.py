@@ -37,7 +37,8 @@ from diffgen.diffusion.likelihood import bits_per_dim_ode, bound_term, prior_ter
 from diffgen.errors import InputError, InvalidOutput
 
 from . import config as configuration
-from .data import BUNDLED, DataSet, open_data
+from .data import BUNDLED, open_data
+from .data.dataset import DataSet
 from .evaluate_plan import EvaluationPlan, make_evaluation_plan
 from .generate import RunGenerator
 from .pixels import PixelJob

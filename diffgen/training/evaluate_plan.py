@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from diffgen.generation.options import MAX_PICTURES, check_int
 from diffgen.models.find import Model
-from diffgen.sampling import MAX_PICTURES, whole
 
 from .plan import RunPlan, Shot, make_plan
 from .run import read_run
@@ -47,9 +47,9 @@ def make_evaluation_plan(
 ) -> EvaluationPlan:
     """See `evaluate.evaluate`. Raises UsageError for a wrong number or name, InputError for a run that is wrong."""
     if samples is not None:
-        whole("--samples", samples, 2, MAX_PICTURES)
+        check_int("--samples", samples, 2, MAX_PICTURES)
     if batch_size is not None:
-        whole("--batch-size", batch_size, 1, 4096)
+        check_int("--batch-size", batch_size, 1, 4096)
     said = read_run(os.fspath(run))
     plan = make_plan(
         Model(said.name, said.folder, "run", bundled=False, source="folder"),

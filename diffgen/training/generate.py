@@ -15,11 +15,12 @@ import schedulers
 from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
+from diffgen.generation.grid_files import check_grid_model
+from diffgen.generation.plan import Picture, finished, record_of
 from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from diffgen.models import gate
 from diffgen.models.find import Model
-from diffgen.sampling import Picture, check_grid_model, finished, record_of
 from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
@@ -144,6 +145,7 @@ class RunGenerator:
                     done - before,
                     model_files={"ema.safetensors": self.model_hash},
                     family="run",
+                    threads=torch.get_num_threads(),
                     training_step=self.step,
                     training_data=self.run.data["name"],
                     warnings=[*plan.warnings(shot.prompt), *older],

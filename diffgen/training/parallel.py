@@ -160,7 +160,7 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def whole(like: Tensor, part: Tensor) -> Tensor:
+def gathered(like: Tensor, part: Tensor) -> Tensor:
     """The tensor of which `part` is this rank's part, sharded as the parameter `like` is; all ranks must call."""
     if not _is_sharded(like):
         return part

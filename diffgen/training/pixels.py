@@ -20,7 +20,7 @@ from diffgen.images.pixels import to_pil
 
 from .batches import Order, held_out_draws, some, times
 from .config import Config
-from .data import DataSet
+from .data.dataset import DataSet
 from .job import Autocast, Networks
 from .seeds import SAMPLES, STEP, WEIGHTS, generator, mix
 

@@ -9,39 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import schedulers
-from diffgen import sampling
 from diffgen.errors import InputError, UsageError
+from diffgen.generation import grid_files, plan
+from diffgen.generation import options as sampling
+from diffgen.generation.options import OTHERS, check_int, parse_size, which_seeds
 from diffgen.models.find import Model
-from diffgen.sampling import parse_size, which_seeds, whole
 
 from . import config as configuration
 from .run import Run, read_run
 
 MAX_SIDE = 1024
-# Options that a run has not, by what stands for "not asked for"; everything that is empty does too.
-OTHERS = {
-    "negative": "",
-    "style": None,
-    "clip_skip": 1,
-    "guidance_rescale": 0.0,
-    "guidance_interval": None,
-    "variation_seed": None,
-    "variation_strength": None,
-    "tile": False,
-    "image": None,
-    "strength": None,
-    "mask": None,
-    "outpaint": None,
-    "controls": None,
-    "control_models": None,
-    "upscale": None,
-    "upscale_mode": None,
-    "upscale_strength": None,
-    "refiner": None,
-    "loras": None,
-    "embeddings": None,
-    "attention": None,
-}
 
 
 @dataclass(frozen=True)
@@ -55,7 +32,7 @@ class Shot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPlan(sampling.Plan):
+class RunPlan(plan.Plan):
     """A checked order for pictures of a run. The prompts are names of classes; "" is a class drawn from the seed."""
 
     run: Run
@@ -107,7 +84,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
     sampling.sampling(sampling.DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
     size = None if options.get("size") is None else parse_size(options["size"])
     which = which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))
-    batch_size = whole("--batch-size", options.get("batch_size", 1), 1, 4096)
+    batch_size = check_int("--batch-size", options.get("batch_size", 1), 1, 4096)
 
     run = read_run(model.folder)
     config = _config(run)
@@ -127,9 +104,9 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
         raise UsageError(f"--guidance {chosen['guidance']:g}: {run.name} was trained {why}", "leave it out")
     height, width = run.data["size"]
-    notes = sampling.grid_notes(chosen)
+    notes = grid_files.grid_notes(chosen)
     if size is not None and size != (width, height):
-        whole("--size: the longer side", max(size), 1, MAX_SIDE)
+        check_int("--size: the longer side", max(size), 1, MAX_SIDE)
         notes.append(f"{run.name} was trained at {width}x{height}: other sizes may not look like its data")
     return RunPlan(
         model=model,

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffgen.errors import InputError
 
 from . import classifier, metrics
-from .data import DataSet
+from .data.dataset import DataSet
 
 Metrics = dict[str, dict[str, float]]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-import diffgen
 from diffgen.devices import out_of_memory
 from diffgen.errors import CannotWrite, InputError, OutOfMemory, UsageError
 from diffgen.images.publish import cannot_write, publish
 from diffgen.models.gate import read_header, sha256_of
+from diffgen.version import __version__
 
 from . import checkpoint
 from .config import Train, differences, parse, to_dict
@@ -162,7 +162,7 @@ def describe(order: Order, job: Job) -> dict[str, Any]:
     if order.init is not None:
         files = init_files(order.init)
         about["init"] = {"file": (files[0] if len(files) == 1 else order.init).name, "sha256": hash_of(files)}
-    versions = {"diffgen": diffgen.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    versions = {"diffgen": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return about | {"versions": versions}
 
 

@@ -25,7 +25,7 @@ from . import checkpoint
 from .config import Train
 from .ema import Average
 from .job import Job, Networks
-from .parallel import Ranks, local, part, whole
+from .parallel import Ranks, gathered, local, part
 from .precision import fast_attention, fast_dtype
 from .seeds import DROPOUT, mix
 
@@ -136,7 +136,7 @@ class Trainer:
 
     def model(self) -> dict[str, Tensor]:
         """All weights of the networks by name, whole on every rank."""
-        return {name: whole(p, local(p.detach())) for name, p in self._named("state_dict")}
+        return {name: gathered(p, local(p.detach())) for name, p in self._named("state_dict")}
 
     @torch.no_grad()
     def load_model(self, held: dict[str, Tensor]) -> None:
@@ -149,12 +149,12 @@ class Trainer:
         files = {"model": (model := self.model())}
         for i, average in enumerate(self.averages):
             averaged = {
-                name: whole(p, value).to(p.dtype)
+                name: gathered(p, value).to(p.dtype)
                 for (name, p), value in zip(self.weights.items(), average.values, strict=True)
             }
             files["ema" if i == 0 else f"ema-{average.length:g}"] = model | averaged
         moments = {
-            f"{slot}.{name}": whole(p, local(self.optimizer.state[p][slot]))
+            f"{slot}.{name}": gathered(p, local(self.optimizer.state[p][slot]))
             for name, p in self.weights.items()
             for slot in MOMENTS
         }

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from diffgen.images.edges import canny
 from diffgen.images.pixels import to_pil
-from diffgen.stable_diffusion.training.captions import EMPTY, Tokens
-from diffgen.training.data import DataSet
+from diffgen.pipelines.training.captions import EMPTY, Tokens
+from diffgen.training.data.dataset import DataSet
 
 PICTURES = 2000
 HINT = (16, 32, 64, 96)  # widths of the convolutions that read the map, each of which halves its sides but the first

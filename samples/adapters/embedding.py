@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from diffgen.training.data import DataSet
+from diffgen.training.data.dataset import DataSet
 
 WORD = "<dropling>"
 BEGINNING = "purple droplet ghost eyes face"  # its vectors begin as those of these words

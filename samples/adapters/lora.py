@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffgen.images.pixels import to_pil
-from diffgen.stable_diffusion.training.captions import EMPTY, Tokens
-from diffgen.training.data import DataSet
+from diffgen.pipelines.training.captions import EMPTY, Tokens
+from diffgen.training.data.dataset import DataSet
 
 PICTURES, RANK = 512, 4
 CAPTION_DROPOUT = 0.1

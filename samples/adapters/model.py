@@ -17,8 +17,8 @@ import diffgen
 from diffgen.diffusion import GaussianDiffusion
 from diffgen.errors import InputError, InvalidOutput
 from diffgen.images.pixels import from_pil
-from diffgen.stable_diffusion.generate import ImageGenerator
-from diffgen.stable_diffusion.training.captions import read
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.training.captions import read
 from diffgen.training.batches import times
 from diffgen.training.precision import fast_attention, fast_dtype
 

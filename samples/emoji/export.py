@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer import LAST, WIDE, as_bytes, pieces
 from transformers import CLIPTokenizer
 
-from diffgen.stable_diffusion.export import save_latent_run
+from diffgen.pipelines.training.export import save_latent_run
 from diffgen.training.run import read_run
 
 DEFAULTS = {"steps": 25, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras"}

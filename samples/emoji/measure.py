@@ -54,11 +54,11 @@ from PIL import Image
 import diffgen
 from diffgen.images.sheet import sheet
 from diffgen.models.find import find
-from diffgen.stable_diffusion.training.parts import read_autoencoder
+from diffgen.pipelines.training.parts import read_autoencoder
 from diffgen.training.metrics import memorisation_ratio, sliced_wasserstein
 
 if TYPE_CHECKING:
-    from diffgen.stable_diffusion.generate import ImageGenerator
+    from diffgen.pipelines.generate import ImageGenerator
 
 COLUMNS, SHOWN = 16, 32  # of the contact sheet; pairs of a group
 ENGLISH, CHINESE = ("name", "keyword"), ("zh", "zh_keyword")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from ..grids import Grid
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.solver import Steps, solver
+
 from .algebra import exponential, first, halved
 
 

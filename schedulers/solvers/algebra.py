@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache, wraps
 from typing import Any
 
-from ..grids import Grid
-from ..noise import Point, ops
-from ..prediction import Denoised, combine
-from ..solver import Steps
+from schedulers.grid import Grid
+from schedulers.noise import Point, ops
+from schedulers.prediction import Denoised, combine
+from schedulers.solver import Steps
 
 
 def first(q: Point, d: Denoised) -> Any:

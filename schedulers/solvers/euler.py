@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, Literal
 
-from ..grids import Grid
-from ..prediction import Denoised
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.prediction import Denoised
+from schedulers.solver import Steps, solver
+
 from .algebra import ancestral, first, noised
 
 

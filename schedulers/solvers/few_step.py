@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grids import Grid
-from ..noise import Point
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.noise import Point
+from schedulers.solver import Steps, solver
+
 from .algebra import first, noised
 
 

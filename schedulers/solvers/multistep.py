@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from ..grids import Grid
-from ..noise import Point, ops
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.noise import Point, ops
+from schedulers.solver import Steps, solver
+
 from .algebra import adams, cached, differences, exponential, first, halved, heun_correction, moments, noised
 
 Weights = Callable[[Point, Point, list[Point]], tuple[Any, ...]]  # of the step p → q, for the history, newest first

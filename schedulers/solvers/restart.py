@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..grids import Grid
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.solver import Steps, solver
+
 from .algebra import heun_step, noised
 
 

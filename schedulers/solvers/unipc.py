@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
-from ..grids import Grid
-from ..noise import Point
-from ..solver import Steps, solver
+from schedulers.grid import Grid
+from schedulers.noise import Point
+from schedulers.solver import Steps, solver
+
 from .algebra import differences, exponential, first, halved, linear, noised, trapezoid
 
 

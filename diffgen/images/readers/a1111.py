@@ -14,7 +14,7 @@ import json
 import re
 
 from ..read import Carried
-from .made import Made, name, number, seed, side, size, steps, text, whole
+from .made import Made, as_int, name, number, seed, side, size, steps, text
 
 MAX_LINE = 64 * 1024  # characters of the line of settings
 LEAST = 3  # settings
@@ -99,7 +99,7 @@ def made(tool: str, prompt: str, negative: str | None, values: dict[str, str]) -
         width=side(width),
         height=side(height),
         model=name(values.get("Model")),
-        clip_skip=whole(values.get("Clip skip"), 1, 100),
+        clip_skip=as_int(values.get("Clip skip"), 1, 100),
     )
     found.sampled(values.get("Sampler"), values.get("Schedule type"))
     _automatic(found, values)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..read import DESCRIPTION, MAKE, MODEL, Carried
-from .made import Made, entries, name, number, parsed, seed, side, steps, table, text, whole
+from .made import Made, as_int, entries, name, number, parsed, seed, side, steps, table, text
 
 MAX_NODES = 5_000
 MAX_SAVES = 20  # nodes that save or show a picture, from each of which a walk begins
@@ -196,7 +196,7 @@ class _Graph:
             found |= dict.fromkeys(one for one in texts if one is not None and (one or len(nodes) == 1))
             chain = itertools.islice(self.up(self.link(above, "clip"), ("clip",)), MAX_CHAIN)
             clip = next((one for one in chain if "stop_at_clip_layer" in one["inputs"]), None)
-            if clip is not None and (layer := whole(self.value(clip, "stop_at_clip_layer"), -100, -1)):
+            if clip is not None and (layer := as_int(self.value(clip, "stop_at_clip_layer"), -100, -1)):
                 made.clip_skip = -layer
         if len(found) > 1:
             made.notes.append(f"several {which} prompts were put together")

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ..read import Carried
-from .made import Made, entries, name, number, parsed, seed, side, steps, table, text, whole
+from .made import Made, as_int, entries, name, number, parsed, seed, side, steps, table, text
 
 DREAM = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "f": "strength"}
 
@@ -27,7 +27,7 @@ def read(carried: Carried) -> Made | None:
 
 def _of_metadata(record: dict[str, Any]) -> Made:
     model = table(record.get("model"))
-    skipped = whole(record.get("clip_skip"), 0, 100)
+    skipped = as_int(record.get("clip_skip"), 0, 100)
     made = Made(
         "invokeai",
         prompt=text(record.get("positive_prompt")),

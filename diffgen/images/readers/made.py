@@ -86,7 +86,7 @@ def name(value: Any) -> str | None:
     return base_name(printable(value)).strip()[:200] or None if isinstance(value, str) else None
 
 
-def whole(value: Any, low: int, high: int) -> int | None:
+def as_int(value: Any, low: int, high: int) -> int | None:
     """A whole number in [low, high], also written as a text or with a fraction of 0; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,25}\s*", value):
         value = int(value)
@@ -105,15 +105,15 @@ def number(value: Any) -> float | None:
 
 
 def seed(value: Any) -> int | None:
-    return whole(value, 0, MAX_SEED)
+    return as_int(value, 0, MAX_SEED)
 
 
 def steps(value: Any) -> int | None:
-    return whole(value, 1, 10_000)
+    return as_int(value, 1, 10_000)
 
 
 def side(value: Any) -> int | None:
-    return whole(value, 1, 65_536)
+    return as_int(value, 1, 65_536)
 
 
 def size(value: Any) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..read import Carried
 from . import a1111
-from .made import Made, entries, name, number, seed, side, steps, table, text, whole
+from .made import Made, as_int, entries, name, number, seed, side, steps, table, text
 
 MARK = "Version: stable-diffusion.cpp"
 TAIL = ", SDCPP: "
@@ -59,7 +59,7 @@ def _of_record(record: dict[str, Any]) -> Made:
         width=side(record.get("width")),
         height=side(record.get("height")),
         model=name(models.get("model") or models.get("diffusion_model")),
-        clip_skip=whole(record.get("clip_skip"), 1, 100),
+        clip_skip=as_int(record.get("clip_skip"), 1, 100),
         cpu_noise=record.get("rng") == "cpu",
     )
     made.sampled(sampling.get("method") or sampling.get("sample_method"), sampling.get("scheduler"))

@@ -1,0 +1,56 @@
+"""What a command prints when it fails, and its exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Sequence
+
+import typer
+
+from diffgen.errors import CannotWrite, DiffgenError, ExitCode, OutOfMemory, UsageError
+
+from .output import UnfinishedError, fail
+from .signals import first_signal
+
+# Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
+ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+GROUPS = {"models", "prompt", "schedulers"}  # commands that have commands of their own
+
+
+def report(caught: BaseException, options: Sequence[str]) -> int:
+    """Print the error of a command line, and return its exit code."""
+    words = [word for word in options if not word.startswith("-")]
+    command = " ".join(words[: 2 if words and words[0] in GROUPS else 1])
+    result = caught.result if isinstance(caught, UnfinishedError) else None
+    caught = caught.error if isinstance(caught, UnfinishedError) else caught
+    if "--debug" in options:
+        import traceback
+
+        traceback.print_exception(caught)
+    error, code = explain(caught, command)
+    first_process = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
+    fail(command, first_process and "--json" in options, error, code, result)
+    return code
+
+
+def explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
+    """The error to print for an exception that ended a command, and the exit code."""
+    number = first_signal()
+    if number is not None:  # whatever was caught: imports and C code turn what a signal raises into other errors
+        return DiffgenError("interrupted" if number == signal.SIGINT else "terminated"), 128 + number
+    if isinstance(caught, DiffgenError):
+        return caught, caught.code
+    if isinstance(caught, ParserError):
+        context = getattr(caught, "ctx", None)  # the innermost command that exists; None if a value is missing
+        hint = f"see: {context.command_path if context else f'diffgen {command}'} --help"
+        return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
+    if isinstance(caught, BrokenPipeError | SystemExit):  # typer exits like this if nobody reads its output
+        return DiffgenError("nobody reads the output any more"), ExitCode.FAILED
+    if isinstance(caught, MemoryError):
+        return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
+    if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
+        return CannotWrite(f"cannot write: {caught.strerror}", "make room"), ExitCode.WRITE
+    return DiffgenError(f"{type(caught).__name__}: {caught}", "add --debug for the traceback"), ExitCode.FAILED

@@ -1,0 +1,322 @@
+"""What can be compared on: the exact mixture, a training run, a Stable Diffusion; to the rest of the room all one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import schedulers
+from diffgen.errors import UsageError
+from diffgen.images.pixels import to_pil
+from schedulers.exact import Mixture
+
+if TYPE_CHECKING:
+    from diffgen.pipelines.generate import ImageGenerator
+    from diffgen.training.generate import RunGenerator
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+
+class Subject(Protocol):
+    """A model under comparison."""
+
+    name: str
+    family: str
+    model_hash: str  # sha256: two subjects with one hash give the same answers
+    noise: schedulers.NoiseSchedule
+    prediction: str
+    device: torch.device
+    dtype: torch.dtype  # of the network
+    takes_prompts: bool
+    options: dict[str, Any]  # what its schedulers are made with besides
+    module: torch.nn.Module | None  # the network itself, whose calls are counted
+    remarks: Sequence[str]  # what to know before looking at its pictures
+
+    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        """Standard normal noise [B, …] of that seed on the CPU, and the generator that drew it, which goes on."""
+        ...
+
+    def network(self, prompts: Sequence[str], guidance: float) -> Network:
+        """model(x, t [B]) for `Scheduler.sample`, for a batch that shows these prompts; each is encoded once."""
+        ...
+
+    def picture(self, x0: Tensor) -> Image.Image:
+        """What a result [B, …] looks like."""
+        ...
+
+    def exact(self, noise: Tensor) -> Tensor | None:
+        """Where the probability-flow ODE leads from a start; None where nobody knows."""
+        ...
+
+
+class Counter:
+    """Counts how often a network is asked: NFE is counted, not computed.
+
+    And apart from it, as long as the counter is entered, how often the module itself looks at each example: a guided
+    evaluation asks about two prompts at once.
+    """
+
+    def __init__(self, network: Network, module: torch.nn.Module | None) -> None:
+        self.network, self.module, self.nfe, self._calls = network, module, 0, 0.0
+        self._size = 1
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.nfe, self._size = self.nfe + 1, len(x)
+        return self.network(x, t)
+
+    @property
+    def network_calls(self) -> int:
+        return self.nfe if self.module is None else round(self._calls)
+
+    def __enter__(self) -> Counter:
+        def count(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            first = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
+            self._calls += len(first) / self._size
+
+        self._hook = None if self.module is None else self.module.register_forward_pre_hook(count, with_kwargs=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+
+
+class MixtureSubject:
+    """`mixture`: six Gaussians in the plane, Stable Diffusion's noise, the exact E[ε|x] as network.
+
+    One seed is a cloud of 256 starts, so that a single cell already shows the distribution. The answer is where the
+    probability-flow ODE (solved to about 1e-10) leads at the schedule's least noise, and what the network sees there of
+    the picture, since no model of this schedule knows anything below.
+    """
+
+    STARTS, SIDE, REACH = 256, 192, 2.6  # of a cloud; pixels of its picture; how far the picture reaches
+    name, family, prediction = "mixture", "mixture", "epsilon"
+    device, dtype = torch.device("cpu"), torch.float32
+    takes_prompts = False
+    module: torch.nn.Module | None = None
+    remarks: Sequence[str] = ()
+    options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
+
+    def __init__(self) -> None:
+        self.noise = schedulers.NoiseSchedule.scaled_linear()
+        angle = torch.arange(6, dtype=torch.float64) * math.tau / 6
+        radius = torch.tensor([1.6, 0.7], dtype=torch.float64).repeat(3)
+        self.mixture = Mixture(
+            torch.stack([radius * angle.cos(), radius * angle.sin()], 1),
+            torch.tensor([0.25, 0.15], dtype=torch.float64).repeat(3),
+            [3.0, 1.0, 2.0, 2.0, 1.0, 3.0],
+        )
+        parts = (self.mixture.means, self.mixture.deviations, self.mixture.weights)
+        self.model_hash = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
+
+    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.STARTS, 2, generator=generator), generator
+
+    def network(self, prompts: Sequence[str] = (), guidance: float = 1.0) -> Network:
+        return self.mixture.denoiser(self.noise, self.prediction)
+
+    def exact(self, noise: Tensor) -> Tensor:
+        first, last = self.noise.noisiest, self.noise.at(t=self.noise.t_min)
+        end = self.mixture.solve(noise.double() * math.hypot(first.alpha, first.sigma), first, last)
+        return self.mixture.denoise(end, last.alpha, last.sigma)[0].float()
+
+    def draw(self, count: int, seed: int) -> Tensor:
+        """Data [count, 2]."""
+        return self.mixture.draw(count, torch.Generator().manual_seed(seed)).float()
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean [2] and covariance [2, 2] of the data, exactly: E[μ] and E[s²]·1 + Cov[μ]."""
+        w, means = self.mixture.weights[:, None], self.mixture.means
+        mean = (w * means).sum(0)
+        away = means - mean
+        return mean, (w * away).T @ away + torch.eye(2).double() * (w[:, 0] * self.mixture.deviations**2).sum()
+
+    @cached_property
+    def _density(self) -> np.ndarray:
+        """The density of the data on the plane as a pale picture, floats [H, W, 3]."""
+        axis = torch.linspace(-self.REACH, self.REACH, self.SIDE, dtype=torch.float64)
+        place = torch.stack(torch.meshgrid(axis, -axis, indexing="xy"), -1).reshape(-1, 1, 2)
+        s2 = self.mixture.deviations**2
+        squares = (place - self.mixture.means).square().sum(-1)
+        density = (self.mixture.weights / s2 * torch.exp(-squares / (2 * s2))).sum(1).reshape(self.SIDE, self.SIDE)
+        shade = (density / density.max()).sqrt().numpy()[..., None]
+        return (1 - shade) * np.array([250.0, 250, 252]) + shade * np.array([132.0, 176, 228])
+
+    def picture(self, x0: Tensor) -> Image.Image:
+        """The cloud over the density of the data."""
+        rgb = self._density.copy()
+        for x, y in x0.reshape(-1, 2).tolist():
+            column, row = ((v / self.REACH + 1) / 2 * (self.SIDE - 1) for v in (x, -y))
+            if 1 <= column < self.SIDE - 2 and 1 <= row < self.SIDE - 2:
+                rgb[int(row) : int(row) + 2, int(column) : int(column) + 2] = (200, 60, 40)
+        return Image.fromarray(rgb.round().astype(np.uint8))
+
+
+class RunSubject:
+    """A training run: the average of its weights, x0 kept in the range of pixels, as `generate` has it."""
+
+    def __init__(self, generator: RunGenerator) -> None:
+        run = generator.run
+        self.generator, self.data, self.name, self.family = generator, run.data, run.name, "run"
+        self.model_hash, self.noise, self.prediction = generator.model_hash, generator.noise, generator.prediction
+        self.device, self.dtype, self.options = generator.device, generator.dtype, {"clip_sample": True}
+        self.takes_prompts = run.data["classes"] is not None
+        self.module: torch.nn.Module | None = generator.network
+        self.remarks: Sequence[str] = ()
+
+    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(1, self.data["channels"], *self.data["size"], generator=generator), generator
+
+    def network(self, prompts: Sequence[str], guidance: float) -> Network:
+        classes = self.data["classes"]
+        return self.generator.denoiser([classes.index(name) for name in prompts] if classes else None, guidance)
+
+    def exact(self, noise: Tensor) -> None:
+        return None
+
+    def picture(self, x0: Tensor) -> Image.Image:
+        return to_pil(x0[:1].clamp(-1, 1).cpu().numpy(), self.data["levels"])[0]
+
+
+class PipelineSubject:
+    """A Stable Diffusion, or another pipeline of diffusers; results are latents, pictures are decoded from them.
+
+    Flux's are packed, [1, h·w/4, 4C]; a flow whose shift depends on the resolution is that of the model's own size.
+    """
+
+    takes_prompts = True
+
+    def __init__(self, generator: ImageGenerator) -> None:
+        from diffgen.models.info import info
+        from diffgen.pipelines.plan import make_plan
+
+        self.generator, self.name, self.family = generator, generator.model.name, generator.checked.family
+        self.model_hash, self.noise, self.prediction = generator.model_hash, generator.noise, generator.prediction
+        self.device, self.dtype = generator.device, generator.dtype
+        self.options: dict[str, Any] = {}
+        self.takes_prompts = self.family != "unconditional"
+        parts = generator.pipeline.components
+        self.module: torch.nn.Module | None = parts.get("unet", parts.get("transformer"))
+        self.remarks: Sequence[str] = ()
+        self.pixels = "vae" not in parts
+        self.card = info(generator.model)
+        plan = make_plan(generator.model, "x" if self.takes_prompts else (), count=1, seed=0)
+        self.guidance, self.size = plan.guidance, (plan.width, plan.height)
+        if self.noise.dynamic is not None:
+            x, _ = self.start(0)
+            patch = generator.pipeline.transformer.config.patch_size
+            self.noise = self.noise.at_resolution(x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch**2)
+
+    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        from diffgen.pipelines.sampling.latents import packed
+
+        generator, pipeline = torch.Generator().manual_seed(seed), self.generator.pipeline
+        scale = 1 if self.pixels else pipeline.vae_scale_factor
+        channels = pipeline.unet.config.in_channels if self.pixels else pipeline.vae.config.latent_channels
+        width, height = self.size
+        noise = torch.randn(1, channels, height // scale, width // scale, generator=generator)
+        return packed(pipeline, noise), generator
+
+    def network(self, prompts: Sequence[str], guidance: float) -> Network:
+        from diffgen.pipelines.sampling.denoiser import denoiser
+
+        return denoiser(self.generator.pipeline, self.family, prompts, guidance, self.size)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """As generate checks them, and says what it says of them. Raises UsageError."""
+        from diffgen.pipelines.plan import make_plan
+
+        plan = make_plan(self.generator.model, prompts, count=1, seed=0)
+        for text in prompts:
+            if plan.wildcards.choose(text, random.Random(0))[1]:
+                raise UsageError(
+                    f"{text!r} leaves a choice to the seed, and every cell is to show the same",
+                    "compare prompts that are written out",
+                )
+        self.remarks = list(dict.fromkeys(note for text in prompts for note in plan.warnings(text)))
+
+    def exact(self, noise: Tensor) -> None:
+        return None
+
+    @torch.no_grad()
+    def picture(self, x0: Tensor) -> Image.Image:
+        from diffgen.pipelines.sampling.latents import unpacked
+
+        if self.pixels:
+            return to_pil(x0[:1].float().cpu().numpy())[0]
+        return self.generator.decode(unpacked(self.generator.pipeline, x0[:1].to(self.device), *self.size))[0]
+
+
+def subject_of(
+    model: str | None,
+    prompts: Sequence[str],
+    guidance: Sequence[float],
+    device: str,
+    dtype: str,
+    drawn: int | None = None,
+) -> tuple[Subject, tuple[str, ...], tuple[float, ...]]:
+    """(the subject, its prompts, its guidance scales): what was not given is the model's own.
+
+    With `drawn`, that many prompts are drawn from what the model says it knows, unless some are given.
+    Raises UsageError where prompts or guidance do not go with the model, InputError for the model itself.
+    """
+    if model == "mixture":
+        if prompts or guidance:
+            raise UsageError("mixture takes neither prompts nor guidance")
+        return MixtureSubject(), ("",), (1.0,)
+    from diffgen.loading import load
+
+    loaded = load(model, device, dtype)
+    if loaded.model.family == "run":
+        return _of_run(cast("RunGenerator", loaded), tuple(prompts), tuple(guidance), drawn)
+    subject = PipelineSubject(cast("ImageGenerator", loaded))
+    if not subject.takes_prompts:
+        if prompts or guidance:
+            raise UsageError(f"{subject.name} takes neither prompts nor guidance")
+        return subject, ("",), (1.0,)
+    texts = tuple(dict.fromkeys(prompts))
+    if texts:
+        subject.check(texts)
+    if not texts and drawn is not None:
+        texts = _drawn_captions(subject.card, drawn)
+    if not texts:
+        raise UsageError(f"{subject.name} needs a prompt", 'say what to show: diffgen compare "a red apple" -o FOLDER')
+    return subject, texts, tuple(guidance) or (subject.guidance,)
+
+
+def _of_run(
+    generator: RunGenerator, prompts: tuple[str, ...], guidance: tuple[float, ...], drawn: int | None
+) -> tuple[Subject, tuple[str, ...], tuple[float, ...]]:
+    from diffgen.training.plan import make_plan
+
+    subject = RunSubject(generator)
+    names = make_plan(generator.model, prompts, seed=0).prompts  # checked, as generate checks them
+    classes = subject.data["classes"]
+    if classes and not prompts:
+        names = tuple(classes) if drawn else (classes[0],)
+    scales = guidance or (make_plan(generator.model, (), seed=0).guidance,)
+    for scale in scales:
+        make_plan(generator.model, (), seed=0, guidance=scale)  # refused where the run was trained without
+    return subject, tuple(dict.fromkeys(names)), scales
+
+
+def _drawn_captions(card: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Captions of a model whose card lists what it knows: a concept and a style each, always the same ones."""
+    if not card.get("concepts"):
+        return ()
+    draw = random.Random(0)
+    styles = card.get("styles") or [None]
+    pairs = [(draw.choice(card["concepts"]), draw.choice(styles)) for _ in range(count)]
+    return tuple(f"{concept}, {style} style" if style else concept for concept, style in pairs)

@@ -1,0 +1,98 @@
+"""Tuned grids: which one fits a plan, and what a record says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import schedulers
+from diffgen.errors import InputError, UsageError
+from diffgen.models.gate import sha256_of
+
+if TYPE_CHECKING:
+    pass
+
+
+def check_grid(name: str) -> str:
+    """The canonical name of a grid, or the path of a grid file, which is read. Raises UsageError, InputError."""
+    try:
+        return schedulers.check_grid(name)
+    except schedulers.UnknownName as error:
+        raise UsageError(str(error), "list: diffgen schedulers list") from error
+    except (ValueError, OSError) as error:
+        raise _unread(name, error) from error
+
+
+def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What a grid file that is asked for was tuned for: scheduler, steps and guidance, the defaults beside it."""
+    tuned = _tuned(asked.get("grid"))
+    if tuned is None or not tuned.is_tuned:
+        return {}
+    found = {"scheduler": tuned.solver, "steps": tuned.steps, "guidance": tuned.guidance}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def shipped_grid(paths: Iterable[Path], chosen: Mapping[str, Any]) -> str | None:
+    """The first of a model's tuned grids that is for exactly this solver and number of steps, and for this guidance,
+    or for any.
+
+    `chosen` is what `sampling` returned. Raises InputError.
+    """
+    label = schedulers.parse(chosen["label"])
+    if label.grid or label.options:
+        return None
+    for path in map(str, paths):
+        tuned = _tuned(path)
+        fits = (tuned.solver, tuned.steps) == (chosen["scheduler"], chosen["steps"])
+        if fits and tuned.guidance in (None, chosen["guidance"]):
+            return path
+    return None
+
+
+def grid_notes(chosen: Mapping[str, Any]) -> list[str]:
+    """What to know where a tuned grid is used for something else than it was tuned for."""
+    tuned = _tuned(chosen["grid"])
+    if tuned is None:
+        return []
+    notes = []
+    if tuned.steps != chosen["steps"]:
+        notes.append(
+            f"the grid {tuned.name} was tuned for {tuned.steps} steps; it is interpolated to {chosen['steps']}"
+        )
+    if tuned.guidance is not None and tuned.guidance != chosen["guidance"]:
+        notes.append(f"the grid {tuned.name} was tuned at guidance {tuned.guidance:g}, not {chosen['guidance']:g}")
+    return notes
+
+
+def check_grid_model(grid: str, model: str, model_hash: str) -> None:
+    """Raises InputError for a grid file that was tuned for another model."""
+    tuned = _tuned(grid)
+    if tuned is not None and tuned.model_hash not in (None, model_hash):
+        raise InputError(
+            f"--grid {tuned.name} was tuned for another model than {model}",
+            "choose another with --grid, or tune one: diffgen tune -m MODEL --scheduler NAME --nfe N -o GRID.json",
+        )
+
+
+def grid_file(grid: str) -> dict[str, str]:
+    """What the record of a picture says of a grid that is a file, besides its name."""
+    return {"grid_sha256": sha256_of(Path(grid))} if grid.lower().endswith(".json") else {}
+
+
+def _tuned(grid: Any) -> Any:
+    """The content of a grid file; None for a grid that is known by a name. Raises InputError."""
+    if not isinstance(grid, str) or not grid.lower().endswith(".json"):
+        return None
+    try:
+        return schedulers.tuned(grid)
+    except (ValueError, OSError) as error:
+        raise _unread(grid, error) from error
+
+
+def _unread(grid: str, error: ValueError | OSError) -> InputError:
+    """What to say of a grid that cannot be read."""
+    if isinstance(error, OSError):
+        hint = "diffgen tune writes such files; grids with a name: diffgen schedulers list"
+        return InputError(f"cannot read the grid {grid}: {error.strerror}", hint)
+    return InputError(f"cannot read the grid {error}")  # which names the file

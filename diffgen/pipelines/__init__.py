@@ -1,0 +1,1 @@
+"""The wrapper round diffusers: the only room that imports diffusers and transformers."""

@@ -1,0 +1,344 @@
+"""What a picture may be made from besides a prompt: pictures, masks, adapters. Read and checked without torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffgen.errors import InputError, UsageError
+from diffgen.generation.options import MAX_SEED, check_int
+from diffgen.images import edges, fit
+from diffgen.images.metadata import base_name
+from diffgen.images.pixels import pixels_sha256
+from diffgen.images.read import read_image
+from diffgen.models import gate, single_file
+
+Source = str | os.PathLike[str] | Image.Image
+
+DRAWN = {"canny": edges.canny, "scribble": edges.scribble}  # the maps that are drawn here; others are given
+MODES = ("lanczos", "latent")
+OFFLOADS = ("none", "model", "sequential")
+QUANTIZATIONS = ("none", "int8")
+STRENGTH = 0.75  # of image to image, unless said
+UPSCALE_STRENGTH = 0.5  # of the second pass
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture that was given: its base name (None for one that is no file) and SHA-256, of the file if it is one."""
+
+    name: str | None
+    sha256: str
+    image: Image.Image = field(compare=False, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Control:
+    """A map for a ControlNet: edges, depth, … `drawn` says that the map was drawn from the picture."""
+
+    kind: str
+    picture: Input
+    scale: float
+    model: Path
+    map: Image.Image = field(compare=False, repr=False)
+    drawn: bool
+    sha256: str  # of the ControlNet's weights
+
+    def record(self) -> dict[str, Any]:
+        said = {"kind": self.kind, "scale": self.scale, "drawn": self.drawn, **self.picture.record()}
+        return said | {"model": base_name(str(self.model)), "model_sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Lora:
+    path: Path
+    scale: float
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.path.name, "sha256": self.sha256, "scale": self.scale}
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A textual inversion: a word that stands for the vectors in a file."""
+
+    word: str
+    path: Path
+    sha256: str
+
+    def record(self) -> dict[str, Any]:
+        return {"word": self.word, "name": self.path.name, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Upscale:
+    """A second pass at another size, from the first one's latents or its pixels, scaled up."""
+
+    factor: float
+    mode: str
+    strength: float
+
+    def record(self) -> dict[str, Any]:
+        return {"factor": self.factor, "mode": self.mode, "strength": self.strength}
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A share of another seed's noise in every picture's own."""
+
+    seed: int
+    strength: float
+
+    def record(self) -> dict[str, Any]:
+        return {"seed": self.seed, "strength": self.strength}
+
+
+def read_input(source: Source, mode: str = "RGB") -> Input:
+    """A picture from a file or from Pillow. Raises InputError, UsageError for an empty name."""
+    if isinstance(source, Image.Image):
+        image = source.convert(mode)
+        return Input(None, pixels_sha256(image), image)
+    path = Path(source)
+    if not os.fspath(source):
+        raise UsageError("the name of a picture is empty")
+    if re.match(r"\w+://", str(source)):
+        raise InputError(f"{source} is a URL: pictures are read from files only", "download it first")
+    image = read_image(path, mode)
+    return Input(path.name, gate.sha256_of(path), image)
+
+
+def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
+    """A control from TYPE=IMAGE[:SCALE]; its ControlNet from `models`, or from the model's own folder.
+
+    `models` are [TYPE=]PATH, PATH a diffusers folder or a .safetensors file; one without a type serves every control.
+    Else `folder`/controlnet/TYPE is looked for. Canny and scribble maps are drawn from the picture unless it is a map
+    already; for every other type the picture is taken as the map. Raises UsageError, InputError.
+    """
+    kind, _, rest = text.partition("=")
+    kind = kind.strip().lower()
+    if not rest or not re.fullmatch(r"[a-z][a-z0-9_-]{0,40}", kind):
+        raise UsageError(
+            f"--control must be TYPE=IMAGE[:SCALE] (got {text!r})", "for example --control canny=photo.png:0.8"
+        )
+    name, scale = _scaled(rest, "--control")
+    picture = read_input(name)
+    drawn = kind in DRAWN and not edges.is_map(picture.image)
+    image = DRAWN[kind](picture.image) if drawn else picture.image
+    model = _control_model(kind, models, folder)
+    return Control(kind, picture, scale, model, image, drawn, weights_sha256(model))
+
+
+def _control_model(kind: str, models: Sequence[str], folder: Path) -> Path:
+    named: dict[str, str] = {}
+    for text in models:
+        match = re.fullmatch(r"([a-z][a-z0-9_-]{0,40})=(.+)", text)
+        named |= {match[1]: match[2]} if match else {"": text}
+    path = Path(named.get(kind) or named.get("") or folder / "controlnet" / kind)
+    if not os.path.lexists(path):
+        hint = f"say which: --control-model {kind}=FOLDER, a diffusers folder or a .safetensors file"
+        raise InputError(f"there is no ControlNet for {kind}: {path} does not exist", hint)
+    return path
+
+
+def weights_sha256(path: Path) -> str:
+    """SHA-256 of a ControlNet's weights file, checked. Raises InputError."""
+    if path.is_dir():
+        stem = "diffusion_pytorch_model"
+        found = [path / name for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors") if (path / name).exists()]
+        if not found:
+            raise InputError(f"{path}: no {stem}.safetensors", gate.CONVERT)
+        path = found[0]
+    gate.read_header(path)
+    return gate.sha256_of(path)
+
+
+def read_lora(text: str) -> Lora:
+    """A LoRA from PATH[:SCALE]. Raises UsageError, InputError (no safetensors, something else than a LoRA)."""
+    name, scale = _scaled(text, "--lora")
+    found = single_file.recognise(name)
+    if found.kind not in ("lora", "other"):
+        raise InputError(f"{name}: no LoRA, but {found.what}")
+    return Lora(Path(name), scale, gate.sha256_of(Path(name)))
+
+
+def read_embedding(text: str) -> Embedding:
+    """A textual inversion from WORD=FILE. Raises UsageError, InputError."""
+    word, _, name = text.partition("=")
+    if not name or not re.fullmatch(r"[^\s,:(){}\[\]|\\]{1,60}", word):
+        raise UsageError(
+            f"--embedding must be WORD=FILE (got {text!r})", 'for example --embedding "<cat>=cat.safetensors"'
+        )
+    gate.read_header(Path(name))
+    return Embedding(word, Path(name), gate.sha256_of(Path(name)))
+
+
+def check_upscale(factor: float | None, mode: str | None, strength: float | None) -> Upscale | None:
+    """A second pass, its numbers checked; None is "not said". Raises UsageError."""
+    if factor is None:
+        for what, value in (("--upscale-mode", mode), ("--upscale-strength", strength)):
+            if value is not None:
+                raise UsageError(f"{what} is for the second pass that --upscale makes", "add --upscale 2")
+        return None
+    mode = MODES[0] if mode is None else mode
+    strength = UPSCALE_STRENGTH if strength is None else strength
+    if mode not in MODES:
+        raise UsageError(f"--upscale-mode must be {' or '.join(MODES)} (got {mode!r})")
+    number("--upscale", factor, 1, 8)
+    return Upscale(float(factor), mode, share("--upscale-strength", strength))
+
+
+def check_variation(seed: int | None, strength: float | None) -> Variation | None:
+    """A variation, its numbers checked: one without the other is a mistake. Raises UsageError."""
+    if seed is None and strength is None:
+        return None
+    if seed is None or strength is None:
+        raise UsageError("--variation-seed and --variation-strength go together")
+    check_int("--variation-seed", seed, 0, MAX_SEED)
+    number("--variation-strength", strength, 0, 1)
+    return Variation(seed, float(strength))
+
+
+def offload_name(name: str) -> str:
+    """The name of a way to spare a GPU's memory. Raises UsageError."""
+    if name not in OFFLOADS:
+        raise UsageError(f"--offload must be one of {', '.join(OFFLOADS)} (got {name!r})")
+    return name
+
+
+def quantize_name(name: str) -> str:
+    """The name of a way to make weights smaller. Raises UsageError."""
+    if name not in QUANTIZATIONS:
+        raise UsageError(f"--quantize must be one of {', '.join(QUANTIZATIONS)} (got {name!r})")
+    return name
+
+
+def check_switch(what: str, value: str) -> bool:
+    """on or off. Raises UsageError."""
+    if value not in ("on", "off"):
+        raise UsageError(f"{what} must be on or off (got {value!r})")
+    return value == "on"
+
+
+def number(what: str, value: Any, low: float, high: float) -> float:
+    """The value, a number in [low, high]. Raises UsageError."""
+    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        raise UsageError(f"{what} must be a number from {low:g} to {high:g} (got {value!r})")
+    return float(value)
+
+
+def share(what: str, value: Any) -> float:
+    """The value, above 0 and up to 1. Raises UsageError."""
+    if number(what, value, 0, 1) == 0:
+        raise UsageError(f"{what} must be above 0: at 0 nothing is changed")
+    return float(value)
+
+
+def interval(value: str | Sequence[float]) -> tuple[float, float]:
+    """A part of the steps as (from, to), from "A,B" or the numbers, 0 ≤ A < B ≤ 1. Raises UsageError."""
+    try:
+        low, high = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
+    except (ValueError, TypeError):
+        low, high = math.nan, math.nan
+    if not 0 <= low < high <= 1:
+        raise UsageError(
+            f"--guidance-interval must be A,B with 0 ≤ A < B ≤ 1 (got {value!r})",
+            "0.2,0.8: not in the first and last fifth",
+        )
+    return low, high
+
+
+def _scaled(text: str, option: str) -> tuple[str, float]:
+    """(path, scale) from PATH[:SCALE]; a colon that no number follows belongs to the path."""
+    path, colon, scale = text.rpartition(":")
+    if not text or text == f":{scale}":
+        raise UsageError(f"{option} names no file (got {text!r})")
+    if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", scale) or os.path.lexists(text):
+        return text, 1.0
+    return path, number(f"{option}: the scale", float(scale), -10, 10)
+
+
+class Inputs:
+    """The pictures and adapters among a plan's options, read and checked. Raises UsageError, InputError."""
+
+    def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
+        image, mask, margins = options.get("image"), options.get("mask"), options.get("outpaint")
+        strength = options.get("strength")
+        for what, value in (("--strength", strength), ("--mask", mask), ("--outpaint", margins)):
+            if value is not None and image is None:
+                raise UsageError(f"{what} needs a picture to begin with", "give one with --image FILE")
+        if mask is not None and margins is not None:
+            raise UsageError("--mask and --outpaint exclude each other: what --outpaint adds is its mask")
+        self.image = None if image is None else read_input(image)
+        self.mask = None if mask is None else read_input(mask, "L")
+        self.margins = None if margins is None else fit.parse_margins(margins)
+        if self.image and self.mask and self.mask.image.size != self.image.image.size:
+            sizes = " and ".join("x".join(map(str, given.image.size)) for given in (self.image, self.mask))
+            raise InputError(f"--image and --mask have different sizes, {sizes}", "make the mask from the picture")
+        if self.mask and not self.mask.image.getextrema()[1]:
+            raise InputError("the mask is all black: nothing would be made anew", "white is what is made anew")
+        if strength is None:
+            strength = 1.0 if self.image is None or self.mask or self.margins else STRENGTH
+        self.strength = share("--strength", strength)
+        models = options.get("control_models", ())
+        self.controls = [read_control(text, models, folder) for text in options.get("controls", ())]
+        if models and not self.controls:
+            raise UsageError("--control-model needs a --control TYPE=IMAGE")
+        self.loras = tuple(read_lora(text) for text in options.get("loras", ()))
+        self.embeddings = tuple(read_embedding(text) for text in options.get("embeddings", ()))
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The size that the first picture means, with what is added to it."""
+        first = self.image.image if self.image else self.controls[0].map if self.controls else None
+        if first is None:
+            return None
+        left, top, right, bottom = self.margins or (0, 0, 0, 0)
+        return first.width + left + right, first.height + top + bottom
+
+    def fitted(self, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:
+        """All that was given, the pictures brought to the size; what is added round a picture fills the rest of it."""
+        if self.margins and self.image:
+            left, top, *_ = self.margins
+            width, height = size[0] - self.image.image.width - left, size[1] - self.image.image.height - top
+            if min(width, height) < 0:
+                raise UsageError("--size is too small for the picture and what --outpaint adds", "leave --size out")
+            grown, mask = fit.grow(self.image.image, (left, top, width, height))
+            self.image = Input(self.image.name, self.image.sha256, grown)
+            self.mask = Input(None, "", mask)
+            self.margins = (left, top, width, height)
+        for given in (self.image, *(control.picture for control in self.controls)):
+            if given and given.image.size != size:
+                seen = "x".join(map(str, given.image.size))
+                notes.append(f"{given.name or 'the picture'} ({seen}) is scaled and cropped to {size[0]}x{size[1]}")
+        return {
+            "image": self.image and _covering(self.image, size),
+            "mask": self.mask and _covering(self.mask, size),
+            "outpaint": self.margins,
+            "strength": self.strength,
+            "controls": tuple(_control(control, size) for control in self.controls),
+            "loras": self.loras,
+            "embeddings": self.embeddings,
+        }
+
+
+def _covering(given: Input, size: tuple[int, int]) -> Input:
+    return Input(given.name, given.sha256, fit.cover(given.image, size))
+
+
+def _control(control: Control, size: tuple[int, int]) -> Control:
+    return replace(control, map=fit.cover(control.map, size))

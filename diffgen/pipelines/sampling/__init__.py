@@ -1,0 +1,1 @@
+"""From prompts and noise to pictures, batch by batch."""

@@ -1,0 +1,86 @@
+"""Encode pictures to latents and decode them, tiled or in float32 where that is needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from diffgen.devices import out_of_memory
+from diffgen.errors import OutOfMemory
+
+from .memory import HINT, release
+
+
+def vae_dtype(vae: Any, family: str, dtype: torch.dtype, offload: str) -> torch.dtype:
+    """What the autoencoder computes in: as the model, but for XL's, of which it is known that float16 is too narrow."""
+    narrow = dtype == torch.float16 and family.startswith("sdxl") and vae.config.force_upcast
+    return torch.float32 if narrow or offload == "sequential" else dtype
+
+
+class Autoencoder:
+    """A pipeline's autoencoder, one picture at a time.
+
+    `tiling` is whether it works in tiles; `float32` whether it had to be computed so where the model is in half
+    precision. Both stay once they were needed. With `may_tile` off, tiles are never taken (their seams would show).
+    """
+
+    def __init__(
+        self, vae: Any, dtype: torch.dtype, device: torch.device, tiling: bool = False, may_tile: bool = True
+    ) -> None:
+        self.vae, self.device, self.may_tile = vae, device, may_tile
+        self.tiling = self.float32 = False
+        config = vae.config
+        channels = (1, -1, 1, 1)
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        self._mean = None if mean is None else torch.tensor(mean).reshape(channels)
+        self._deviation = None if deviation is None else torch.tensor(deviation).reshape(channels)
+        self._shift = config.get("shift_factor") or 0.0
+        if self.vae.dtype != dtype:
+            self.vae.to(dtype)
+        if tiling:
+            self._tile()
+        else:
+            self.vae.disable_tiling()
+
+    def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents [1, C, h, w] of one picture [1, 3, H, W] in [-1, 1], drawn from what the encoder thinks possible."""
+        spread = self._run(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
+        latents = DiagonalGaussianDistribution(spread.float()).sample(generator)
+        if self._mean is not None and self._deviation is not None:
+            latents = (latents - self._mean.to(latents)) / self._deviation.to(latents)
+        return (latents - self._shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The picture [1, 3, H, W], float32, of clean latents [1, C, h, w]; it may hold nan."""
+        x = latents.float() / self.vae.config.scaling_factor
+        if self._mean is not None and self._deviation is not None:
+            x = x * self._deviation.to(x) + self._mean.to(x)
+        return self._run(lambda z: self.vae.decode(z, return_dict=False)[0], x + self._shift).float()
+
+    def _run(self, function: Any, x: Tensor) -> Tensor:
+        """function(x) in the autoencoder's dtype; where memory ends again in tiles, where numbers end in float32."""
+        result = self._try(function, x)
+        if not result.isfinite().all() and self.vae.dtype != torch.float32 and x.isfinite().all():
+            self.vae.to(torch.float32)
+            self.float32 = True
+            result = self._try(function, x)
+        return result
+
+    def _try(self, function: Any, x: Tensor) -> Tensor:
+        try:
+            with out_of_memory():
+                return function(x.to(device=self.device, dtype=self.vae.dtype))
+        except OutOfMemory as error:
+            if self.tiling or not self.may_tile:
+                raise OutOfMemory(error.message, HINT) from error
+        release()
+        self._tile()
+        with out_of_memory():
+            return function(x.to(device=self.device, dtype=self.vae.dtype))
+
+    def _tile(self) -> None:
+        self.tiling = True
+        self.vae.enable_tiling()

@@ -1,0 +1,367 @@
+"""One plan being made: batch by batch, from what its way begins with to finished pictures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffgen.devices import out_of_memory
+from diffgen.errors import InvalidOutput, OutOfMemory, UsageError
+from diffgen.generation.plan import Picture
+from diffgen.images import fit
+from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
+from diffgen.images.strip import Step
+from diffgen.models.families import FAMILIES
+
+from ..plan import Plan, Shot
+from ..weights import adapters
+from ..weights.load import load_controlnet
+from . import memory
+from . import pipeline as ways
+from .attention import Maps
+from .embed import embed, places
+from .latents import latent_mask, slerp
+from .record import record_of
+
+if TYPE_CHECKING:
+    from ..generate import ImageGenerator
+
+REFINED = 0.8  # the share of the noise's way after which a refiner takes over, as its makers have it
+
+SCHNELL_TOKENS = 256  # what T5 reads for Flux schnell, as its makers say; other models: the pipeline's own default
+
+Watch = Callable[[list[Shot], int, Tensor], None]
+
+
+class Run:
+    """One plan being made."""
+
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        plan: Plan,
+        on_step: Callable[[int, int], None] | None,
+        on_denoised: Watch | None,
+    ) -> None:
+        self.generator, self.plan, self.on_step, self.on_denoised = generator, plan, on_step, on_denoised
+        self.device, self.dtype = generator.device, generator.dtype
+        self.scheduler = generator.scheduler(plan)
+        try:
+            self.nfe = self.scheduler.nfe(plan.steps)
+        except ValueError as error:
+            raise UsageError(f"--steps {plan.steps}: {error}") from error
+        self.limit = plan.batch_size  # pictures at once, less where memory ended
+        self.done = self.count = 0
+        groups = sum(1 for _ in plan.groups())
+        self.total = groups * self.nfe
+        family = generator.checked.family
+        self.pixels = "vae" not in generator.pipeline.components
+        self.trail: list[tuple[float, Any]] = []  # (t, latents or pictures [B] that were predicted) of each evaluation
+        self.maps: Maps | None = None
+        if plan.attention:
+            unet = generator.pipeline.unet
+            self.maps = Maps(unet, guided=plan.guidance != 1 and unet.config.time_cond_proj_dim is None)
+        self.safety = generator.safety_checker() if plan.safety and not self.pixels else None
+        if self.pixels:
+            return
+        self.coder = generator.autoencoder(plan)
+        self.controlnets = [
+            load_controlnet(control.model, generator.pipeline.unet, self.device, self.dtype)
+            for control in plan.controls
+        ]
+        for network in self.controlnets:
+            adapters.seamless_network(network, plan.tile)
+        more = {"controlnet": self.controlnets[0] if len(self.controlnets) == 1 else self.controlnets}
+        self.pipeline = ways.pipeline_for(generator.pipeline, family, plan.way, **(more if self.controlnets else {}))
+        memory.offload(self.pipeline, generator.offload, self.device)
+        self.second = None
+        if plan.upscale:
+            way = "control+image" if plan.controls else "image"
+            self.second = ways.pipeline_for(generator.pipeline, family, way, **(more if self.controlnets else {}))
+
+    def pictures(self) -> Iterator[Picture]:
+        with self.maps or contextlib.nullcontext():
+            for shots in self.plan.groups():
+                yield from self._group(shots)
+
+    def _group(self, shots: list[Shot]) -> Iterator[Picture]:
+        """The pictures of some shots at once, or of fewer at once if memory ends."""
+        if len(shots) > self.limit:
+            for first in range(0, len(shots), self.limit):
+                yield from self._group(shots[first : first + self.limit])
+            return
+        done, latents = self.done, None
+        try:
+            self.count = 0
+            latents, warnings = self._sample(shots)
+        except OutOfMemory as error:
+            if len(shots) == 1:
+                raise OutOfMemory(f"{error.message}, with one picture at a time", memory.HINT) from error
+        if latents is None:  # not inside `except`: the error holds on to every tensor of the attempt
+            memory.release()
+            self.done, self.limit = done, (len(shots) + 1) // 2
+            self.total += self.nfe * (-(-len(shots) // self.limit) - 1)
+            yield from self._group(shots)
+            return
+        for row, (shot, latent) in enumerate(zip(shots, latents, strict=True)):
+            yield self._finish(latent, shot, row, len(shots), warnings)
+
+    def _sample(self, shots: list[Shot]) -> tuple[Tensor, tuple[str, ...]]:
+        """Clean latents [B, C, h, w] of the shots, each from its own noise, and what of their prompt was not read."""
+        plan = self.plan
+        self.trail = []
+        if self.maps is not None:
+            self.maps.clear()
+        generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
+        with out_of_memory():
+            if self.pixels:
+                return self._sample_pixels(shots, generators), ()
+            guided = plan.guidance != 1 and not FAMILIES[self.generator.checked.family].guidance_embedded
+            embedded = embed(
+                self.pipeline,
+                shots[0].prompt,
+                shots[0].negative,
+                syntax=plan.syntax,
+                clip_skip=plan.clip_skip,
+                guided=guided,
+                t5_length=SCHNELL_TOKENS if plan.checked.variant == "schnell" else None,
+            )
+            prompt = embedded.arguments(len(shots))
+            size = (plan.width, plan.height)
+            start, noise, masked = self._begin(size, generators)
+            ends = {"denoising_end": REFINED} if plan.refiner else {}
+            latents = self._call(
+                self.pipeline,
+                prompt,
+                shots,
+                generators,
+                start,
+                noise,
+                size=size,
+                strength=plan.strength,
+                masked=masked,
+                **ends,
+            )
+            if plan.refiner:
+                latents = self._refined(latents, shots, generators)
+            if plan.upscale:
+                latents = self._upscaled(latents, prompt, shots, generators)
+        return latents, embedded.warnings
+
+    def _begin(
+        self, size: tuple[int, int], generators: list[torch.Generator]
+    ) -> tuple[ways.Start | None, Tensor, tuple[Tensor, Tensor] | None]:
+        """What to begin with. Numbers are drawn in the order in which diffusers' pipelines draw them."""
+        plan, mask = self.plan, None
+        network = plan.way == "mask"  # the network itself reads the mask
+        pure = plan.mask is not None and plan.strength == 1
+        clean = None
+        if plan.image and not (network and pure):
+            clean = self._encoded([plan.image.image] * len(generators), generators)
+        noise = self._noise(size, generators)
+        if plan.image is None:
+            return None, noise, None
+        if clean is None:
+            clean = torch.zeros_like(noise)
+        if plan.mask is None:
+            return ways.Start(clean, noise), noise, None
+        pixels = torch.from_numpy(from_pil(plan.mask.image.convert("RGB")))[None, :1].add(1).div(2)
+        mask = latent_mask(pixels, *noise.shape[-2:]).to(noise)
+        start = ways.Start(clean, noise, mask, pure)
+        if not network:
+            return start, noise, None
+        hidden = torch.from_numpy(from_pil(plan.image.image))[None] * (pixels < 0.5)
+        latents = torch.cat([self.coder.encode(hidden, generator) for generator in generators])
+        return start, noise, (latents.to(noise), pixels)
+
+    def _noise(self, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
+        """Standard normal latents, each from its generator, mixed with those of the variation's seed."""
+        config, scale = self.generator.pipeline.vae.config, self.pipeline.vae_scale_factor
+        shape = (1, config.latent_channels, size[1] // scale, size[0] // scale)
+        noise = [torch.randn(shape, generator=generator) for generator in generators]
+        if variation := self.plan.variation:
+            other = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(variation.seed))
+            noise = [slerp(own, other, variation.strength) for own in noise]
+        return torch.cat(noise).to(device=self.device, dtype=self.dtype)
+
+    def _encoded(self, pictures: list[Image.Image], generators: list[torch.Generator]) -> Tensor:
+        """Clean latents of pictures, each drawn with its generator."""
+        found = [
+            self.coder.encode(torch.from_numpy(from_pil(picture))[None], generator)
+            for picture, generator in zip(pictures, generators, strict=True)
+        ]
+        return torch.cat(found).to(device=self.device, dtype=self.dtype)
+
+    def _call(
+        self,
+        pipeline: Any,
+        prompt: dict[str, Tensor],
+        shots: list[Shot],
+        generators: list[torch.Generator],
+        start: ways.Start | None,
+        noise: Tensor,
+        *,
+        size: tuple[int, int],
+        strength: float,
+        masked: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
+    ) -> Tensor:
+        plan = self.plan
+        watch = None
+        if plan.keep_steps or self.on_denoised is not None:
+
+            def watch(i: int, t: float, x0: Tensor) -> None:
+                self._seen(shots, i, t, ways.unpacked(pipeline, x0, *size))
+
+        pipeline.scheduler = ways.watched(self.generator.scheduler(plan), watch)
+        pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
+        return ways.call(
+            pipeline,
+            prompt,
+            start,
+            noise,
+            size=size,
+            steps=plan.steps,
+            strength=strength,
+            guidance=plan.guidance,
+            generators=generators,
+            on_evaluation=self._tick,
+            rescale=plan.rescale,
+            interval=plan.interval,
+            controls=[fit.cover(control.map, size) for control in plan.controls],
+            scales=[control.scale for control in plan.controls],
+            masked=masked,
+            **more,
+        )
+
+    def _refined(self, latents: Tensor, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
+        """The last steps by the refiner, which goes on where the model stopped."""
+        plan = self.plan
+        assert plan.refiner is not None
+        pipeline = ways.pipeline_for(self.generator.refiner(plan.refiner), "sdxl-refiner", "image")
+        embedded = embed(pipeline, shots[0].prompt, shots[0].negative, syntax=plan.syntax, guided=plan.guidance != 1)
+        start = ways.Start(latents, torch.zeros_like(latents))
+        size, prompt = (plan.width, plan.height), embedded.arguments(len(shots))
+        return self._call(
+            pipeline, prompt, shots, generators, start, start.noise, size=size, strength=1.0, denoising_start=REFINED
+        )
+
+    def _upscaled(
+        self, latents: Tensor, prompt: dict[str, Tensor], shots: list[Shot], generators: list[torch.Generator]
+    ) -> Tensor:
+        """The second pass: image to image from the first one's latents or pixels, scaled up."""
+        upscale, size = self.plan.upscale, self.plan.final_size
+        assert upscale is not None
+        if upscale.mode == "lanczos":
+            found = [to_pil(self.coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
+            clean = self._encoded([picture.resize(size, Image.Resampling.LANCZOS) for picture in found], generators)
+            noise = self._noise(size, generators)
+        else:
+            noise = self._noise(size, generators)
+            scaled = torch.nn.functional.interpolate(latents.float(), noise.shape[-2:], mode="bilinear")
+            clean = scaled.to(latents.dtype)
+        start = ways.Start(clean, noise)
+        return self._call(self.second, prompt, shots, generators, start, noise, size=size, strength=upscale.strength)
+
+    def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
+        """Of a model without prompts and latents: pictures [B, C, H, W] in [-1, 1], by the native loop."""
+        unet = self.generator.pipeline.unet
+        shape = (1, unet.config.in_channels, self.plan.height, self.plan.width)
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        scheduler = self.scheduler
+        scheduler.set_timesteps(self.plan.steps)
+        x = (noise * scheduler.init_noise_sigma).to(device=self.device, dtype=self.dtype)
+
+        def watch(i: int, point: Any, denoised: Any) -> None:
+            self._tick()
+            self._seen(shots, i, float(torch.as_tensor(point.t, dtype=torch.float32).mean()), denoised.x0)
+
+        return scheduler.sample(lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch)
+
+    def _seen(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
+        """Evaluation i, at time t, predicted the clean latents or pixels x0 [B, C, h, w]."""
+        if self.plan.keep_steps:
+            kept = [self.generator.sketch(x) for x in x0] if self.pixels else x0.float().cpu().clone()
+            self.trail.append((t, kept))
+        if self.on_denoised is not None:
+            self.on_denoised(shots, i, x0)
+
+    def _tick(self) -> None:
+        self.done += 1
+        self.count += 1
+        if self.on_step is not None:
+            self.on_step(self.done, max(self.done, self.total))
+
+    def _finish(self, latent: Tensor, shot: Shot, row: int, together: int, warnings: tuple[str, ...]) -> Picture:
+        """The picture of one latent [C, h, w], decoded by itself, so that it does not depend on its batch."""
+        record = record_of(self.generator, self.plan, self.scheduler, shot, self.count)
+        record["warnings"] += warnings
+        try:
+            with out_of_memory():
+                image = self._decoded(latent)
+                steps = self._steps(row)
+        except InvalidOutput as error:
+            seed = f"the picture of {shot.prompt!r} with seed {shot.seed}"
+            told = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)
+            return Picture(shot.prompt, shot.seed, None, record, told)
+        record["memory"] = self._memory(together)
+        record["pixels_sha256"] = pixels_sha256(image)
+        return Picture(shot.prompt, shot.seed, image, record, steps=steps, attention=self._attention(shot, row))
+
+    def _steps(self, row: int) -> tuple[Step, ...]:
+        """What each evaluation predicted of a picture of the batch."""
+        steps = []
+        for evaluation, (t, seen) in enumerate(self.trail, 1):
+            if self.pixels:
+                image = seen[row]
+            else:
+                pixels = self.coder.decode(seen[row : row + 1]).nan_to_num(0)
+                image = self._composed(to_pil(pixels.cpu().numpy())[0])
+            steps.append(Step(image, evaluation, t))
+        return tuple(steps)
+
+    def _attention(self, shot: Shot, row: int) -> dict[str, Any]:
+        """The map of each word that was asked for and is in this picture's prompt."""
+        found = {}
+        if self.maps is not None:
+            for word in self.plan.attention:
+                if where := places(self.pipeline, shot.prompt, word, self.plan.syntax):
+                    found[word] = self.maps.word(row, where).cpu().numpy()
+        return found
+
+    def _composed(self, image: Image.Image) -> Image.Image:
+        """Outside the mask, if there is one, the picture that was given."""
+        if self.plan.mask is not None and self.plan.image is not None:
+            return fit.compose(image, self.plan.image.image, self.plan.mask.image)
+        return image
+
+    def _decoded(self, latent: Tensor) -> Image.Image:
+        """The picture. Raises InvalidOutput: not finite, or flagged by the model's safety checker."""
+        hint = "try --dtype float32, less --guidance or another --scheduler"
+        if not latent.isfinite().all():
+            raise InvalidOutput("is not finite", hint)
+        pixels = latent[None] if self.pixels else self.coder.decode(latent[None])
+        if not pixels.isfinite().all():
+            raise InvalidOutput("is not finite", hint)
+        image = to_pil(pixels.float().cpu().numpy())[0]
+        if self.safety is not None and memory.is_flagged(self.safety, image, self.device, self.dtype):
+            raise InvalidOutput("was flagged by the model's safety checker", "another --seed, or --safety off")
+        return self._composed(image)
+
+    def _memory(self, together: int) -> dict[str, Any]:
+        """What was done to fit into memory and numbers, as far as it is not what was asked for."""
+        found: dict[str, Any] = {}
+        if together < self.plan.batch_size and self.limit < self.plan.batch_size:
+            found["batch_size"] = together
+        if not self.pixels and self.coder.tiling:
+            found["vae_tiling"] = True
+        if not self.pixels and self.coder.float32:
+            found["vae_dtype"] = "float32"
+        if self.generator.offload != "none":
+            found["offload"] = self.generator.offload
+        return found

@@ -1,0 +1,206 @@
+"""From prompts to what a network reads: embeddings by chunks, weighted as AUTOMATIC1111 does it.
+
+Stable Diffusion 1 and 2 (one CLIP encoder) and XL (two, and the pooled embedding of the second) read any number of
+chunks, with weights. Stable Diffusion 3 and Flux get the text without its syntax, cut off where their encoders end.
+Without weights, a prompt of one chunk gives exactly what the pipeline's own `encode_prompt` gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffgen.errors import UsageError
+from diffgen.prompts.syntax import is_weighted, parse, plain_text
+from diffgen.prompts.tokens import Chunk, chunks
+
+WITHOUT_WEIGHTS = "this family of models reads prompts without weights and BREAK: the text alone was read"
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A prompt and its negative prompt, as a network reads them; None is what the family or the order does without."""
+
+    prompt: torch.Tensor  # [1, chunks·length, width]
+    negative: torch.Tensor | None  # the same shape
+    pooled: torch.Tensor | None  # [1, width]
+    negative_pooled: torch.Tensor | None
+    warnings: tuple[str, ...]  # what of the prompts was not read
+
+    def arguments(self, count: int = 1) -> dict[str, torch.Tensor]:
+        """The arguments of the pipeline's call, for `count` pictures."""
+        tensors = {
+            "prompt_embeds": self.prompt,
+            "negative_prompt_embeds": self.negative,
+            "pooled_prompt_embeds": self.pooled,
+            "negative_pooled_prompt_embeds": self.negative_pooled,
+        }
+        return {
+            name: tensor.repeat(count, *[1] * (tensor.ndim - 1))
+            for name, tensor in tensors.items()
+            if tensor is not None
+        }
+
+
+@torch.no_grad()
+def embed(
+    pipeline: Any,
+    prompt: str,
+    negative: str = "",
+    *,
+    syntax: str = "a1111",
+    clip_skip: int = 1,
+    guided: bool = True,
+    t5_length: int | None = None,
+) -> Embedded:
+    """The embeddings of a prompt and, where `guided`, of its negative prompt, both of the same length.
+
+    `pipeline` is a loaded diffusers pipeline of any family; tokens that textual inversion added to its tokenizers are
+    read. With `syntax` "plain" a text is taken literally, and cut off after one chunk. `clip_skip` N takes the output
+    of the encoder's N-th last layer, counted from the one that is usual for the family, for both prompts. An empty
+    negative prompt is the empty text, or zeros where the pipeline is configured so (XL). `t5_length`: how many tokens
+    the T5 encoder of Stable Diffusion 3 and Flux reads, None for the pipeline's default.
+    Raises UsageError: what `prompt_syntax.parse` refuses, or more layers skipped than there are.
+    """
+    encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
+    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
+    if "transformer" in pipeline.components:
+        _check_skip(clip_skip, encoders[:1])
+        return _embed_text(pipeline, prompt, negative, syntax, clip_skip, guided, t5_length)
+    _check_skip(clip_skip, encoders)
+    readers = [
+        _Reader(pipeline, tokenizer, encoder, clip_skip)
+        for tokenizer, encoder in zip(tokenizers, encoders, strict=True)
+        if encoder is not None
+    ]
+    zeros = getattr(pipeline.config, "force_zeros_for_empty_prompt", False) and not negative.strip()
+    texts = [prompt, negative] if guided and not zeros else [prompt]
+    split = [[reader.chunks(text, syntax) for reader in readers] for text in texts]
+    count = max(len(found) for by_reader in split for found in by_reader)
+    embedded = [
+        _join([reader.encode(found, count) for reader, found in zip(readers, by_reader, strict=True)])
+        for by_reader in split
+    ]
+    if guided and zeros:
+        embedded.append((torch.zeros_like(embedded[0][0]), torch.zeros_like(embedded[0][1])))
+    (positive, pooled), (other, other_pooled) = embedded if guided else (embedded[0], (None, None))
+    return Embedded(positive, other, pooled, other_pooled, tuple(dict.fromkeys(w for r in readers for w in r.warnings)))
+
+
+def places(pipeline: Any, prompt: str, word: str, syntax: str = "a1111") -> list[int]:
+    """Where the tokens of a word, or of words in a row, stand in the embeddings that `embed` makes of a prompt."""
+    reader = _Reader(pipeline, pipeline.tokenizer, pipeline.text_encoder, clip_skip=1)
+    ids = reader.ids(word)
+    found: list[int] = []
+    for number, chunk in enumerate(reader.chunks(prompt, syntax)):
+        tokens = [token for token, _ in chunk]
+        for first in range(len(tokens) - len(ids) + 1):
+            if tokens[first : first + len(ids)] == ids:
+                found += range(number * reader.length + 1 + first, number * reader.length + 1 + first + len(ids))
+    return sorted(set(found))
+
+
+class _Reader:
+    """One CLIP encoder of a pipeline, with its tokenizer."""
+
+    def __init__(self, pipeline: Any, tokenizer: Any, encoder: Any, clip_skip: int) -> None:
+        self.pipeline, self.tokenizer, self.encoder, self.clip_skip = pipeline, tokenizer, encoder, clip_skip
+        self.length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+        self.warnings: list[str] = []
+
+    def chunks(self, text: str, syntax: str) -> list[Chunk]:
+        """A prompt's chunks; with the syntax "plain" only the first."""
+        if syntax != "plain":
+            return chunks(parse(text, syntax), self.ids, self.length - 2)
+        ids = self.ids(text)
+        room = self.length - 2
+        if len(ids) > room:
+            lost = self.tokenizer.decode(ids[room:]).strip()
+            self.warnings.append(
+                f"the prompt has {len(ids) + 2} tokens, this model reads {self.length}; dropped: {lost!r}"
+            )
+        return [[(number, 1.0) for number in ids[:room]]]
+
+    def ids(self, text: str) -> list[int]:
+        text = self.pipeline.maybe_convert_prompt(text, self.tokenizer)
+        return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def encode(self, found: list[Chunk], count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The chunks, and empty ones up to `count`: embeddings [1, count·length, width], and the first one's pooled."""
+        read = [self._encode(chunk) for chunk in [*found, *[[] for _ in range(count - len(found))]]]
+        return torch.cat([hidden for hidden, _ in read], dim=1), read[0][1]
+
+    def _encode(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor | None]:
+        tokenizer, device = self.tokenizer, self.pipeline._execution_device
+        padding = self.length - 2 - len(chunk)
+        numbers = [number for number, _ in chunk]
+        ids = [tokenizer.bos_token_id, *numbers, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * padding]
+        weights = torch.tensor([1.0, *[weight for _, weight in chunk], *[1.0] * (padding + 1)])
+        mask = None
+        if getattr(self.encoder.config, "use_attention_mask", False):
+            mask = torch.tensor([[1] * (len(chunk) + 2) + [0] * padding], device=device)
+        read = self.encoder(torch.tensor([ids], device=device), attention_mask=mask, output_hidden_states=True)
+        pooled = None
+        if "text_encoder_2" in self.pipeline.components:  # XL reads one layer earlier, as it is
+            hidden = read.hidden_states[-1 - self.clip_skip]
+            pooled = read[0] if read[0].ndim == 2 else None
+        elif self.clip_skip == 1:
+            hidden = read[0]
+        else:
+            inner = getattr(self.encoder, "text_model", self.encoder)
+            hidden = inner.final_layer_norm(read.hidden_states[-self.clip_skip])
+        return _weigh(hidden, weights).to(device), pooled
+
+
+def _weigh(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Embeddings [1, length, width] times their tokens' weights [length], scaled back to the mean that they had.
+
+    Where a mean is zero but for rounding there is nothing to scale by, and the product stays.
+    """
+    if bool((weights == 1).all()):
+        return hidden
+    weighted = hidden.float() * weights.to(hidden.device)[None, :, None]
+    mean, now, size = hidden.float().mean(), weighted.mean(), hidden.float().abs().mean()
+    if min(mean.abs(), now.abs()) > 1e-5 * size:
+        weighted *= mean / now
+    return weighted.to(hidden.dtype)
+
+
+def _join(read: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, Any]:
+    """What several encoders say of a prompt, side by side, and the last one's pooled embedding."""
+    return torch.cat([hidden for hidden, _ in read], dim=-1), read[-1][1]
+
+
+def _embed_text(
+    pipeline: Any, prompt: str, negative: str, syntax: str, clip_skip: int, guided: bool, t5_length: int | None
+) -> Embedded:
+    """The pipeline's own embeddings (Stable Diffusion 3, Flux) of the prompts' texts."""
+    weighted = any(is_weighted(parse(text, syntax)) for text in (prompt, negative))
+    texts = [plain_text(text, syntax) for text in ((prompt, negative) if guided else (prompt,))]
+    length = {} if t5_length is None else {"max_sequence_length": t5_length}
+    warnings = (WITHOUT_WEIGHTS,) if weighted else ()
+    if "text_encoder_3" in pipeline.components:
+        skip = {} if clip_skip == 1 else {"clip_skip": clip_skip - 1}
+        read = pipeline.encode_prompt(
+            texts[0],
+            None,
+            None,
+            do_classifier_free_guidance=guided,
+            negative_prompt=texts[-1] if guided else None,
+            **skip,
+            **length,
+        )
+        return Embedded(read[0], read[1], read[2], read[3], warnings)
+    if clip_skip != 1:
+        raise UsageError("--clip-skip: this family of models reads no layer of a CLIP encoder that could be skipped")
+    read = [pipeline.encode_prompt(text, None, **length)[:2] for text in texts]
+    (positive, pooled), (other, other_pooled) = read if guided else (read[0], (None, None))
+    return Embedded(positive, other, pooled, other_pooled, warnings)
+
+
+def _check_skip(clip_skip: int, encoders: list[Any]) -> None:
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders if encoder is not None)
+    if type(clip_skip) is not int or not 1 <= clip_skip <= layers:
+        raise UsageError(f"--clip-skip must be a whole number from 1 to {layers} with this model (got {clip_skip!r})")

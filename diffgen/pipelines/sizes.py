@@ -1,0 +1,51 @@
+"""Sizes of pictures in pixels: a model's own, and those that it can make. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffgen.errors import InputError, UsageError
+from diffgen.generation.options import parse_size
+from diffgen.models.families import FAMILIES
+from diffgen.models.find import Model
+from diffgen.models.gate import Checked
+
+
+def levels(checked: Checked) -> tuple[int, ...]:
+    """The widths of the levels of what makes pixels of numbers: the VAE, or the network of a model of pixels."""
+    component = checked.components.get("vae", checked.network)
+    levels = component.config.get("block_out_channels")
+    if not isinstance(levels, list) or not 0 < len(levels) < 10:
+        raise InputError(f"{component.folder / 'config.json'}: block_out_channels is {levels!r}")
+    return tuple(levels)
+
+
+def multiple(checked: Checked) -> int:
+    """What a side in pixels must be a multiple of: 2 for each level but the last, times the network's patches."""
+    return 2 ** (len(levels(checked)) - 1) * FAMILIES[checked.family].patch
+
+
+def own_size(model: Model, about: Mapping[str, Any], checked: Checked) -> tuple[int, int]:
+    """The size that the model makes unless asked: its card's, its configuration's or its family's."""
+    card = about["defaults"] if isinstance(about["defaults"], dict) else {}
+    size = card.get("size") or about["resolution"] or checked.defaults.size
+    if size is None:
+        sample = checked.network.config.get("sample_size")
+        scale = 2 ** (len(levels(checked)) - 1) if "vae" in checked.components else 1
+        size = [side * scale for side in reversed(sample)] if isinstance(sample, list) else sample
+    try:
+        return parse_size(size)
+    except UsageError as error:
+        raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
+
+
+def round_size(wanted: tuple[int, int], checked: Checked) -> tuple[tuple[int, int], list[str]]:
+    """(size, notes): each side rounded to the nearest multiple of the model's factor, but never to nothing."""
+    factor = multiple(checked)
+    width, height = (max(factor, (side + factor // 2) // factor * factor) for side in wanted)
+    if (width, height) == wanted:
+        return wanted, []
+    return (width, height), [
+        f"size {wanted[0]}x{wanted[1]} rounded to {width}x{height}: this model makes multiples of {factor}"
+    ]

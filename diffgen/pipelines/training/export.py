@@ -1,0 +1,82 @@
+"""Write a training run as a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffgen.errors import InputError
+from diffgen.training.run import Run, diffusion_of, load_network
+
+from ..weights.export import _new_folder, _pair, _scheduler, _sound, _write_json, as_unet2d
+from ..weights.tokenizers import load_tokenizer
+from .parts import of_run, read_autoencoder
+
+
+def save_run(run: Run, folder: Path, which: str = "ema") -> None:
+    """Write a run as a diffusers folder (UNet2DModel, DDPMScheduler) that does not exist yet.
+
+    A run of the job "latents" is written as `save_latent_run` does. `which` weights: "ema", "model", "ema-<length>".
+    Raises InputError, with the reason, for a run that diffusers' classes cannot express, and CannotWrite.
+    """
+    if run.job == "latents":
+        return save_latent_run(run, folder, which=which)
+    if run.job != "pixels":
+        raise InputError(f"{run.folder}: a run of the job {run.job}, and only runs on pixels can be saved so")
+    network, _ = load_network(run, which)
+    process = diffusion_of(run)
+    unet = as_unet2d(network, run.data["size"], f"{run.folder}")
+    if run.prediction == "flow_prediction" or run.variance == "learned_range":
+        raise InputError(f"{run.folder}: diffusers' DDPMPipeline has no {run.prediction} with {run.variance}")
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": process.noise.T,
+        "trained_betas": list(process.noise.betas),
+        "prediction_type": run.prediction,
+        "variance_type": run.variance,
+        "clip_sample": True,
+    }
+    with _new_folder(folder) as new:
+        unet.save_pretrained(new / "unet")
+        _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
+        pairs = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+        _write_json(new / "model_index.json", {"_class_name": "DDPMPipeline", **pairs})
+
+
+def save_latent_run(
+    run: Run,
+    folder: Path,
+    card: Mapping[str, Any] | None = None,
+    *,
+    which: str = "ema",
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a run of the job "latents" as a Stable Diffusion folder that does not exist yet, with its newest weights.
+
+    `card` becomes card.json: `models.info` says what it may hold. Raises InputError and CannotWrite.
+    """
+    if run.job != "latents":
+        raise InputError(f"{run.folder}: a run of the job {run.job}, and not of latents")
+    with _sound(run):
+        scheduler = _scheduler(run)
+        parts = {
+            "unet": of_run(run, "unet", "UNet2DConditionModel", run.network["unet"], which, dtype),
+            "text_encoder": of_run(run, "text_encoder", "CLIPTextModel", run.network["text_encoder"], which, dtype),
+        }
+        length = parts["text_encoder"].config.max_position_embeddings
+    parts["vae"] = read_autoencoder(run.folder / "vae")[0].to(dtype)
+    parts["tokenizer"] = load_tokenizer(run.folder / "tokenizer", length)
+    index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", scheduler["_class_name"]]}
+    index |= {name: _pair(parts.get(name)) for name in (*parts, "safety_checker", "feature_extractor", "image_encoder")}
+    with _new_folder(folder) as new:
+        for name, part in parts.items():
+            part.save_pretrained(new / name)
+        _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
+        _write_json(new / "model_index.json", {**index, "requires_safety_checker": False})
+        if card is not None:
+            text = json.dumps(card, indent=1, ensure_ascii=False)
+            (new / "card.json").write_text(text + "\n", encoding="utf-8")

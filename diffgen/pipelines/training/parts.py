@@ -1,0 +1,101 @@
+"""The networks of diffusers and transformers that the jobs train: built from a configuration, read from files."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffgen.errors import InputError
+from diffgen.models import gate
+from diffgen.models.gate import Component
+from diffgen.training.run import Run, is_run, read_run, weights_file
+
+from ..weights.layouts import Layout, keep
+from ..weights.network import CLASSES, load_network
+
+LIBRARIES = {"AutoencoderKL": "diffusers", "UNet2DConditionModel": "diffusers", "CLIPTextModel": "transformers"}
+
+
+def build(class_name: str, config: Mapping[str, Any], where: str) -> Any:
+    """A network of that class with fresh weights. Raises InputError where the configuration makes none."""
+    try:
+        return CLASSES[class_name](dict(config))
+    except Exception as error:  # whatever a constructor raises for arguments that do not go together
+        raise InputError(f"{where}: [network] makes no {class_name}: {error}") from error
+
+
+def arguments(cls: type, network: Mapping[str, Any], follows: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a network: those of the configuration and those that follow from the rest. Raises InputError."""
+    if taken := sorted(follows.keys() & network.keys()):
+        raise InputError(f"{where}: network.{taken[0]} follows from the data: leave it out")
+    known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if wrong := sorted(network.keys() - known.keys()):
+        raise InputError(f"{where}: unknown key network.{wrong[0]}", f"{cls.__name__} has {', '.join(list(known)[1:])}")
+    return {**network, **follows}
+
+
+def of_run(run: Run, name: str, class_name: str, config: Mapping[str, Any], which: str, dtype: torch.dtype) -> Any:
+    """The network `name` of a run's newest checkpoint, for inference; its tensors are called "name.…" there.
+
+    `which` weights: "ema", "model", "ema-<length>". Raises InputError.
+    """
+    newest = run.latest()
+    if newest is None:
+        raise InputError(f"{run.folder} has no checkpoint to read", "train it first")
+    path = weights_file(newest, which)
+    tensors = {key: tensor for key, tensor in gate.read_header(path).items() if key.startswith(f"{name}.")}
+    component = Component(name, LIBRARIES[class_name], class_name, run.folder, dict(config), (path,), tensors)
+    return load_network(component, torch.device("cpu"), dtype, _without(f"{name}."))
+
+
+def _without(prefix: str) -> Layout:
+    return lambda name: [(name.removeprefix(prefix), keep)] if name.startswith(prefix) else []
+
+
+def read_autoencoder(path: Path, which: str = "ema") -> tuple[Any, float | None]:
+    """(AutoencoderKL in float32, the factor that its latents are scaled by) of a run, or of its or a pipeline's folder.
+
+    Of a run of the job "autoencoder" the factor is None: it is chosen by who uses it. Raises InputError.
+    """
+    if is_run(path):
+        run = read_run(path)
+        if run.job != "autoencoder":
+            raise InputError(f"{path} is a run of the job {run.job!r}, not of an autoencoder")
+        return of_run(run, "vae", "AutoencoderKL", run.network, which, torch.float32), None
+    folder = path / "vae" if (path / "model_index.json").is_file() else path
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder}: there is no such folder", "name a run of the job autoencoder, or a diffusers folder"
+        )
+    component = gate.check_component(folder, "vae", ("diffusers", "AutoencoderKL"), "network", [])
+    if (kind := component.config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
+        raise InputError(f"{folder / 'config.json'}: of the class {gate.short(kind)}, not an AutoencoderKL")
+    vae = load_network(component, torch.device("cpu"), torch.float32)
+    if vae.config.shift_factor is not None:
+        raise InputError(f"{folder / 'config.json'}: shift_factor is not known to Stable Diffusion's pipelines")
+    return vae, float(vae.config.scaling_factor)
+
+
+def digest(network: nn.Module) -> str:
+    """SHA-256 in hex of a network's weights, in the order of their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def fitting(folder: Path, held: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, if names and shapes are those of `own`. Raises InputError."""
+    for name in sorted(held.keys() ^ own.keys()):
+        raise InputError(f"{folder}: {name!r} is in {'its' if name in held else 'our'} network only")
+    for name, tensor in own.items():
+        if held[name].shape != tensor.shape:
+            raise InputError(f"{folder}: {name} has the shape {list(held[name].shape)}, not {list(tensor.shape)}")
+    return held

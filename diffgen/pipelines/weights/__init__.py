@@ -1,0 +1,1 @@
+"""Read, convert, adapt and write weights."""

@@ -1,0 +1,262 @@
+"""What is added to a loaded model: LoRAs, textual inversions, ControlNets. All from safetensors that the gate has seen.
+
+A LoRA is merged: W + scale·(alpha/rank)·B·A, once, so that a picture costs no more with it than without. Its tensors
+are found under the names of every layout in use:
+
+    unet.X.lora_A.weight                        diffusers and PEFT (also transformer.X, text_encoder.X)
+    unet.X.processor.to_q_lora.down.weight      older diffusers
+    lora_unet_X.lora_down.weight                kohya: X with underscores, by diffusers' or the original names
+    diffusion_model.X.lora_A.weight             the original names
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from diffgen.errors import InputError
+from diffgen.models import gate
+
+from ..inputs import Embedding, Lora
+from .layouts import Take, file_layout, keep
+
+_END = re.compile(
+    r"(?P<module>.+?)(?:"
+    r"\.lora_(?P<peft>[AB])(?:\.\w+)?\.weight|"
+    r"(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<kohya>down|up)\.weight|"
+    r"\.(?P<alpha>alpha))"
+)
+# The pieces of the original names that have an underscore in them: in kohya's names every dot is one too.
+_WORDS = (
+    "input_blocks|middle_block|output_blocks|in_layers|emb_layers|out_layers|skip_connection|transformer_blocks|"
+    "proj_in|proj_out|to_q|to_k|to_v|to_out|time_embed|label_emb|double_blocks|single_blocks|img_attn|txt_attn|img_mlp|"
+    "txt_mlp|img_mod|txt_mod|img_in|txt_in|time_in|vector_in|guidance_in|in_layer|out_layer|final_layer|"
+    "adaLN_modulation|joint_blocks|context_block|x_block|context_embedder|x_embedder|t_embedder|y_embedder"
+)
+_ORIGINAL = ("lora_unet_", "lora_transformer_", "model.diffusion_model.", "diffusion_model.")
+_OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+_KOHYA_TEXT = {
+    "text_encoder": ("lora_te_", "lora_te1_"),
+    "text_encoder_2": ("lora_te2_",),
+    "text_encoder_3": ("lora_te3_",),
+}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How a LoRA fits a model."""
+
+    matched: int  # tensors
+    total: int
+    rank: int  # the highest
+    unmatched: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rest = f"; without a place: {', '.join(self.unmatched[:3])}" if self.unmatched else ""
+        return f"matched {self.matched} of {self.total} tensors, rank {self.rank}{rest}"
+
+
+@dataclass
+class _Low:
+    """One low-rank matrix of a file: the names of its tensors."""
+
+    parts: dict[str, str] = field(default_factory=dict)  # down, up, alpha
+
+
+@torch.no_grad()
+def merge_lora(pipeline: Any, family: str, lora: Lora) -> Matched:
+    """Add a LoRA to the weights of the pipeline's networks; how much of it found a place.
+
+    Raises InputError: nothing fits, a shape that does not, values that are not finite, a kind that is not read (DoRA,
+    LoHa, LoKr).
+    """
+    metadata, header = gate.read_safetensors(lora.path)
+    lows, strange = _lows(header)
+    if special := next((name for name in strange if re.search(r"dora_scale|hada_|lokr_|lora_mid|\.diff", name)), None):
+        raise InputError(f"{lora.path}: the tensor {special!r} is of a kind of adapter that is not read", "read: LoRA")
+    places = _Places(pipeline, family)
+    alphas = _alphas(metadata)
+    matched, rank, unmatched = 0, 0, list(strange)
+    with safe_open(lora.path, framework="pt", device="cpu") as file:
+        for module, low in lows.items():
+            targets = places.of(module) if {"down", "up"} <= set(low.parts) else []
+            if not targets:
+                unmatched += low.parts.values()
+                continue
+            tensors = {part: file.get_tensor(name).float() for part, name in low.parts.items()}
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                raise InputError(f"{lora.path}: {module!r} has values that are not finite")
+            delta = _delta(lora, module, tensors, alphas)
+            for weight, take in targets:
+                _add(lora, module, weight, take(delta))
+            matched += len(low.parts)
+            rank = max(rank, len(tensors["down"]))
+    if not matched:
+        raise InputError(
+            f"{lora.path}: none of its {len(header)} tensors fits this model, the first is {next(iter(header))!r}",
+            f"the model is of the family {family}: is the LoRA for another one?",
+        )
+    return Matched(matched, len(header), rank, tuple(unmatched))
+
+
+def _lows(names: Mapping[str, Any]) -> tuple[dict[str, _Low], list[str]]:
+    """{module: its tensors}, and the names that are of no low-rank matrix."""
+    lows: dict[str, _Low] = {}
+    strange = []
+    for name in names:
+        if match := _END.fullmatch(name):
+            kind = match["alpha"] or match["kohya"] or {"A": "down", "B": "up"}[match["peft"]]
+            lows.setdefault(match["module"], _Low()).parts[kind] = name
+        else:
+            strange.append(name)
+    return lows, strange
+
+
+class _Places:
+    """Where in a pipeline a LoRA's modules belong, by all their spellings."""
+
+    def __init__(self, pipeline: Any, family: str) -> None:
+        self.family = family
+        parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+        self.denoiser = "unet" if "unet" in parts else "transformer"
+        self.network: Any = parts[self.denoiser]
+        self.weights = dict(self.network.named_parameters())
+        self.known: dict[str, Any] = {}
+        for name, part in parts.items():
+            if name == self.denoiser or name.startswith("text_encoder"):
+                for path, module in part.named_modules():
+                    if isinstance(module, nn.Linear | nn.Conv2d):
+                        for spelling in self._spellings(name, path):
+                            self.known.setdefault(spelling, module.weight)
+
+    def of(self, module: str) -> list[tuple[nn.Parameter, Take]]:
+        """(weight, what it takes of the whole matrix) of each place; none if the model has no such module."""
+        if module in self.known:
+            return [(self.known[module], keep)]
+        prefix = next((prefix for prefix in _ORIGINAL if module.startswith(prefix)), None)
+        if prefix is None:
+            return []
+        name = module.removeprefix(prefix)
+        if "." not in prefix:
+            name = re.sub(_WORDS, lambda word: word[0].replace("_", "#"), name).replace("_", ".").replace("#", "_")
+        pieces = file_layout(self.family, self.denoiser, self.network.config, ())(f"{name}.weight")
+        if not all(target in self.weights for target, _ in pieces):
+            return []
+        return [(self.weights[target], take) for target, take in pieces]
+
+    def _spellings(self, part: str, path: str) -> Iterator[str]:
+        if part == self.denoiser:
+            yield f"{part}.{path}"
+            yield f"base_model.model.{path}"
+            yield from (f"{prefix}{path.replace('.', '_')}" for prefix in ("lora_unet_", "lora_transformer_"))
+            owner, _, last = path.removesuffix(".0").rpartition(".")
+            yield f"{part}.{owner}.processor.{last}"
+        else:
+            bare = path.removeprefix("text_model.")
+            for full in (bare, f"text_model.{bare}"):
+                yield f"{part}.{full}"
+                yield from (f"{prefix}{full.replace('.', '_')}" for prefix in _KOHYA_TEXT[part])
+                owner, _, last = full.rpartition(".")
+                if last in _OLD_TEXT:
+                    yield f"{part}.{owner}.{_OLD_TEXT[last]}"
+
+
+def _alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float]:
+    """alpha of a module where the file has no tensor for it: what PEFT wrote into the header, or its rank."""
+    try:
+        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        said = said if isinstance(said, dict) else {}
+    except (ValueError, RecursionError):
+        said = {}
+
+    def alpha(module: str, rank: int) -> float:
+        part, _, path = module.partition(".")
+        pattern = said.get(f"{part}.alpha_pattern")
+        value = pattern.get(path) if isinstance(pattern, dict) else None
+        value = said.get(f"{part}.lora_alpha", rank) if value is None else value
+        value = value * math.sqrt(rank) if said.get(f"{part}.use_rslora") is True else value
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else float(rank)
+
+    return alpha
+
+
+def _delta(lora: Lora, module: str, tensors: dict[str, Tensor], alphas: Callable[[str, int], float]) -> Tensor:
+    """scale·(alpha/rank)·B·A in float32, [out, in] or [out, in, kh, kw]. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
+    down, up = tensors["down"], tensors["up"]
+    rank = len(down)
+    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == rank and up[0, 0].numel() == 1
+    if not fits:
+        raise InputError(f"{lora.path}: {module!r} is no product of {list(up.shape)} and {list(down.shape)}")
+    alpha = float(tensors["alpha"]) if "alpha" in tensors else alphas(module, rank)
+    product = (up.flatten(1) @ down.flatten(1)) * (lora.scale * alpha / rank)
+    return product.reshape(len(up), *down.shape[1:])
+
+
+def _add(lora: Lora, module: str, weight: nn.Parameter, delta: Tensor) -> None:
+    if delta.numel() == weight.numel() and len(delta) == len(weight):  # a 1×1 convolution is a matrix too
+        delta = delta.reshape(weight.shape)
+    if delta.shape != weight.shape:
+        raise InputError(
+            f"{lora.path}: {module!r} has the shape {list(delta.shape)}, the model {list(weight.shape)} there",
+            "the LoRA is for another family of models",
+        )
+    weight.data = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+
+
+def add_embedding(pipeline: Any, embedding: Embedding) -> int:
+    """Teach the pipeline's tokenizers and text encoders a new word; how many vectors it has.
+
+    A file holds one tensor [n, width], or one for each of two encoders (clip_l, clip_g); the width says which.
+    Raises InputError: nothing fits, the word is taken, values that are not finite.
+    """
+    parts = pipeline.components
+    encoders = {
+        parts[name].config.hidden_size: (parts[name.replace("text_encoder", "tokenizer")], parts[name])
+        for name in ("text_encoder", "text_encoder_2")
+        if parts.get(name) is not None and hasattr(parts[name].config, "hidden_size")
+    }
+    vectors = 0
+    with safe_open(embedding.path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    for name, tensor in tensors.items():
+        rows = tensor[None] if tensor.ndim == 1 else tensor
+        if rows.ndim != 2 or rows.shape[1] not in encoders or not 0 < len(rows) <= 75:
+            raise InputError(
+                f"{embedding.path}: {name!r} has the shape {list(tensor.shape)}; this model's encoders read vectors of "
+                f"{' and '.join(map(str, encoders))}",
+                "the embedding is for another family of models",
+            )
+        if not rows.isfinite().all():
+            raise InputError(f"{embedding.path}: {name!r} has values that are not finite")
+        tokenizer, encoder = encoders[rows.shape[1]]
+        try:
+            pipeline.load_textual_inversion(
+                {name: rows}, token=embedding.word, tokenizer=tokenizer, text_encoder=encoder
+            )
+        except ValueError as error:  # the word is taken
+            reason = str(error).split(". ")[0]
+            raise InputError(f"--embedding {embedding.word}: {reason}", "give it another name") from error
+        vectors = max(vectors, len(rows))
+    return vectors
+
+
+def seamless(pipeline: Any, on: bool) -> None:
+    """Make the networks of pixels see their picture's left edge beside its right one, and its top below its bottom."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            seamless_network(part, on)
+
+
+def seamless_network(network: nn.Module, on: bool) -> None:
+    """Convolutions that pad with what is on the other side, or again with zeros."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = "circular" if on else "zeros"

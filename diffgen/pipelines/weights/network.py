@@ -1,0 +1,259 @@
+"""A network with its weights: built without memory, compared with the files' headers, then filled tensor by tensor.
+
+The class comes from our own table. Names and shapes of the weights must fit it exactly before one of them is read, and
+every value must be finite.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors import safe_open
+from torch import nn
+from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
+from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.t5.configuration_t5 import T5Config
+from transformers.models.t5.modeling_t5 import T5EncoderModel
+
+from diffgen.errors import InputError
+from diffgen.models.gate import Component, Tensor
+
+from .layouts import Layout, Take, keep
+
+# What is taken from a configuration of transformers. Others of its keys choose code (attention kernels) or do nothing.
+CLIP_TEXT = {
+    "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
+    "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
+}  # fmt: skip
+CLIP_VISION = {
+    "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads", "num_channels",
+    "image_size", "patch_size", "hidden_act", "layer_norm_eps",
+}  # fmt: skip
+T5 = {
+    "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj", "pad_token_id", "eos_token_id",
+}  # fmt: skip
+
+# Bounds on configurations: without them a few bytes could ask for a network that takes days to build.
+MAX_NUMBER = 10**6
+MAX_LIST = 64
+
+
+def _clip_text(cls: type, config: dict[str, Any]) -> nn.Module:
+    return cls(CLIPTextConfig(**_known(CLIP_TEXT, config), attn_implementation="sdpa"))
+
+
+def _t5(cls: type, config: dict[str, Any]) -> nn.Module:
+    return cls(T5Config(**_known(T5, config), attn_implementation="sdpa"))
+
+
+def _safety_checker(cls: type, config: dict[str, Any]) -> nn.Module:
+    vision = config.get("vision_config")
+    vision = _known(CLIP_VISION, vision) if isinstance(vision, dict) else {}
+    width = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
+    return cls(CLIPConfig(vision_config=vision, **width))
+
+
+def _diffusers(cls: type, config: dict[str, Any]) -> nn.Module:
+    return cls(**_known(inspect.signature(cls.__init__).parameters, config))  # type: ignore[misc]
+
+
+def _known(keys: Any, config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key in keys}
+
+
+CLASSES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    **{
+        cls.__name__: functools.partial(_diffusers, cls)
+        for cls in (
+            UNet2DConditionModel,
+            UNet2DModel,
+            SD3Transformer2DModel,
+            FluxTransformer2DModel,
+            AutoencoderKL,
+            ControlNetModel,
+        )
+    },
+    "CLIPTextModel": functools.partial(_clip_text, CLIPTextModel),
+    "CLIPTextModelWithProjection": functools.partial(_clip_text, CLIPTextModelWithProjection),
+    "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
+    "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of a network comes from: a tensor of the files, and what is taken of it."""
+
+    name: str
+    take: Take
+
+
+def load_network(
+    component: Component,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: Layout | None = None,
+    constants: Mapping[str, Take] | None = None,
+) -> Any:
+    """The network of a component that has passed the gate, with its weights, for inference.
+
+    `layout` translates the names of an original layout (None: diffusers' and transformers' own), `constants` makes
+    tensors that no file of that layout holds. What must not be in half precision (T5's output projections in float16)
+    stays in float32. Raises InputError where the configuration makes no network, or names, shapes or values of the
+    weights do not fit it.
+    """
+    _check_bounds(component)
+    try:
+        with torch.device("meta"):
+            network: Any = CLASSES[component.class_name](component.config)
+    except Exception as error:  # whatever a constructor raises for arguments that do not go together
+        raise InputError(f"{component.folder / 'config.json'}: makes no {component.class_name}: {error}") from error
+    expected, aliases = _tensors_of(network)
+    made = {name: take for name, take in (constants or {}).items() if name in expected}
+    sources = _match(component, {name: expected[name] for name in expected if name not in made}, aliases, layout)
+    exact = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    dtypes = {name: torch.float32 if exact & set(name.split(".")) else dtype for name in expected}
+    tensors = _read(component, sources, dtypes, device)
+    for name, take in made.items():
+        tensors[name] = take(torch.empty(expected[name], device="meta")).to(device, dtypes[name])
+    network.load_state_dict({**tensors, **{a: tensors[name] for a, name in aliases.items()}}, strict=True, assign=True)
+    if aliases:
+        network.tie_weights()
+    for name, buffer in list(network.named_buffers()):
+        if buffer.is_meta:
+            _fill(component, network, name, buffer, device)
+    return network.eval().requires_grad_(False)
+
+
+def _tensors_of(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """({name: shape} of each tensor once, {a further name of it: the first})."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        known = first.setdefault(id(tensor), name)
+        if known == name:
+            shapes[name] = tuple(tensor.shape)
+        else:
+            aliases[name] = known
+    return shapes, aliases
+
+
+def _fill(component: Component, network: nn.Module, name: str, buffer: torch.Tensor, device: torch.device) -> None:
+    """The one buffer that files do not hold: CLIP's position_ids, 0, 1, 2, …"""
+    owner, _, key = name.rpartition(".")
+    if key != "position_ids":
+        raise InputError(
+            f"{component.folder / 'config.json'}: this {component.class_name} has a table, {name}, of its own"
+        )
+    ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
+    network.get_submodule(owner).register_buffer(key, ids, persistent=False)
+
+
+def _check_bounds(component: Component) -> None:
+    """Refuse numbers and lists without measure, and more layers than there are tensors."""
+    where = component.folder / "config.json"
+    layers, blocks = 1, 0
+    for key, value in component.config.items():
+        items = _flat(value)
+        numbers = [n for n in items if isinstance(n, int | float)]
+        if len(items) > MAX_LIST or any(not abs(n) <= MAX_NUMBER for n in numbers):
+            raise InputError(f"{where}: {key!r} is out of all bounds")
+        if key in ("layers_per_block", "transformer_layers_per_block"):
+            layers *= max([1, *map(math.ceil, numbers)])
+        if key in ("num_hidden_layers", "num_layers", "num_single_layers"):
+            blocks += max([0, *map(math.ceil, numbers)])
+        if key == "down_block_types":
+            layers *= max(1, len(items))
+    if max(layers, blocks) > len(component.tensors or {}):
+        raise InputError(f"{where}: asks for more layers ({max(layers, blocks)}) than there are weights")
+
+
+def _flat(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [item for part in value for item in _flat(part)] if isinstance(value, list) else [value]
+
+
+def _match(
+    component: Component, expected: dict[str, tuple[int, ...]], aliases: dict[str, str], layout: Layout | None
+) -> dict[str, Source]:
+    """{name in the network: its source}. Raises InputError unless both have the same tensors and shapes."""
+    where = component.folder if layout is None else component.weights[0]
+    sources: dict[str, Source] = {}
+    found: dict[str, str] = {}  # the name by which each was found: an alias or its own
+    for name, tensor in (component.tensors or {}).items():
+        if name.endswith("embeddings.position_ids"):
+            continue  # 0, 1, 2, …: older files hold it
+        for wanted, take in [(name, keep)] if layout is None else layout(name):
+            spelled = next((s for s in _spellings(wanted) if s in expected or s in aliases), None)
+            if spelled is None:
+                raise InputError(f"{where}: the tensor {name!r} does not belong to its {component.class_name}")
+            ours = aliases.get(spelled, spelled)
+            _check_shape(f"{where}: the tensor {name!r}", tensor, take, expected[ours])
+            if ours in sources:
+                if spelled in aliases or found[ours] in aliases:
+                    continue  # one tensor under both of its names
+                raise InputError(f"{where}: the tensor {name!r} is there under two names")
+            sources[ours], found[ours] = Source(name, take), spelled
+    missing = sorted(set(expected) - set(sources))
+    if missing:
+        raise InputError(f"{where}: the tensor {missing[0]!r} is missing ({len(missing)} in all)")
+    return sources
+
+
+def _check_shape(what: str, tensor: Tensor, take: Take, expected: tuple[int, ...]) -> None:
+    try:
+        shape = tuple(take(torch.empty(tensor.shape, device="meta")).shape)
+    except (RuntimeError, IndexError, ValueError):  # too few dimensions or parts
+        shape = ()
+    if shape != expected:
+        part = "" if take is keep else f", a part of it {list(shape)}" if shape else ""
+        raise InputError(f"{what} has the shape {list(tensor.shape)}{part}, config.json makes it {list(expected)}")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """A tensor's name, and what other versions of diffusers and transformers call the same."""
+    yield name
+    yield name.removeprefix("text_model.")
+    yield f"text_model.{name}"
+    yield name.replace("vision_model.vision_model.", "vision_model.")
+    old = re.sub(r"\.(query|key|value)\.", lambda m: f".to_{m[1][0]}.", name)
+    yield old.replace(".proj_attn.", ".to_out.0.")
+
+
+def _read(
+    component: Component, sources: dict[str, Source], dtypes: dict[str, torch.dtype], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """The tensors, under their names in the network. Raises InputError for a value that is not finite."""
+    wanted: dict[str, list[str]] = {}
+    for target, source in sources.items():
+        wanted.setdefault(source.name, []).append(target)
+    tensors = {}
+    for path in component.weights:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dictionary)
+                for target in wanted.get(name, ()):
+                    dtype = dtypes[target]
+                    tensor = sources[target].take(file.get_tensor(name)).to(dtype).contiguous()
+                    if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
+                        raise InputError(
+                            f"{path}: the tensor {name!r} has values that are not finite in {str(dtype)[6:]}"
+                        )
+                    tensors[target] = tensor.to(device)
+    return tensors

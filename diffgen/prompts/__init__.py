@@ -1,0 +1,1 @@
+"""Prompts: syntax, wildcards, styles, files, words, tokens. No torch."""

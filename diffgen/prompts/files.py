@@ -1,0 +1,131 @@
+"""Prompt files: one prompt a line, as text or as JSON with options."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diffgen.errors import InputError, UsageError
+
+from .words import MAX_BYTES
+
+# What a line of a prompt file may say besides its prompt, as what. Whether a number is in its range is checked with the
+# command's own options.
+OPTIONS: dict[str, tuple[type, ...]] = {
+    "negative": (str,),
+    "style": (str, list),
+    "prompt_syntax": (str,),
+    "clip_skip": (int,),
+    "count": (int,),
+    "seed": (int,),
+    "size": (str, int, list),
+    "steps": (int,),
+    "guidance": (int, float),
+    "scheduler": (str,),
+    "grid": (str,),
+    "image": (str,),
+    "strength": (int, float),
+    "mask": (str,),
+    "variation_seed": (int,),
+    "variation_strength": (int, float),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a prompt file: the prompt, what is said of it (by the names in OPTIONS), and where it stands."""
+
+    prompt: str
+    options: dict[str, Any] = field(default_factory=dict)
+    where: str = ""  # "prompts.jsonl, line 3"
+
+
+def read_lines(source: str) -> list[Line]:
+    """The prompts in a file, or in stdin for "-", one a line, UTF-8; blank lines and # comments are skipped.
+
+    A line that begins with {" is a JSON object with `prompt` and any of OPTIONS; in a file called .jsonl every line is.
+    Raises InputError, with the line's number (not UTF-8, over 64 KiB, broken JSON, an unknown key or a value of the
+    wrong kind), or if the file cannot be read; UsageError for a file without a prompt.
+    """
+    name = "stdin" if source == "-" else source
+    try:
+        if source == "-":
+            if sys.stdin is None:
+                raise ValueError("it is closed")
+            lines = _lines(sys.stdin.buffer, name)
+        else:
+            with Path(source).open("rb") as file:
+                lines = _lines(file, name)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"cannot read prompts from {name}: {reason}") from error
+    if not lines:
+        raise UsageError(
+            f"there is no prompt in {name}", "write one prompt a line; lines that begin with # are skipped"
+        )
+    return lines
+
+
+def _lines(file: BinaryIO, name: str) -> list[Line]:
+    lines = []
+    number = 0
+    all_json = name.lower().endswith((".jsonl", ".ndjson"))
+    while line := file.readline(MAX_BYTES + 2):
+        number += 1
+        where = f"{name}, line {number}"
+        if len(line.rstrip(b"\r\n")) > MAX_BYTES:
+            raise InputError(f"{where}: longer than {MAX_BYTES} bytes", "is it a text file?")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8") from error
+        if not text or text.startswith("#"):
+            continue
+        lines.append(_json_line(text, where) if all_json or re.match(r'\{\s*"', text) else Line(text, {}, where))
+    return lines
+
+
+def _json_line(text: str, where: str) -> Line:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{where}: {twice[0]!r} is there twice")
+        return dict(pairs)
+
+    def no_number(word: str) -> None:
+        raise InputError(f"{where}: {word} is no number")
+
+    try:
+        said = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where}: broken JSON ({error})", 'one object a line, for example {"prompt": "a red apple", "seed": 7}'
+        ) from error
+    if not isinstance(said, dict) or not isinstance(said.get("prompt"), str) or not said["prompt"].strip():
+        raise InputError(f"{where}: no text called prompt in it", 'for example {"prompt": "a red apple", "seed": 7}')
+    options = {}
+    for key, value in said.items():
+        if key == "prompt":
+            continue
+        known = key.replace("-", "_")
+        if known not in OPTIONS:
+            near = difflib.get_close_matches(known, ["prompt", *OPTIONS], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: prompt, {', '.join(OPTIONS)}"
+            raise InputError(f"{where}: unknown key {key!r}", hint)
+        if known in options:
+            raise InputError(f"{where}: {known!r} is there twice")
+        if type(value) not in OPTIONS[known]:
+            kinds = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
+            wanted = " or ".join(kinds[kind] for kind in OPTIONS[known])
+            raise InputError(f"{where}: {key!r} must be {wanted} (got {value!r})")
+        if value == "" and known != "negative":
+            raise InputError(f"{where}: {key!r} is empty", "give it a value, or leave it out")
+        options[known] = value
+    if not all(isinstance(name, str) for name in options.get("style", ())):
+        raise InputError(f"{where}: 'style' must be a text or a list of texts")
+    return Line(said["prompt"].strip(), options, where)

@@ -1,0 +1,350 @@
+"""A picture made again from its record: the model by its hash, the same plan, and how far off the pixels are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from diffgen import devices
+from diffgen.errors import InputError, InvalidOutput, UsageError
+from diffgen.images.metadata import label_of, read_record
+from diffgen.images.pixels import pixels_sha256
+from diffgen.images.read import read_image, read_kind
+from diffgen.images.readers.own import plain
+from diffgen.loading import load
+from diffgen.models import gate
+from diffgen.models.by_hash import find_by_hash, known_models, network_hash
+from diffgen.models.find import Model, as_recorded, find
+from diffgen.pipelines import inputs
+from diffgen.pipelines.plan import make_plan
+from diffgen.training import plan as runs
+from diffgen.training.run import read_run, read_state
+
+MAX_THREADS = 256
+COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """The picture made again, its record, and how it differs from the one in the file."""
+
+    image: Image.Image
+    record: dict[str, Any]
+    max_difference: int | None  # of a value 0 … 255; None for pictures of different sizes
+    differing_pixels: int | None
+    reason: str | None  # None if they are identical
+
+    @property
+    def identical(self) -> bool:
+        return self.reason is None
+
+
+class Files:
+    """The files that a picture may have been made from: those that are given, then those of the same name beside the
+    picture and in the current folder. What is needed is known by its hash."""
+
+    def __init__(self, given: Iterable[str | os.PathLike[str]], picture: Path) -> None:
+        self.given = [Path(one) for one in given]
+        self.folders = list(dict.fromkeys((picture.parent, Path())))
+        self._hashes: dict[Path, str] = {}
+        for path in self.given:
+            if not path.exists():
+                raise InputError(f"there is no file {path}")
+
+    def file(self, what: str, name: str | None, sha256: str, *more: Path) -> Path:
+        """The file of that hash, perhaps one of `more`. Raises InputError, which says whether there is another of the
+        same name."""
+        seen = []
+        for path in [*self._candidates(name), *more]:
+            if not path.is_file():
+                continue
+            if self._hash(path) == sha256:
+                return path
+            seen.append(path)
+        raise _missing(what, name, sha256, seen)
+
+    def picture(self, what: str, said: Mapping[str, Any], mode: str) -> Path:
+        """The picture, known by the hash of its file, or by that of its pixels where it was no file."""
+        if said.get("name") is not None:
+            return self.file(what, said["name"], said["sha256"])
+        for path in self.given:
+            if path.is_file() and pixels_sha256(read_image(path, mode)) == said["sha256"]:
+                return path
+        raise _missing(what, None, said["sha256"], [])
+
+    def control_model(self, said: Mapping[str, Any], folder: Path) -> Path:
+        """The ControlNet, a folder or a file, known by the hash of its weights."""
+        seen = []
+        for path in [*self._candidates(said["model"]), folder / "controlnet" / said["kind"]]:
+            try:
+                if path.exists() and inputs.weights_sha256(path) == said["model_sha256"]:
+                    return path
+            except InputError:  # no weights
+                continue
+            if path.exists():
+                seen.append(path)
+        raise _missing(f"the ControlNet for {said['kind']}", said["model"], str(said.get("model_sha256")), seen)
+
+    def _candidates(self, name: str | None) -> list[Path]:
+        beside = [folder / name for folder in self.folders] if name and name not in (".", "..") else []
+        return [*self.given, *beside]
+
+    def _hash(self, path: Path) -> str:
+        if path not in self._hashes:
+            self._hashes[path] = gate.sha256_of(path)
+        return self._hashes[path]
+
+
+def reproduce(
+    path: str | os.PathLike[str],
+    model: str | None = None,
+    files: Sequence[str | os.PathLike[str]] = (),
+    device: str | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Reproduction:
+    """Make the picture in a file again, from the record that it carries.
+
+    model   a name as `find` takes it, where the model is not among the bundled, listed and cached ones
+    files   what the picture was made from, where it does not lie beside it or in the current folder
+    device  None: the recorded one if it is here
+    Raises InputError: no record, or one that is cut; a model or file that is not here, or another one than it was.
+    InvalidOutput where the picture comes out wrong, OutOfMemory.
+    """
+    path = Path(path)
+    record = read_record(path)
+    if cut := sorted({*record.get("cut", ())} - {"warnings", "model_files", "versions", "template"}):
+        raise InputError(f"the record in {path} was too long for the file: {', '.join(map(str, cut))} is not complete")
+    missing = [key for key in ("prompt", "seed", "steps", "guidance", "scheduler", "grid", "width", "height",
+                               "model_hash", "pixels_sha256") if record.get(key) is None]  # fmt: skip
+    if missing:
+        raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
+    found, checkpoint = _model(record, model, path)
+    sources = Files(files, path)
+    plan: Any = _plan(record, found, sources)
+    generator = _load(record, found, checkpoint, device)
+    if generator.model_hash != record["model_hash"]:
+        raise _other_model(found, generator.model_hash, record)
+    made = next(iter(generator.pictures(plan, on_step)))
+    if made.image is None:
+        raise made.error or InvalidOutput("no picture")
+    return _compared(path, record, made.image, made.record)
+
+
+def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Model, Path | None]:
+    """(the model that made the picture, the checkpoint of a run)."""
+    if name is not None:
+        model = as_recorded(find(name), record.get("prediction"))
+        if (model.family == "run") != (record.get("family") == "run"):
+            raise InputError(f"-m {name} is of the family {model.family}, the picture of {record.get('family')}")
+        return model, _checkpoint(model, record) if model.family == "run" else None
+    if record.get("family") == "run":
+        for model in _runs(record, path):
+            try:
+                if (checkpoint := _checkpoint(model, record, strict=False)) is not None:
+                    return model, checkpoint
+            except InputError:
+                continue
+    elif there := find_by_hash(record["model_hash"], record.get("family"), record.get("prediction")):
+        return there, None
+    raise InputError(
+        f"the model {record.get('model')!r} (SHA-256 {record['model_hash'][:10]}…) that made the picture is not among "
+        "the bundled, listed and cached ones",
+        "say where it is: -m MODEL",
+    )
+
+
+def _runs(record: Mapping[str, Any], path: Path) -> Iterable[Model]:
+    """Runs that may have made the picture: in the user's list, and of its name beside the picture or here."""
+    yield from (model for model in known_models() if model.family == "run")
+    name = record.get("model")
+    if name and name not in (".", ".."):
+        for folder in dict.fromkeys((path.parent, Path(), Path("runs"), path.parent / "runs")):
+            if (folder / name / "run.json").is_file():
+                yield find(str(folder / name))
+
+
+def _checkpoint(model: Model, record: Mapping[str, Any], strict: bool = True) -> Path | None:
+    """The checkpoint of a run whose averaged weights have the recorded hash. Raises InputError if `strict`."""
+    for folder in read_run(model.folder).checkpoints():
+        try:
+            state = read_state(folder)
+        except InputError:  # damaged
+            continue
+        if state["files"].get("ema.safetensors", {}).get("sha256") == record["model_hash"]:
+            return folder
+    if strict:
+        step = record.get("training_step")
+        raise InputError(
+            f"{model.folder} has no checkpoint with the weights that made the picture (step {step})",
+            "was it trained further, or anew?",
+        )
+    return None
+
+
+def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
+    """The order that the record is of, for one picture."""
+    grid = record["grid"]
+    if grid.lower().endswith(".json"):
+        grid = str(files.file("the grid", grid, record.get("grid_sha256", ""), model.folder / "grids" / grid))
+    upscale = record.get("upscale") or {}
+    options: dict[str, Any] = {
+        "seed": record["seed"],
+        "size": tuple(upscale.get("from") or (record["width"], record["height"])),
+        "steps": record["steps"],
+        "guidance": record["guidance"],
+        "scheduler": label_of(record["scheduler"], record.get("scheduler_options") or {}),
+        "grid": grid,
+    }
+    try:
+        inputs.quantize_name(record.get("quantize", "none"))
+        if model.family == "run":
+            return runs.make_plan(model, [record["prompt"]] if record["prompt"] else (), **options)
+        prompts = () if model.family == "unconditional" else [record["prompt"]]
+        return make_plan(model, prompts, **options, **_asked(record, model, files))
+    except UsageError as error:  # what the record says, nobody said on the command line
+        raise InputError(f"the record cannot be obeyed: {error.message}", error.hint) from error
+
+
+def _asked(record: Mapping[str, Any], model: Model, files: Files) -> dict[str, Any]:
+    """What not every picture has; each input file found by its hash."""
+    asked: dict[str, Any] = {
+        key: record[key]
+        for key in ("negative", "prompt_syntax", "clip_skip", "guidance_rescale", "guidance_interval", "strength",
+                    "outpaint", "tile")
+        if record.get(key) is not None
+    }  # fmt: skip
+    if "image" in record:
+        asked["image"] = files.picture("the picture to begin with", record["image"], "RGB")
+    if "mask" in record:
+        asked["mask"] = files.picture("the mask", record["mask"], "L")
+    asked["controls"] = [
+        f"{one['kind']}={files.picture('the map', one, 'RGB')}:{plain(one['scale'])}"
+        for one in record.get("controls", ())
+    ]
+    asked["control_models"] = [
+        f"{one['kind']}={files.control_model(one, model.folder)}" for one in record.get("controls", ())
+    ]
+    asked["loras"] = [
+        f"{files.file('the LoRA', one['name'], one['sha256'])}:{plain(one['scale'])}" for one in record.get("loras", ())
+    ]
+    asked["embeddings"] = [
+        f"{one['word']}={files.file('the embedding', one['name'], one['sha256'])}"
+        for one in record.get("embeddings", ())
+    ]
+    if upscale := record.get("upscale"):
+        asked |= {
+            "upscale": upscale["factor"],
+            "upscale_mode": upscale["mode"],
+            "upscale_strength": upscale["strength"],
+        }
+    if variation := record.get("variation"):
+        asked |= {"variation_seed": variation["seed"], "variation_strength": variation["strength"]}
+    if record.get("refiner"):
+        asked["refiner"] = _refiner(record, files)
+    if (record.get("memory") or {}).get("vae_tiling") is True:
+        asked["vae_tiling"] = True
+    asked["safety"] = record.get("safety") != "off"
+    return asked
+
+
+def _refiner(record: Mapping[str, Any], files: Files) -> str:
+    """What names the refiner, known by its hash: one of the given files, or of the models that have a name here."""
+    digest = record.get("refiner_hash", "")
+    for path in map(str, files.given):
+        try:
+            if (given := find(path)).family == "sdxl-refiner" and network_hash(given) == digest:
+                return path
+        except InputError:  # no model
+            continue
+    model = find_by_hash(digest, "sdxl-refiner")
+    if model is None:
+        raise InputError(
+            f"the refiner {record['refiner']!r} (SHA-256 {digest[:10]}…) is not among the listed and cached models",
+            "give it with --file PATH",
+        )
+    return f"{model.name}@{model.revision}" if model.source == "cache" else model.name
+
+
+def _load(record: Mapping[str, Any], model: Model, checkpoint: Path | None, device: str | None) -> Any:
+    """The model on the recorded device, in its dtype, with as many threads, as far as that can be had here."""
+    from diffgen import environment
+
+    environment.prepare()
+    import torch
+
+    threads = record.get("threads")
+    if isinstance(threads, int):
+        torch.set_num_threads(min(threads, MAX_THREADS))
+    if device is None:
+        device = str(record.get("device"))
+        try:
+            devices.choose_device(devices.device_name(device))
+        except UsageError:
+            device = "auto"
+    try:
+        dtype = devices.dtype_name(str(record.get("dtype")))
+    except UsageError:
+        dtype = "auto"
+    if checkpoint is not None:
+        from diffgen.training.generate import RunGenerator
+
+        return RunGenerator(model, device=device, dtype=dtype, checkpoint=checkpoint)
+    return load(model, device, dtype, quantize=record.get("quantize", "none"))
+
+
+def _compared(path: Path, record: Mapping[str, Any], image: Image.Image, made: dict[str, Any]) -> Reproduction:
+    there = read_image(path, read_kind(path)[2])
+    mode = "RGBA" if "RGBA" in (there.mode, image.mode) else "RGB"
+    a, b = (np.asarray(one.convert(mode)).astype(int) for one in (there, image))
+    if a.shape != b.shape:
+        sizes = " and ".join(f"{one.width}x{one.height}" for one in (there, image))
+        return Reproduction(
+            image, made, None, None, f"the sizes differ: {sizes}, of the file and of what is made again"
+        )
+    apart = np.abs(a - b).max(2)
+    if not apart.any():
+        return Reproduction(image, made, 0, 0, None)
+    return Reproduction(image, made, int(apart.max()), int((apart > 0).sum()), _why(record, made, pixels_sha256(there)))
+
+
+def _why(record: Mapping[str, Any], made: Mapping[str, Any], there: str) -> str:
+    """Why two pictures differ, as far as their records tell."""
+    if made["pixels_sha256"] == record["pixels_sha256"]:
+        return "the file's pixels were changed after the picture was made: made again, it has the recorded ones"
+    found = []
+    if there != record["pixels_sha256"]:
+        found.append("the file's pixels were changed after the picture was made")
+    before, now = (table if isinstance(table := one.get("versions"), dict) else {} for one in (record, made))
+    for key in COMPARED:
+        if before.get(key) != now.get(key) and (key in before or key in now):
+            found.append(f"{key} {before.get(key, 'none')} → {now.get(key, 'none')}")
+    for key in ("device", "dtype", "threads", "batch_size", "prediction", "memory", "scheduler_options", "nfe"):
+        if key in record and record[key] != made.get(key):
+            found.append(f"{key} {record[key]} → {made.get(key)}")
+    hashes = made.get("model_files", {})
+    for name, digest in (record.get("model_files") or {}).items():
+        if hashes.get(name) != digest:
+            found.append(f"{name} of the model is another file")
+    return ", ".join(found) or "nothing that is recorded differs: another processor or another build of torch?"
+
+
+def _missing(what: str, name: str | None, sha256: str, seen: Sequence[Path]) -> InputError:
+    called = f" {name!r}" if name else ""
+    said = f"{what}{called} (SHA-256 {sha256[:10]}…)"
+    if seen:
+        return InputError(f"{said} is not what it was: {', '.join(map(str, seen))} has another content", "look for it")
+    return InputError(f"{said} is not here", "give it with --image FILE (--file FILE, if it is no picture)")
+
+
+def _other_model(model: Model, digest: str, record: Mapping[str, Any]) -> InputError:
+    return InputError(
+        f"{model.name} is another model than the one that made the picture: SHA-256 {digest[:10]}…, "
+        f"not {record['model_hash'][:10]}…",
+        "for a picture like it: diffgen inspect shows the command",
+    )

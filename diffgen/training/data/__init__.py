@@ -1,0 +1,107 @@
+"""Data to train on: `digits`, which is bundled, or a folder of pictures, as one uint8 tensor.
+
+    data = open_data("digits")
+    train, test = data.split()
+    x0 = data.to_float(data.images[train[:32]])          # [32, 1, 8, 8] in [-1, 1]
+
+A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, which then are the classes; or with a
+`metadata.jsonl` or `metadata.csv`, each line of which names a picture (`file_name`) and may caption it (`text`). A line
+of JSON may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and
+keep the picture out of the training (`"held_out": true`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from diffgen.errors import InputError, UsageError
+from diffgen.images.pixels import MODES
+
+from .dataset import DataSet, Progress, _digests
+from .decode import MAX_SIDE
+from .folder import _folder
+
+BUNDLED = {"digits": Path(__file__).parent / "digits" / "digits.safetensors"}
+MEMORY = ("auto", "ram", "map")
+IN_MEMORY = 2 * 2**30  # bytes of pictures up to which `auto` keeps them all in memory
+
+
+def open_data(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    memory: str = "auto",
+    progress: Progress | None = None,
+) -> DataSet:
+    """The data set of a bundled name (`digits`), else of a folder; `./digits` is a folder whatever its name.
+
+    size        (height, width), or the side of a square: pictures of another size are scaled and cropped in the middle.
+                Unless given, all must have one size
+    channels    1 (grey), 3 (RGB) or 4 (RGBA); unless given, the least that holds all pictures
+    memory      "ram", or "map" for a file that is built once in the user's cache folder, by one process while others
+                wait, and mapped from there; "auto" maps what has more than 2 GiB
+    progress    hears (done, total) while pictures are decoded
+
+    Raises InputError for data that is not there, empty, broken or inconsistent (with the file's name), UsageError for
+    a size or a number of channels that cannot be, OutOfMemory, and CannotWrite where the cache cannot be written.
+    """
+    height_width = _size(size)
+    if channels not in (None, *MODES):
+        raise UsageError(f"channels must be 1, 3 or 4 (got {channels!r})", "1 is grey, 3 is RGB, 4 is RGBA")
+    if memory not in MEMORY:
+        raise UsageError(f"memory must be one of {', '.join(MEMORY)} (got {memory!r})")
+    name = os.fspath(name_or_folder)
+    if name in BUNDLED:
+        data = _bundled(name)
+        if height_width not in (None, data.size) or channels not in (None, data.channels):
+            said = f"{data.size[1]}x{data.size[0]}, {MODES[data.channels]}"
+            raise UsageError(f"{name} is {said}: it has no other size and no other channels", "leave both out")
+        return data
+    if not os.path.isdir(name):
+        raise InputError(*_why_not(name))
+    return _folder(Path(name), height_width, channels, memory, progress)
+
+
+def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in pair):
+        raise UsageError(f"the size of the pictures must be whole numbers from 1 to {MAX_SIDE} (got {size!r})")
+    return pair
+
+
+def _bundled(name: str) -> DataSet:
+    try:
+        held = load_file(BUNDLED[name])
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the bundled data set {name!r} is not in this installation", "install diffgen again"
+        ) from error
+    images, labels = held["images"], held["labels"].long()
+    classes = [str(digit) for digit in range(10)]
+    return DataSet(name, images, labels, classes, None, 17, torch.from_numpy(_digests(images.numpy())))
+
+
+def _why_not(name: str) -> tuple[str, str]:
+    """What is wrong with a name that is no data set, and what to do."""
+    there_are = f"give a folder of pictures, or a bundled name: {', '.join(BUNDLED)}"
+    if os.path.lexists(name):
+        return f"{name!r} is not a folder", there_are
+    near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"there is no data set {name!r}", guess + there_are
+
+
+# A folder
+
+
+# Data that does not fit into memory

@@ -1,0 +1,259 @@
+"""List a folder of images: class subfolders, metadata, captions."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffgen.devices import out_of_memory
+from diffgen.errors import InputError
+from diffgen.images.pixels import MODES
+
+from . import IN_MEMORY
+from .dataset import Captions, DataSet, Progress, _digests
+from .decode import _decode, _kinds
+from .mapped import _mapped
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+OTHER_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".svg")
+
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # not names of classes
+
+
+MAX_LINE = 64 * 2**10  # characters of a line of the metadata
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """Which pictures a folder has, in the order of their names, before one is opened."""
+
+    files: list[str]  # relative, with /
+    labels: list[int] | None
+    classes: list[str] | None
+    captions: list[Captions] | None
+    notes: list[str]
+    held_out: list[bool] | None = None
+
+
+def _folder(
+    folder: Path, size: tuple[int, int] | None, channels: int | None, memory: str, progress: Progress | None
+) -> DataSet:
+    listing = _list(folder)
+    size, mode, notes = _kinds([folder / file for file in listing.files], size, channels)
+    count = len(listing.files)
+    shape = (count, {m: c for c, m in MODES.items()}[mode], *size)
+    paths = [folder / file for file in listing.files]
+    total = int(np.prod(shape))
+    if memory == "ram" or (memory == "auto" and total <= IN_MEMORY):
+        with out_of_memory():
+            images = torch.empty(shape, dtype=torch.uint8)
+        for i, picture in enumerate(_decode(paths, size, mode, progress)):
+            images[i] = torch.from_numpy(picture)
+        digests = torch.from_numpy(_digests(images.numpy()))
+    else:
+        images, digests = _mapped(folder, listing.files, shape, mode, progress)
+    labels = None if listing.labels is None else torch.tensor(listing.labels, dtype=torch.int64)
+    return DataSet(
+        folder.resolve().name,
+        images,
+        labels,
+        listing.classes,
+        listing.captions,
+        256,
+        digests,
+        (*listing.notes, *notes),
+        None if listing.held_out is None else torch.tensor(listing.held_out),
+    )
+
+
+def _list(folder: Path) -> _Listing:
+    if (folder / "run.json").is_file():
+        raise InputError(f"{folder} is a training run, not data", "give the folder of the pictures")
+    found, left_out = _walk(folder)
+    notes = [f"left out, for they are no PNG, JPEG or WebP: {_some(left_out)}"] if left_out else []
+    metadata = [folder / name for name in METADATA if os.path.lexists(folder / name)]
+    if len(metadata) > 1:
+        raise InputError(f"{folder} has both {' and '.join(METADATA)}", "keep one of them")
+    if metadata:
+        return _from_metadata(folder, metadata[0], found, notes)
+    if not found:
+        instead = f", only {_some(left_out)}" if left_out else ""
+        raise InputError(f"{folder}: no picture in it (PNG, JPEG or WebP){instead}", "give a folder of pictures")
+    places = Counter(file.split("/")[0] if "/" in file else "" for file in found)
+    if len(places) == 1:
+        return _Listing(found, None, None, None, notes)
+    if "" in places:
+        inside = next(place for place in sorted(places) if place)
+        raise InputError(
+            f"{folder}: {places['']} pictures lie in the folder itself, others in subfolders ({inside})",
+            "put all in one place, or each into the subfolder of its class",
+        )
+    classes = sorted(places)
+    if {name.lower() for name in classes} <= PARTS:
+        raise InputError(
+            f"{folder}: the subfolders {', '.join(classes)} look like parts of a data set, not like classes",
+            f"give one of them: {folder / classes[0]}",
+        )
+    numbers = {name: i for i, name in enumerate(classes)}
+    return _Listing(found, [numbers[file.split("/")[0]] for file in found], classes, None, notes)
+
+
+def _walk(folder: Path) -> tuple[list[str], list[str]]:
+    """(pictures, pictures of other formats) by the endings of their names, relative, sorted; follows links."""
+    found: list[str] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+
+    def look(place: str, before: str) -> None:
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.name.startswith("."):
+                    continue
+                name = before + entry.name
+                if entry.is_dir():
+                    look(entry.path, f"{name}/")
+                elif entry.name.lower().endswith(PICTURES):
+                    found.append(name)
+                elif entry.name.lower().endswith(OTHER_PICTURES):
+                    others.append(name)
+
+    try:
+        look(os.fspath(folder), "")
+    except OSError as error:
+        raise InputError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
+    if bad := next((name for name in found if not _encodes(name)), None):
+        raise InputError(f"{folder}: a file's name is not UTF-8: {bad!r}", "rename it")
+    return sorted(found), sorted(others)
+
+
+def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str]) -> _Listing:
+    """The pictures that the metadata names, with its captions if it has any."""
+    lines: dict[str, int] = {}
+    texts: dict[str, Captions | None] = {}
+    held_out: dict[str, bool] = {}
+    present = set(found)
+    for number, entry in _entries(path):
+        where = f"{path}, line {number}"
+        file = entry.get("file_name")
+        if not isinstance(file, str) or not file:
+            raise InputError(f"{where}: no file_name", 'each line is {"file_name": "a.png", "text": "…"}')
+        if _escapes(file):
+            raise InputError(f"{where}: file_name {file!r} leads out of the folder", "name files inside the folder")
+        name = str(PurePosixPath(file))
+        if name in lines:
+            raise InputError(f"{where}: {name!r} is there already, on line {lines[name]}", "keep one of them")
+        if name not in present and not (folder / name).is_file():
+            raise InputError(f"{where}: there is no file {name!r} in {folder}")
+        lines[name], texts[name] = number, _captions(entry, where)
+        if (out := entry.get("held_out")) is not None:
+            if type(out) is not bool:
+                raise InputError(f"{where}: held_out is {out!r}, not true or false")
+            held_out[name] = out
+    if not lines:
+        raise InputError(f"{path}: it names no picture")
+    files = sorted(lines)
+    if unnamed := sorted(present - set(files)):
+        notes = [*notes, f"left out, for {path.name} does not name them: {_some(unnamed)}"]
+    captioned = [name for name in files if texts[name] is not None]
+    if captioned and len(captioned) < len(files):
+        without = next(name for name in files if texts[name] is None)
+        raise InputError(
+            f"{path}, line {lines[without]}: {without!r} has no text, {captioned[0]!r} has one",
+            'caption all pictures or none; "" is a caption too',
+        )
+    if held_out and all(held_out.get(name) for name in files):
+        raise InputError(f"{path}: all pictures are held out, and none is left to train on")
+    captions = [said for name in files if (said := texts[name]) is not None]
+    kept_out = [held_out.get(name, False) for name in files] if held_out else None
+    return _Listing(files, None, None, captions or None, notes, kept_out)
+
+
+def _captions(entry: dict[str, Any], where: str) -> Captions | None:
+    """What a line says of its picture; None if it says nothing."""
+    text, weights = entry.get("text"), entry.get("weights")
+    if text is None:
+        return None
+    said = text if isinstance(text, list) else [text]
+    if wrong := [one for one in said if not (isinstance(one, str) and _encodes(one))]:
+        raise InputError(f"{where}: the text {wrong[0]!r} is no text")
+    if not said:
+        raise InputError(f"{where}: the list of texts is empty")
+    if weights is None or not isinstance(text, list):
+        return tuple((one, 1.0) for one in said)
+    numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 < w < 1e9 for w in weights)
+    if not numbers or len(weights) != len(said):
+        raise InputError(
+            f"{where}: weights is {str(weights)[:80]}, not {len(said)} positive numbers, one for each text"
+        )
+    return tuple(zip(said, map(float, weights), strict=True))
+
+
+def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, fields) of each line of a metadata file that is not blank."""
+    number = 0
+    if not path.is_file():
+        raise InputError(f"cannot read {path}: not a regular file")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                for row in reader:
+                    yield reader.line_num, row
+                return
+            while line := file.readline(MAX_LINE):
+                number += 1
+                if len(line) == MAX_LINE:
+                    raise InputError(f"{path}, line {number}: longer than {MAX_LINE} characters")
+                if line.strip():
+                    entry = json.loads(line)
+                    if not isinstance(entry, dict):
+                        raise InputError(f"{path}, line {number}: not a JSON object")
+                    yield number, entry
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (after line {number})", "save it as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}, line {number}: broken JSON ({error})") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: broken CSV ({error})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _encodes(text: str) -> bool:
+    """Whether it has no half of a surrogate pair, as names that are not UTF-8 have and JSON can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escapes(file: str) -> bool:
+    posix, windows = PurePosixPath(file), PureWindowsPath(file)
+    return posix.is_absolute() or bool(windows.anchor) or ".." in windows.parts or "\0" in file
+
+
+def _some(names: list[str]) -> str:
+    """The first three names, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(itertools.islice(names, 3)) + more

@@ -1,0 +1,105 @@
+"""A solver's run as a table of numbers: one fused update for each evaluation.
+
+What a solver asks about next is a weighted sum of what it was given so far: states, answers, noises. The weights depend
+on the points alone. So the solver is run once on symbols, and the loop inside a pipeline only adds up. A solver that
+does something else with its tensors (a learned variance) has no such table, and runs itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from schedulers.noise import Point
+from schedulers.prediction import Denoised, Pair
+from schedulers.solver import Steps
+
+Key = tuple[str, int]  # ("x", i) the state at evaluation i, ("y", i) the answer to it, ("z", k) the noise number k
+
+
+class Sum:
+    """Σ weight·symbol; knows what solvers do with states: +, −, and products with numbers."""
+
+    __slots__ = ("weights",)
+
+    def __init__(self, weights: dict[Key, float]) -> None:
+        self.weights = weights
+
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, Sum):
+            weights = dict(self.weights)
+            for key, w in other.weights.items():
+                weights[key] = weights.get(key, 0.0) + w
+            return Sum(weights)
+        return self if isinstance(other, (int, float)) and other == 0 else NotImplemented
+
+    def __mul__(self, factor: Any) -> Any:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return Sum({key: w * factor for key, w in self.weights.items()})
+
+    def __sub__(self, other: Any) -> Any:
+        return self + other * -1.0
+
+    def __rsub__(self, other: Any) -> Any:
+        return self * -1.0 + other
+
+    def __truediv__(self, divisor: Any) -> Any:
+        return self * (1 / divisor)
+
+    def __neg__(self) -> Any:
+        return self * -1.0
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+class Program:
+    """Each evaluation: its point, the noises drawn after it, the weights of the next state, what is needed no more."""
+
+    def __init__(self, run: Callable[[Any, Any], Steps], pair: str | Pair) -> None:
+        """Record run(x, noise). Raises TypeError or AttributeError for a solver that is not linear in its tensors."""
+        self.points: list[Point] = []
+        self.draws: list[list[tuple[Key, Point, Point]]] = []
+        self.updates: list[list[tuple[Key, float]]] = []
+        drawn: list[tuple[Key, Point, Point]] = []
+        count = 0
+
+        def noise(p: Point, q: Point) -> Sum:
+            nonlocal count
+            drawn.append((("z", count), p, q))
+            count += 1
+            return Sum({drawn[-1][0]: 1.0})
+
+        steps = run(Sum({("x", 0): 1.0}), noise)
+        x, p = next(steps)
+        asking = True
+        while asking:
+            i = len(self.points)
+            drawn.clear()  # before the first question: its state comes from outside
+            d = Denoised(Sum({("x", i): 1.0}), Sum({("y", i): 1.0}), p, pair)
+            self.points.append(p)
+            try:
+                x, p = steps.send(d)
+            except StopIteration as stop:
+                x, asking = stop.value, False
+            self.draws.append(list(drawn))
+            self.updates.append([(key, w) for key, w in (x + Sum({})).weights.items() if w != 0])
+        last: dict[Key, int] = {}
+        for i, update in enumerate(self.updates):
+            last |= dict.fromkeys(
+                [("x", i), ("y", i), *(key for key, _, _ in self.draws[i]), *(k for k, _ in update)], i
+            )
+        self.done_with = [[key for key, at in last.items() if at == i] for i in range(len(self.points))]
+
+    def advance(self, i: int, values: dict[Key, Any], x: Any, y: Any, noise: Callable[[Point, Point], Any]) -> Any:
+        """The state after evaluation i of the state x was answered with y; `values` keeps what later ones need."""
+        values[("x", i)], values[("y", i)] = x, y
+        for key, p, q in self.draws[i]:
+            values[key] = noise(p, q)  # drawn even where it is not used: the generator goes on as in the native loop
+        (key, w), *rest = self.updates[i]
+        total = values[key] * w
+        for key, w in rest:
+            total.add_(values[key], alpha=w)
+        for key in self.done_with[i]:
+            del values[key]
+        return total
