@@ -3,12 +3,28 @@
     import diffgen
     pictures = diffgen.load("emoji").generate("a red apple", seed=7)   # a list of PIL images, metadata in `.info`
 
-Importing this package imports no torch; `load` does.
+Importing this package imports no torch; calling its functions does.
 """
 
 from __future__ import annotations
 
-from .loading import load
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .loading import load
+
+FUNCTIONS = {"load": "loading"}  # name: the module that defines it, imported at the first use
 __all__ = ["__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FUNCTIONS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{FUNCTIONS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *FUNCTIONS})

@@ -25,6 +25,7 @@ from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import Plan, make_plan
 from diffgen.pipelines.weights.load import load_tokenizer
 from diffgen.prompts import words as prompts
+from diffgen.prompts.files import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +189,7 @@ def test_a_piece_of_a_known_word_is_not_a_known_word() -> None:
 def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa red apple\r\n\n  # a comment\n  a piñata  \n".encode())
-    assert [line.prompt for line in prompts.read_lines(str(file))] == ["a red apple", "a piñata"]
+    assert [line.prompt for line in read_lines(str(file))] == ["a red apple", "a piñata"]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +207,7 @@ def test_a_bad_prompt_file_is_refused_with_its_line(
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
     with pytest.raises(error, match=text):
-        prompts.read_lines(str(file))
+        read_lines(str(file))
 
 
 # What is refused
@@ -342,4 +343,4 @@ def test_the_end_of_memory_is_told_as_such() -> None:
 
 def test_stdin_is_read_for_a_hyphen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
-    assert [line.prompt for line in prompts.read_lines("-")] == ["a", "b"]
+    assert [line.prompt for line in read_lines("-")] == ["a", "b"]

@@ -18,8 +18,8 @@ from PIL import Image
 
 from diffgen.errors import CannotWrite, InputError, UsageError
 from diffgen.images.pixels import from_pil, to_pil
-from diffgen.training import data as module
-from diffgen.training.data import open_data
+from diffgen.training.data import dataset, mapped, open_data
+from diffgen.training.data import folder as listing
 from diffgen.training.data.dataset import DataSet
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +53,7 @@ def write(tmp_path):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache folder of this test's own."""
-    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(mapped, "user_cache_path", lambda name: tmp_path / "cache" / name)
     return tmp_path / "cache"
 
 
@@ -363,7 +363,7 @@ def some_data(labels, same=()):
     """A set of 1×1 pictures; those of `same` are equal."""
     count = len(labels)
     images = torch.arange(count * 2).to(torch.uint8).reshape(count, 1, 1, 2)
-    digests = torch.from_numpy(module._digests([np.array([0 if i in same else i + 1]) for i in range(count)]))
+    digests = torch.from_numpy(dataset._digests([np.array([0 if i in same else i + 1]) for i in range(count)]))
     classes = sorted(set(labels))
     return DataSet("x", images, torch.tensor(labels), [str(c) for c in classes], None, 256, digests)
 
@@ -473,7 +473,7 @@ def test_large_data_is_mapped_by_itself(write, cache, monkeypatch):
     folder = write({f"{i}.png": picture(i) for i in range(3)})
     open_data(folder)
     assert not cache.exists()
-    monkeypatch.setattr(module, "IN_MEMORY", 3 * 3 * 5 * 6 - 1)
+    monkeypatch.setattr(listing, "IN_MEMORY", 3 * 3 * 5 * 6 - 1)
     open_data(folder)
     assert len(list(cache.rglob("*.safetensors"))) == 1
 

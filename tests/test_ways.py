@@ -20,7 +20,7 @@ from diffgen.images import fit
 from diffgen.models.find import find
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import make_plan
-from diffgen.pipelines.sampling import pipeline as ways
+from diffgen.pipelines.sampling import latents
 
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE = "a red apple", "blue", 11, 6, 3.0
 SAID: dict[str, Any] = {"negative": NEGATIVE, "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "grid": "karras"}
@@ -161,9 +161,9 @@ def test_outside_any_mask_the_pixels_are_kept(generator: ImageGenerator, data: s
 def test_a_latent_is_free_where_any_of_its_pixels_is() -> None:
     mask = torch.zeros(1, 1, 16, 16)
     mask[0, 0, 7, 8] = 0.5
-    assert ways.latent_mask(mask, 2, 2).tolist() == [[[[0.0, 1.0], [0.0, 0.0]]]]
+    assert latents.latent_mask(mask, 2, 2).tolist() == [[[[0.0, 1.0], [0.0, 0.0]]]]
     mask[0, 0, 7, 8] = 0.49
-    assert not ways.latent_mask(mask, 2, 2).any()
+    assert not latents.latent_mask(mask, 2, 2).any()
 
 
 def test_outpainting_keeps_the_picture_and_fills_the_rest(generator: ImageGenerator, photo: Image.Image) -> None:
@@ -251,7 +251,7 @@ def test_a_variation_goes_from_one_seed_to_the_other(generator: ImageGenerator) 
 def test_between_two_noises_is_a_noise(one: int, other: int, share: float) -> None:
     """On the great circle: the angles to both add up, and the norm lies near theirs."""
     a, b = (torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (one, other))
-    mixed = ways.slerp(a, b, share)
+    mixed = latents.slerp(a, b, share)
 
     def angle(x: torch.Tensor, y: torch.Tensor) -> float:
         x, y = x.double().flatten(), y.double().flatten()

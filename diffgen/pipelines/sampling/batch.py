@@ -25,7 +25,7 @@ from . import memory
 from . import pipeline as ways
 from .attention import Maps
 from .embed import embed, places
-from .latents import latent_mask, slerp
+from .latents import Start, latent_mask, slerp, unpacked
 from .record import record_of
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class Run:
 
     def _begin(
         self, size: tuple[int, int], generators: list[torch.Generator]
-    ) -> tuple[ways.Start | None, Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Start | None, Tensor, tuple[Tensor, Tensor] | None]:
         """What to begin with. Numbers are drawn in the order in which diffusers' pipelines draw them."""
         plan, mask = self.plan, None
         network = plan.way == "mask"  # the network itself reads the mask
@@ -169,10 +169,10 @@ class Run:
         if clean is None:
             clean = torch.zeros_like(noise)
         if plan.mask is None:
-            return ways.Start(clean, noise), noise, None
+            return Start(clean, noise), noise, None
         pixels = torch.from_numpy(from_pil(plan.mask.image.convert("RGB")))[None, :1].add(1).div(2)
         mask = latent_mask(pixels, *noise.shape[-2:]).to(noise)
-        start = ways.Start(clean, noise, mask, pure)
+        start = Start(clean, noise, mask, pure)
         if not network:
             return start, noise, None
         hidden = torch.from_numpy(from_pil(plan.image.image))[None] * (pixels < 0.5)
@@ -203,7 +203,7 @@ class Run:
         prompt: dict[str, Tensor],
         shots: list[Shot],
         generators: list[torch.Generator],
-        start: ways.Start | None,
+        start: Start | None,
         noise: Tensor,
         *,
         size: tuple[int, int],
@@ -216,7 +216,7 @@ class Run:
         if plan.keep_steps or self.on_denoised is not None:
 
             def watch(i: int, t: float, x0: Tensor) -> None:
-                self._seen(shots, i, t, ways.unpacked(pipeline, x0, *size))
+                self._seen(shots, i, t, unpacked(pipeline, x0, *size))
 
         pipeline.scheduler = ways.watched(self.generator.scheduler(plan), watch)
         pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
@@ -245,7 +245,7 @@ class Run:
         assert plan.refiner is not None
         pipeline = ways.pipeline_for(self.generator.refiner(plan.refiner), "sdxl-refiner", "image")
         embedded = embed(pipeline, shots[0].prompt, shots[0].negative, syntax=plan.syntax, guided=plan.guidance != 1)
-        start = ways.Start(latents, torch.zeros_like(latents))
+        start = Start(latents, torch.zeros_like(latents))
         size, prompt = (plan.width, plan.height), embedded.arguments(len(shots))
         return self._call(
             pipeline, prompt, shots, generators, start, start.noise, size=size, strength=1.0, denoising_start=REFINED
@@ -265,7 +265,7 @@ class Run:
             noise = self._noise(size, generators)
             scaled = torch.nn.functional.interpolate(latents.float(), noise.shape[-2:], mode="bilinear")
             clean = scaled.to(latents.dtype)
-        start = ways.Start(clean, noise)
+        start = Start(clean, noise)
         return self._call(self.second, prompt, shots, generators, start, noise, size=size, strength=upscale.strength)
 
     def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:

@@ -30,7 +30,6 @@ from .folder import _folder
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "digits.safetensors"}
 MEMORY = ("auto", "ram", "map")
-IN_MEMORY = 2 * 2**30  # bytes of pictures up to which `auto` keeps them all in memory
 
 
 def open_data(

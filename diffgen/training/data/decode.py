@@ -18,8 +18,6 @@ from diffgen.images.read import read_image, read_kind
 from .dataset import Progress
 
 MAX_SIDE = 1024
-
-
 WORKERS = min(4, os.cpu_count() or 1)
 
 

@@ -19,23 +19,15 @@ from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.pixels import MODES
 
-from . import IN_MEMORY
 from .dataset import Captions, DataSet, Progress, _digests
 from .decode import _decode, _kinds
 from .mapped import _mapped
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-
-
 OTHER_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".svg")
-
-
 METADATA = ("metadata.jsonl", "metadata.csv")
-
-
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # not names of classes
-
-
+IN_MEMORY = 2 * 2**30  # bytes of images up to which memory="auto" keeps them all in RAM
 MAX_LINE = 64 * 2**10  # characters of a line of the metadata
 
 
