@@ -81,13 +81,13 @@ NAMES = {
     "sd3": "StableDiffusion3{}Pipeline",
     "flux": "Flux{}Pipeline",
 }
-GUIDANCE = {"sd2": 3.0, "sdxl": 3.0, "sd3": 3.0, "flux": 3.5}
+GUIDANCE = {"sd2": 3.0, "sdxl": 3.0, "sd3": 3.0, "flux": 3.5, "lcm": 3.0}
 
 
 def call(pipeline: Any, family: str, **more: Any) -> np.ndarray:
     generator = torch.Generator().manual_seed(SEED)
     arguments = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE[family], "height": 32, "width": 32}
-    if "image" in more and "mask_image" not in more and family in ("sd2", "sdxl"):
+    if "image" in more and "mask_image" not in more and family in ("sd2", "sdxl", "lcm"):
         arguments = {key: arguments[key] for key in ("num_inference_steps", "guidance_scale")}
     return pixels(pipeline(PROMPT, generator=generator, **arguments, **more).images[0])
 
@@ -108,6 +108,32 @@ def test_flux_schnell_reads_256_tokens(load: Callable[[str], ImageGenerator]) ->
     read = {n: call(theirs(generator, "FluxPipeline"), "flux", max_sequence_length=n) for n in (256, 512)}
     assert abs(pixels(ours) - read[256]).max() <= 1
     assert abs(pixels(ours) - read[256]).sum() < abs(pixels(ours) - read[512]).sum()
+
+
+def test_guidance_as_an_input_takes_one_evaluation_and_reads_no_negative_prompt(
+    load: Callable[[str], ImageGenerator], photo: Image.Image
+) -> None:
+    """An LCM's UNet has a projection for the guidance: the network runs on a batch of one, the encoder on one text."""
+    generator = load("lcm")
+    parts = generator.pipeline.unet, generator.pipeline.text_encoder
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "guidance": 3.0, "scheduler": "euler", "negative": "blue"}
+    plan = make_plan(generator.model, PROMPT, size=32, attention="apple", **options)
+    assert "the negative prompt is not read" in "".join(plan.warnings(PROMPT))
+    sizes: list[int] = []
+    hooks = [part.register_forward_hook(lambda part, args, output: sizes.append(len(output[0]))) for part in parts]
+    (picture,) = generator.pictures(plan)
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [1] * (1 + STEPS)
+    assert picture.image is not None
+    assert set(picture.attention) == {"apple"}
+    expected = call(theirs(generator, "StableDiffusionPipeline"), "lcm")
+    assert abs(pixels(picture.image) - expected).max() <= 1
+    other = generator.generate(PROMPT, size=32, **{**options, "guidance": 9.0})[0]
+    assert (pixels(other) != pixels(picture.image)).any()
+    (ours,) = generator.generate(PROMPT, image=photo, strength=0.5, **options)
+    expected = call(theirs(generator, "StableDiffusionImg2ImgPipeline"), "lcm", image=photo, strength=0.5)
+    assert abs(pixels(ours) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,7 +32,9 @@ CONCEPTS = ["red apple", "green circle", "piñata"]
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional")
+FAMILIES = (
+    "sd1", "lcm", "sd2", "sdxl", "sdxl-refiner", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional",
+)  # fmt: skip
 TABLE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -86,12 +88,16 @@ def pipeline(family: str) -> Any:
     import diffusers
 
     no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if family in ("sd1", "sd2"):
+    if family in ("sd1", "sd2", "lcm"):  # lcm: guidance is an input of the UNet
         width = 1024 if family == "sd2" else 16  # by which the family is told
         prediction = "v_prediction" if family == "sd2" else "epsilon"
         # In this order: what the weights are depends on it.
         tokenizer = clip_tokenizer()
-        denoiser = unet(cross_attention_dim=width, use_linear_projection=family == "sd2")
+        denoiser = unet(
+            cross_attention_dim=width,
+            use_linear_projection=family == "sd2",
+            time_cond_proj_dim=8 if family == "lcm" else None,
+        )
         return diffusers.StableDiffusionPipeline(
             vae=vae(),
             text_encoder=clip(width, layers=1 if family == "sd2" else 2),

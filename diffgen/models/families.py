@@ -243,6 +243,15 @@ def variant_of(
     return None
 
 
+def guidance_is_input(family: str, network: Mapping[str, Any]) -> bool:
+    """Whether the network itself reads the guidance scale, so that there is no second, unconditional evaluation.
+
+    `network` is its configuration. Flux's networks read it or, in schnell, use none; a UNet reads it if it has a
+    projection for it (time_cond_proj_dim), as LCM's has.
+    """
+    return FAMILIES[family].guidance_embedded or network.get("time_cond_proj_dim") is not None
+
+
 def defaults_of(family: str, variant: str | None = None) -> Defaults:
     """How a model of that family and variant is sampled unless its card or the user says otherwise."""
     said = FAMILIES[family]

@@ -106,6 +106,11 @@ class Checked:
         return self.components["unet" if "unet" in self.components else "transformer"]
 
     @property
+    def guidance_is_input(self) -> bool:
+        """Whether the network itself reads the guidance scale: see `families.guidance_is_input`."""
+        return families.guidance_is_input(self.family, self.network.config)
+
+    @property
     def defaults(self) -> families.Defaults:
         """How such a model is sampled unless its card or the user says otherwise."""
         return families.defaults_of(self.family, self.variant)

@@ -13,7 +13,6 @@ from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
 from diffgen.generation import options as sampling
 from diffgen.generation.options import DEFAULTS, MAX_SIDE, OTHERS, check_int, parse_size, which_seeds
-from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
@@ -205,7 +204,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     given = Inputs(options, model.folder)
     size, notes = sizes.round_size(size or given.size or sizes.own_size(model, about, checked), checked)
     pictures = given.fitted(size, notes)
-    embedded = FAMILIES[checked.family].guidance_embedded
+    embedded = checked.guidance_is_input
     if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
     notes += grid_files.grid_notes(chosen)
@@ -257,7 +256,7 @@ def _check_together(plan: Plan) -> None:
     if family == "unconditional":
         return
     class_of(family, plan.way)
-    embedded = FAMILIES[family].guidance_embedded or plan.checked.network.config.get("time_cond_proj_dim") is not None
+    embedded = plan.checked.guidance_is_input
     for asked, reason in (
         (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
         (plan.way == "mask" and plan.controls, "an inpainting model takes no --control"),

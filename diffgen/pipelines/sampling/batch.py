@@ -16,7 +16,6 @@ from diffgen.generation.plan import Picture
 from diffgen.images import fit
 from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
 from diffgen.images.strip import Step
-from diffgen.models.families import FAMILIES
 
 from ..plan import Plan, Shot
 from ..weights import adapters
@@ -60,12 +59,12 @@ class Run:
         groups = sum(1 for _ in plan.groups())
         self.total = groups * self.nfe
         family = generator.checked.family
+        self.guided = plan.guidance != 1 and not generator.checked.guidance_is_input
         self.pixels = "vae" not in generator.pipeline.components
         self.trail: list[tuple[float, Any]] = []  # (t, latents or pictures [B] that were predicted) of each evaluation
         self.maps: Maps | None = None
         if plan.attention:
-            unet = generator.pipeline.unet
-            self.maps = Maps(unet, guided=plan.guidance != 1 and unet.config.time_cond_proj_dim is None)
+            self.maps = Maps(generator.pipeline.unet, self.guided)
         self.safety = generator.safety_checker() if plan.safety and not self.pixels else None
         if self.pixels:
             return
@@ -121,14 +120,13 @@ class Run:
         with out_of_memory():
             if self.pixels:
                 return self._sample_pixels(shots, generators), ()
-            guided = plan.guidance != 1 and not FAMILIES[self.generator.checked.family].guidance_embedded
             embedded = embed(
                 self.pipeline,
                 shots[0].prompt,
                 shots[0].negative,
                 syntax=plan.syntax,
                 clip_skip=plan.clip_skip,
-                guided=guided,
+                guided=self.guided,
                 t5_length=SCHNELL_TOKENS if plan.checked.variant == "schnell" else None,
             )
             prompt = embedded.arguments(len(shots))

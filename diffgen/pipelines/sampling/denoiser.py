@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffgen.diffusion.guidance import guide
 from diffgen.errors import UsageError
+from diffgen.models.families import guidance_is_input
 
 from .batch import SCHNELL_TOKENS
 from .embed import embed
@@ -34,12 +35,11 @@ def denoiser(
         return lambda x, t: pipeline.unet(x, t, return_dict=False)[0]
     if family not in ("sd1", "sd2", "sdxl", "sd3", "flux"):
         raise UsageError(f"models of the family {family} are not read natively, only by generate")
-    if family == "flux":
-        inside = pipeline.transformer.config.guidance_embeds
-    else:
-        inside = family != "sd3" and pipeline.unet.config.time_cond_proj_dim is not None
-    guided = guidance != 1 and not inside and family != "flux"
-    length = SCHNELL_TOKENS if family == "flux" and not inside else None
+    config = (pipeline.unet if "unet" in pipeline.components else pipeline.transformer).config
+    inside = guidance_is_input(family, config)
+    guided = guidance != 1 and not inside
+    schnell = family == "flux" and not config.guidance_embeds
+    length = SCHNELL_TOKENS if schnell else None
     unlike = {
         text: embed(pipeline, text, negative, guided=guided, t5_length=length).arguments()
         for text in dict.fromkeys(prompts)
@@ -48,7 +48,7 @@ def denoiser(
     if len({embedding["prompt_embeds"].shape for embedding in read}) > 1:
         raise UsageError("these prompts are not equally long for the model", "shorten the longest")
     conditions = {name: torch.cat([embedding[name] for embedding in read]).clone() for name in read[0]}
-    positive = _inputs(pipeline, family, conditions, "", size, guidance if inside else None)
+    positive = _inputs(pipeline, family, conditions, "", size, guidance if inside and not schnell else None)
     if not guided:
         return lambda x, t: _ask(pipeline, family, x, t, positive)
     opposite = _inputs(pipeline, family, conditions, "negative_", size, None)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from diffgen.diffusion.guidance import rescale as guidance_rescaled
+from diffgen.models.families import guidance_is_input
 from schedulers.scheduler import Scheduler
 
 from ..classes import class_of
@@ -31,6 +32,7 @@ class Way:
     """What is changed in diffusers' pipelines, as a base beside theirs."""
 
     start: Start | None = None
+    guidance_is_input: bool = False
     interval: tuple[float, float] = (0.0, 1.0)
     position: float = 0.0  # of the coming evaluation, among all
     scheduler: Any
@@ -43,9 +45,7 @@ class Way:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        network = getattr(self, "unet", None)
-        embedded = network is not None and network.config.get("time_cond_proj_dim") is not None
-        return self._guidance_scale != 1 and not embedded
+        return self._guidance_scale != 1 and not self.guidance_is_input
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         """In image to image: the given latents at the noise of the first time. Elsewhere what the pipeline does."""
@@ -88,6 +88,8 @@ def pipeline_for(loaded: Any, family: str, way: str, **more: Any) -> Any:
     settings |= {key: False for key in ("requires_safety_checker", "add_watermarker") if key in known}
     pipeline = cls(**{key: value for key, value in parts.items() if key in known}, **settings)
     pipeline.set_progress_bar_config(disable=True)
+    network = parts["unet" if "unet" in parts else "transformer"]
+    pipeline.guidance_is_input = guidance_is_input(family, network.config)
     return pipeline
 
 
