@@ -1,4 +1,4 @@
-"""The pages whose pictures their own commands make: the commands work, and the pictures are what they make."""
+"""The documents: their commands and their Python work, and the pictures are what the commands beside them make."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
+
+from diffgen.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["docs/ways.md", "docs/seeing.md", "docs/prompts.md", "samples/gallery/README.md"]
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/*.md", "samples/*/README.md", "diffgen/models/bundled/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of each `diffgen` command in a document's code blocks, fenced or indented."""
+    blocks = re.findall(r"```bash\n(.*?)```|((?:^ {4}.*\n)+)", text, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(fenced or indented for fenced, indented in blocks).replace("\\\n", " ").splitlines()
+    for part in (part for line in lines for part in line.split(" | ")):
+        if match := re.match(r"\s*(?:\$ |torchrun .* -m )?diffgen (.*)", part):
+            yield shlex.split(match[1], comments=True)
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -36,10 +54,32 @@ def maker() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def pages(maker: ModuleType) -> dict[str, Any]:
-    """The pages that the two scripts remake."""
+    """The pages of the two scripts, by path."""
     guide = load("make_guide", ROOT / "docs" / "pictures" / "make.py").PAGES
     gallery = load("make_gallery", ROOT / "samples" / "gallery" / "make.py").PAGE
     return {page.path.relative_to(ROOT).as_posix(): page for page in (*guide, gallery)}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_parses(name: str) -> None:
+    """The command and its options exist, and so does each file of the samples that it reads."""
+    for words in commands((ROOT / name).read_text("utf-8")):
+        command, rest = get_command(app), words
+        while subcommands := getattr(command, "commands", None):
+            command, rest = subcommands[rest[0]], rest[1:]
+        command.make_context("diffgen", list(rest))
+        for word in rest:
+            if word.startswith("samples/"):
+                assert (ROOT / word).exists(), f"{name}: {words}"
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block alone, so that it has all of its imports."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) >= 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -52,7 +92,7 @@ def test_every_command_is_right(
         if example.python:
             compile(example.lines[0], example.name, "exec")
             continue
-        for line in example.lines:  # what they begin with is there, as other commands would have made it
+        for line in example.lines:  # a stand-in for the input picture, which an earlier command makes
             words = shlex.split(line)
             if "--image" in words:
                 Image.new("RGB", (64, 64)).save(words[words.index("--image") + 1])
@@ -63,18 +103,20 @@ def test_every_block_has_its_pictures(pages: dict[str, Any]) -> None:
     folders: dict[Path, set[str]] = {}
     for name, page in pages.items():
         assert name in PAGES
-        text, made = page.path.read_text("utf-8"), []
+        text, expected = page.path.read_text("utf-8"), []
         for example in page.examples():
-            made += [Path(file).name for file in example.files] if example.kind == "files" else [f"{example.name}.png"]
+            expected += (
+                [Path(file).name for file in example.files] if example.kind == "files" else [f"{example.name}.png"]
+            )
         shown = [page.path.parent / file for file in re.findall(r"\]\(([\w/-]+\.(?:png|gif))\)", text)]
-        assert sorted(path.name for path in shown) == sorted(made)
+        assert sorted(path.name for path in shown) == sorted(expected)
         assert {path.parent for path in shown} == {page.folder}
         assert len(re.findall(r"<!-- (?:picture|files|terminal): ", text)) == len(list(page.examples()))
-        folders.setdefault(page.folder, set()).update(made)
-    for folder, made in folders.items():
-        found = [path for path in folder.iterdir() if path.suffix in (".png", ".gif")]
-        assert {path.name for path in found} == made
-        assert sum(path.stat().st_size for path in found) < 800_000
+        folders.setdefault(page.folder, set()).update(expected)
+    for folder, expected in folders.items():
+        pictures = [path for path in folder.iterdir() if path.suffix in (".png", ".gif")]
+        assert {path.name for path in pictures} == expected
+        assert sum(path.stat().st_size for path in pictures) < 800_000
 
 
 def test_a_picture_is_what_its_commands_make(
@@ -85,9 +127,9 @@ def test_a_picture_is_what_its_commands_make(
     example = next(example for example in page.examples() if example.name == "image-to-image")
     maker.make(example)
     shown = np.asarray(Image.open(page.folder / f"{example.name}.png").convert("RGB")).astype(int)
-    made = np.asarray(maker.together(example)).astype(int)
-    assert made.shape == shown.shape
-    assert abs(made - shown).mean() < 2  # other machines round otherwise
+    remade = np.asarray(maker.together(example)).astype(int)
+    assert remade.shape == shown.shape
+    assert abs(remade - shown).mean() < 2  # other machines round differently
 
 
 def test_rows_of_pictures_with_captions(maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +153,14 @@ def test_rows_of_pictures_with_captions(maker: ModuleType, tmp_path: Path, monke
     assert outside.min() == 255  # a long caption is cut
 
 
-def test_the_gallery_shows_what_the_model_was_taught() -> None:
-    """Both languages, three styles in equal parts or nearly so, no pair that was held out, no prompt twice."""
+def test_the_gallery_shows_what_the_model_was_trained_on() -> None:
+    """Both languages, all three styles, no held-out pair, no prompt twice."""
     prompts = (ROOT / "samples/gallery" / "prompts.txt").read_text("utf-8").splitlines()
     assert len(set(prompts)) == len(prompts) == 48
     assert 16 <= sum(not prompt.isascii() for prompt in prompts) <= 32
     styles = [re.split("[，,] ?", prompt)[1].split(" ")[0] for prompt in prompts]
-    meant = {"noto": "诺托风格", "flat": "扁平风格", "modern": "现代风格"}
-    assert set(styles) == {*meant, *meant.values()}
+    chinese = {"noto": "诺托风格", "flat": "扁平风格", "modern": "现代风格"}
+    assert set(styles) == {*chinese, *chinese.values()}
     held_out = json.loads((ROOT / "samples" / "emoji" / "held_out.json").read_text("utf-8"))
     english = {prompt.removeprefix("an ").removeprefix("a ") for prompt in prompts}
     assert not english & {f"{name}, {style} style" for name, style in held_out}
