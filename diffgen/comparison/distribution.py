@@ -18,8 +18,9 @@ from torch import Tensor
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.publish import publish
-from diffgen.training.evaluate import BETTER, data_of, in_proportion
+from diffgen.training.evaluate import data_of, in_proportion
 from diffgen.training.evaluate_plan import make_evaluation_plan
+from diffgen.training.metrics import METRICS
 from diffgen.training.reference import Reference
 
 from .plan import Entry
@@ -91,7 +92,7 @@ class Distribution:
             "data": self.data.name,
             "samples": self.samples,
             "held_out": len(self.real.test),
-            "better": {name: better for name, better in BETTER.items() if name in scales},
+            "better": {name: metric.better for name, metric in METRICS.items() if name in scales},
             "scales": scales,
             "rows": rows,
         }

@@ -41,25 +41,13 @@ from .data import BUNDLED, open_data
 from .data.dataset import DataSet
 from .evaluate_plan import EvaluationPlan, make_evaluation_plan
 from .generate import RunGenerator
+from .metrics import METRICS
 from .pixels import PixelJob
 from .reference import Reference, evenly
 from .run import diffusion_of
 
 Progress = Callable[[int, int, str], None]
 
-# Which way is better, in the order in which they are told.
-BETTER = {
-    "sliced_wasserstein": "lower",
-    "frechet_distance": "lower",
-    "nearest_neighbour_accuracy": "near 0.5",
-    "density": "near 1",
-    "coverage": "higher",
-    "memorisation_ratio": "near 1",
-    "classification_accuracy_score": "higher",
-    "held_out_loss": "lower",
-    "bits_per_dim": "lower",
-    "bits_per_dim_ode": "lower",
-}
 MOST_PAIRS = 16_384  # of a time and a picture, for the variational bound
 ODE_PICTURES, ODE_STEPS = 64, 200
 
@@ -173,9 +161,9 @@ class Evaluation:
             "grid": plan.grid,
             "steps": plan.steps,
             "guidance": plan.guidance,
-            "metrics": {name: found[name] for name in BETTER if name in found},
+            "metrics": {name: found[name] for name in METRICS if name in found},
             "floor_deviation": {name: value for name, value in spread.items() if value is not None},
-            "better": {name: better for name, better in BETTER.items() if name in found},
+            "better": {name: metric.better for name, metric in METRICS.items() if name in found},
             "left_out": left_out,
             "held_out_loss_quartiles": quartiles,
             "classifier": {"task": self.real.task, "accuracy": self.real.classifier_accuracy},

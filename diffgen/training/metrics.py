@@ -1,4 +1,4 @@
-"""How alike two sets of pictures are: distances between distributions that need no pretrained network.
+"""The table of all metrics, and distances between two sets of pictures that need no pretrained network.
 
 Every function takes tensors [N, D], a row an example, of any type, and computes in float64. None of them is called FID:
 that is the Fréchet distance in one particular network's features, on fifty thousand pictures.
@@ -6,10 +6,52 @@ that is the Fréchet distance in one particular network's features, on fifty tho
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 AT_ONCE = 2**24  # numbers in a block that is computed at once
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How to present a metric."""
+
+    title: str
+    better: str  # "lower", "higher", or "near" a number
+    short: str = ""  # a title for a narrow column; the title unless given
+    unit: str = ""
+    format: str = ".4g"
+
+    @property
+    def heading(self) -> str:
+        """The title for a column."""
+        return self.short or self.title
+
+    def text(self, value: float) -> str:
+        """The value with its unit."""
+        return f"{value:{self.format}} {self.unit}".rstrip()
+
+
+# Every metric of `evaluate` and `compare`, by its key in JSON, in the order in which they are listed.
+METRICS = {
+    "error": Metric("error", "lower"),
+    "psnr": Metric("peak signal-to-noise ratio", "higher", "PSNR", "dB", ".2f"),
+    "ssim": Metric("structural similarity", "higher", "SSIM"),
+    "mean_error": Metric("error of the mean", "lower", "mean"),
+    "covariance_error": Metric("error of the covariance", "lower", "covariance"),
+    "sliced_wasserstein": Metric("sliced Wasserstein", "lower", "sliced W"),
+    "frechet_distance": Metric("Fréchet distance", "lower"),
+    "nearest_neighbour_accuracy": Metric("nearest-neighbour accuracy", "near 0.5"),
+    "density": Metric("density", "near 1"),
+    "coverage": Metric("coverage", "higher"),
+    "memorisation_ratio": Metric("memorisation ratio", "near 1"),
+    "classification_accuracy_score": Metric("classification accuracy score", "higher"),
+    "held_out_loss": Metric("held-out loss", "lower"),
+    "bits_per_dim": Metric("bits per dimension", "lower"),
+    "bits_per_dim_ode": Metric("bits per dimension by the ODE", "lower"),
+}
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 512, seed: int = 0) -> float:
