@@ -1,4 +1,4 @@
-"""samples/adapters: what its loops train is what `generate` then reads."""
+"""samples/adapters: `generate` reads what the scripts train."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ FILES = ("dropling.safetensors", "delft.safetensors", "canny")
 
 @pytest.fixture(scope="module")
 def sample() -> Iterator[Callable[[str], ModuleType]]:
-    """The sample's modules by name, as its script sees them."""
+    """The sample's modules by name, as its script imports them."""
     with scripts_of(SAMPLE) as modules:
         yield modules
 
 
 @pytest.fixture
 def frozen(sample: Callable[[str], Any], tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The tiny model, computing in float32 also where bfloat16 is fast."""
+    """The tiny model in float32, also where bfloat16 is fast."""
     model = sample("model").Frozen(str(tiny))
     model.dtype = torch.float32
     monkeypatch.setattr(sample("embedding"), "BEGINNING", "red apple")
@@ -55,16 +55,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_all_are_made_once_and_read(
+def test_all_are_trained_once_and_read(
     sample: Callable[[str], Any], frozen: Any, tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     make = sample("make").main
     make(str(tiny), str(data), tmp_path, steps=3)
     assert {path.name for path in tmp_path.iterdir()} == set(FILES)
-    generator, said = diffgen.load(tiny, device="cpu"), {"seed": 1, "steps": 2}
+    generator, options = diffgen.load(tiny, device="cpu"), {"seed": 1, "steps": 2}
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     plain, blue, edged = (
-        np.asarray(generator.generate("a red apple", **said, **more)[0])
+        np.asarray(generator.generate("a red apple", **options, **more)[0])
         for more in (
             {},
             {"loras": [str(tmp_path / "delft.safetensors")]},
@@ -73,14 +73,14 @@ def test_all_are_made_once_and_read(
     )
     assert (blue != plain).any()
     assert edged.shape == plain.shape
-    generator.generate("a <x>", embeddings=[f"<x>={tmp_path / 'dropling.safetensors'}"], **said)
+    generator.generate("a <x>", embeddings=[f"<x>={tmp_path / 'dropling.safetensors'}"], **options)
     assert generator.fits == ["dropling.safetensors: <x> is 2 vectors"]
 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     before = {path: path.read_bytes() for path in files}
     (tmp_path / "delft.safetensors").unlink()
     make(str(tiny), str(data), tmp_path, steps=3)
-    assert {path: path.read_bytes() for path in files} == before  # one was made again, from its own seed
+    assert {path: path.read_bytes() for path in files} == before  # the one that was trained again has its own seed
 
 
 def test_pictures_without_captions_are_refused(
@@ -97,7 +97,7 @@ def test_only_models_of_one_family(sample: Callable[[str], Any], tmp_path: Path)
     from tiny import build
 
     folder = build(tmp_path / "unconditional", family="unconditional")
-    with pytest.raises(InputError, match="no model of Stable Diffusion 1"):
+    with pytest.raises(InputError, match="not a Stable Diffusion 1 model"):
         sample("model").Frozen(str(folder))
 
 
@@ -108,20 +108,20 @@ def test_the_lora_that_is_trained_is_the_one_that_is_merged(
     context = frozen.context(["a red apple", ""])
     plain = frozen.denoise(x, t, context)
     low = sample("lora").widen(frozen.unet)
-    assert torch.equal(frozen.denoise(x, t, context), plain)  # B begins as zero
+    assert torch.equal(frozen.denoise(x, t, context), plain)  # B starts at zero
     with torch.no_grad():
         for a, b in low.values():
             b.weight.normal_(std=0.1)
             for layer in (a, b):
-                layer.weight.copy_(layer.weight.half())  # as the file has them
+                layer.weight.copy_(layer.weight.half())  # as in the file
     trained = frozen.denoise(x, t, context)
     assert (trained - plain).abs().max() > 0.1
     sample("lora").save(low, tmp_path / "lora.safetensors")
     merged = diffgen.load(tiny, device="cpu").pipeline
     matched = adapters.merge_lora(merged, "sd1", read_lora(str(tmp_path / "lora.safetensors")))
     assert matched.matched == matched.total == 2 * len(low)
-    made = merged.unet(x, t, context).sample
-    torch.testing.assert_close(made, trained, atol=1e-4, rtol=1e-4)
+    output = merged.unet(x, t, context).sample
+    torch.testing.assert_close(output, trained, atol=1e-4, rtol=1e-4)
 
 
 def test_the_word_that_is_trained_is_the_one_that_is_read(
@@ -145,13 +145,13 @@ def test_the_word_that_is_trained_is_the_one_that_is_read(
     assert torch.equal(read, frozen.context([f"a {word}, flat style"]))
 
 
-def test_a_controlnet_begins_by_saying_nothing(sample: Callable[[str], Any], frozen: Any) -> None:
+def test_an_untrained_controlnet_changes_nothing(sample: Callable[[str], Any], frozen: Any) -> None:
     network = sample("control").controlnet_for(frozen.unet)
     x, t, context = torch.randn(2, 4, 4, 4), torch.tensor([10, 900]), frozen.context(["a red apple", ""])
     edges = torch.rand(2, 3, 32, 32)
-    said = network(x, t, context, edges, return_dict=False)
-    assert not any(part.any() for part in (*said[0], said[1]))
-    controlled = frozen.denoise(x, t, context, lambda *given: network(*given, edges, return_dict=False))
+    down, mid = network(x, t, context, edges, return_dict=False)
+    assert not any(residual.any() for residual in (*down, mid))
+    controlled = frozen.denoise(x, t, context, lambda *inputs: network(*inputs, edges, return_dict=False))
     assert torch.equal(controlled, frozen.denoise(x, t, context))
     own = frozen.unet.state_dict()
     shared = [name for name in network.state_dict() if name in own]
@@ -159,21 +159,21 @@ def test_a_controlnet_begins_by_saying_nothing(sample: Callable[[str], Any], fro
     assert all(torch.equal(network.state_dict()[name], own[name]) for name in shared)
 
 
-def test_a_picture_that_is_moved_stays_on_white(sample: Callable[[str], Any]) -> None:
+def test_a_transformed_picture_stays_on_white(sample: Callable[[str], Any]) -> None:
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste("black", (24, 24, 40, 40))
     for seed in range(20):
-        dark = 1 - np.asarray(sample("control").moved(picture, random.Random(seed)).convert("L")) / 255
-        assert 0.2 * 16**2 < dark.sum() < 1.2 * 16**2  # its area: from 0.5 · 0.5 to 1.05 · 1.05 of what it was
+        dark = 1 - np.asarray(sample("control").transformed(picture, random.Random(seed)).convert("L")) / 255
+        assert 0.2 * 16**2 < dark.sum() < 1.2 * 16**2  # the area is scaled by 0.5 · 0.5 to 1.05 · 1.05
         assert not dark[[0, -1]].any()
         assert not dark[:, [0, -1]].any()
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_here_fits_the_bundled_model(name: str) -> None:
-    """Its files, as they were committed, if they were."""
+def test_the_committed_adapters_fit_the_bundled_model(name: str) -> None:
+    """Each committed file loads into the bundled model."""
     if not (SAMPLE / name).exists():
-        pytest.skip(f"no {name}: python samples/adapters/make.py makes it")
+        pytest.skip(f"no {name}: run python samples/adapters/make.py")
     pipeline = diffgen.load("emoji", device="cpu").pipeline
     if name == "canny":
         from diffgen.pipelines.weights.load import load_controlnet

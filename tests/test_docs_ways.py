@@ -127,7 +127,7 @@ def test_a_picture_is_what_its_commands_make(
     example = next(example for example in page.examples() if example.name == "image-to-image")
     maker.make(example)
     shown = np.asarray(Image.open(page.folder / f"{example.name}.png").convert("RGB")).astype(int)
-    remade = np.asarray(maker.together(example)).astype(int)
+    remade = np.asarray(maker.joined(example)).astype(int)
     assert remade.shape == shown.shape
     assert abs(remade - shown).mean() < 2  # other machines round differently
 
@@ -141,7 +141,7 @@ def test_rows_of_pictures_with_captions(maker: ModuleType, tmp_path: Path, monke
     for i, colour in enumerate(colours):
         record = {"schema": SCHEMA, "prompt": f"a thing, {'no' * 40} style" if i == 1 else ""}
         Path(f"{i}.png").write_bytes(encode_png(Image.new("RGB", (16, 16), colour), record))
-    paper = maker.together(maker.Example("picture", "rows", ("*.png",), (), columns=3, captions=True))
+    paper = maker.joined(maker.Example("picture", "rows", ("*.png",), (), columns=3, captions=True))
     below, gap = 2 * maker.LINE, maker.GAP
     assert paper.size == (3 * 32 + 2 * gap, 2 * (32 + below) + gap)
     for i, colour in enumerate(colours):

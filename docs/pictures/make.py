@@ -1,8 +1,8 @@
-"""The pictures of the guide, made by the commands that stand there: `python docs/pictures/make.py [NAME…]`.
+"""Make the guide's pictures from the commands on its pages: `python docs/pictures/make.py [NAME…]`.
 
-Those of docs/ways.md and docs/prompts.md go to docs/pictures/, those of docs/seeing.md to docs/seeing/; page.py says
-how a page asks for them. With names only those are written, but all blocks before them on their page are run, whose
-files they may use.
+The pictures of docs/ways.md and docs/prompts.md go to docs/pictures/, those of docs/seeing.md to docs/seeing/. page.py
+has the format of the pages. With names, only those pictures are written. The blocks before them on their page still
+run, because a block may use their files.
 `python samples/gallery/make.py` does the same for the gallery.
 """
 

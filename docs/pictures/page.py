@@ -1,13 +1,13 @@
-"""A page whose pictures are made by the commands that stand on it.
+"""Make the pictures of a Markdown page from the commands on it.
 
-A comment before a block of commands (```bash: `diffgen` and the shell; or ```python) says what is to be seen:
+A comment before a code block (```bash with `diffgen` and shell commands, or ```python) names the pictures:
 
-    <!-- picture: NAME [columns=N] [gap=N] [captions] FILE… -->   the files, in rows or all in one, are NAME.png
-    <!-- files: FILE… -->                                         the files are taken as they are
-    <!-- terminal: NAME -->                                       half way through, a terminal shows NAME.png
+    <!-- picture: NAME [columns=N] [gap=N] [captions] FILE… -->   join the files to NAME.png, in rows or in one row
+    <!-- files: FILE… -->                                         copy the files as they are
+    <!-- terminal: NAME -->                                       NAME.png is a terminal after half of the steps
 
-All blocks of a page are run in one folder, as they use each other's files; samples/ is there too. Pictures are enlarged
-twice; captions are the prompts, from the pictures' own records. What is Chinese in them needs a font that has it.
+All blocks of a page run in one folder, because they use each other's files. The folder has a link to samples/. Pictures
+are enlarged twice. Captions are the prompts in the pictures' records; Chinese ones need a font with Chinese characters.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ from diffgen.images.metadata import read_record
 ROOT = Path(__file__).resolve().parents[2]
 GAP = 8
 INK, BACK = (60, 60, 60), (255, 255, 255)
-CAPTION, LINE = 12, 15  # size of the letters, and from line to line
+CAPTION, LINE = 12, 15  # font size and line height, pixels
 BLOCK = re.compile(r"<!-- (picture|files|terminal): ([^\n]+?) -->\n```(bash|python)\n(.*?)```\n", re.DOTALL)
-COLUMNS, ROWS, CELL = 80, 24, (7, 15)  # of a terminal; pixels of a character
+COLUMNS, ROWS, CELL = 80, 24, (7, 15)  # a terminal's size in characters; a character's in pixels
 LIGHT, DARK = (200, 200, 200), (24, 24, 27)
 
 
 @dataclass(frozen=True)
 class Example:
-    """What is to be seen, and the command lines, or the Python text as one, that make it."""
+    """A code block: its command lines (Python code is one of them), and the picture that they make."""
 
     kind: str
     name: str
     files: tuple[str, ...]
     lines: tuple[str, ...]
     python: bool = False
-    columns: int | None = None  # all in one row
+    columns: int | None = None  # None: one row
     gap: int = GAP  # pixels
     captions: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
-    """A Markdown file, and the folder of its pictures."""
+    """A Markdown file and the folder of its pictures."""
 
     path: Path
     folder: Path
-    apart: bool = False  # no block uses another one's files
+    independent: bool = False  # no block uses the files of another
 
     def examples(self) -> Iterator[Example]:
-        for kind, said, language, text in BLOCK.findall(self.path.read_text("utf-8")):
-            words = said.split()
+        for kind, arguments, language, text in BLOCK.findall(self.path.read_text("utf-8")):
+            words = arguments.split()
             options = dict(word.split("=") for word in words if re.match(r"\w+=\d+$", word))
             files = [word for word in words if word != "captions" and word.partition("=")[0] not in options]
             python = language == "python"
@@ -79,7 +79,7 @@ class Page:
 
 
 def make(example: Example, more: Sequence[str] = ()) -> None:
-    """Run the example's commands in the current folder, `diffgen generate` with `more` options. Raises SystemExit."""
+    """Run the commands in the current folder, `diffgen generate` with the options `more`. Raises SystemExit."""
     for line in example.lines:
         words = shlex.split(line) if not example.python else []
         if example.python:
@@ -93,8 +93,8 @@ def make(example: Example, more: Sequence[str] = ()) -> None:
             raise SystemExit(f"{line}: exit code {code}")
 
 
-def together(example: Example) -> Image.Image:
-    """The example's files from the current folder, row by row, each at twice its size or as high as the others."""
+def joined(example: Example) -> Image.Image:
+    """The example's files in rows, enlarged twice or to the height of the others."""
     paths = [path for file in example.files for path in (sorted(Path().glob(file)) if "*" in file else [Path(file)])]
     pictures = [Image.open(path).convert("RGB") for path in paths]
     height = 2 * min(picture.height for picture in pictures)
@@ -120,7 +120,7 @@ def together(example: Example) -> Image.Image:
 
 
 def caption(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: int) -> None:
-    """The text in the middle below a picture, the style in a second line. Raises SystemExit where no font has it."""
+    """Draw a prompt below a picture, its style on a second line. Raises SystemExit if no font has its letters."""
     font = ImageFont.load_default(CAPTION) if text.isascii() else ImageFont.truetype(font_file(":lang=zh-cn"), CAPTION)
     name, _, style = text.replace("，", ", ").partition(", ")
     for i, line in enumerate((name, style)):
@@ -130,17 +130,17 @@ def caption(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, width: in
 
 
 def font_file(pattern: str) -> str:
-    """A font file that fits fontconfig's pattern. Raises SystemExit where there is none."""
-    command, found = ["fc-list", "-f", "%{file}\n", pattern], []
+    """A font file that matches fontconfig's pattern. Raises SystemExit if there is none."""
+    command, files = ["fc-list", "-f", "%{file}\n", pattern], []
     with contextlib.suppress(FileNotFoundError):
-        found = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    if not found:
+        files = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    if not files:
         raise SystemExit(f"no font for {pattern}: apt-get install fontconfig fonts-wqy-microhei fonts-dejavu-core")
-    return min(found)
+    return min(files)
 
 
-def on_a_terminal(example: Example) -> Image.Image:
-    """What a terminal shows of the example's one command when half of its steps are done."""
+def terminal_picture(example: Example) -> Image.Image:
+    """A terminal that runs the example's one command, after half of its steps."""
     import fcntl
     import termios
 
@@ -148,34 +148,34 @@ def on_a_terminal(example: Example) -> Image.Image:
     from terminal import Screen
 
     (line,) = example.lines
-    here, their_end = os.openpty()
-    fcntl.ioctl(their_end, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+    parent_end, child_end = os.openpty()
+    fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
     process = subprocess.Popen(
         [sys.executable, "-m", "diffgen", *shlex.split(line)[1:]],
         env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor", "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.DEVNULL,
-        stderr=their_end,
+        stderr=child_end,
     )
-    os.close(their_end)
-    seen = b""
-    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
-        while data := os.read(here, 1 << 16):
-            seen += data
-    os.close(here)
+    os.close(child_end)
+    output = b""
+    with contextlib.suppress(OSError):  # Linux raises it when the other end is closed
+        while data := os.read(parent_end, 1 << 16):
+            output += data
+    os.close(parent_end)
     if process.wait():
         raise SystemExit(f"{line}: exit code {process.returncode}")
     screen = Screen(COLUMNS)
-    for drawing in re.split(r"(?=\r(?!\n))", seen.decode()):  # each begins by going back over the one before
+    for drawing in re.split(r"(?=\r(?!\n))", output.decode()):  # each overwrites the one before
         screen.write(drawing)
-        done = re.findall(r"(\d+)/(\d+) ", screen.text)
-        if done and 2 * int(done[-1][0]) >= int(done[-1][1]) and "▀" in screen.text:
+        counts = re.findall(r"(\d+)/(\d+) ", screen.text)
+        if counts and 2 * int(counts[-1][0]) >= int(counts[-1][1]) and "▀" in screen.text:
             break
-    return drawn(line, screen.lines)
+    return draw_terminal(line, screen.lines)
 
 
-def drawn(command: str, lines: Sequence[Sequence[tuple]]) -> Image.Image:
-    """A terminal's lines of (character, colour, colour behind it), below the command that was typed."""
+def draw_terminal(command: str, lines: Sequence[Sequence[tuple]]) -> Image.Image:
+    """A terminal with a command and below it lines of (character, colour, background colour)."""
     font = ImageFont.truetype(font_file("DejaVu Sans Mono:style=Book"), 11)
     rows = [[(c, None, None) for c in f"$ {command}"], *lines]
     width, height = CELL
@@ -193,31 +193,31 @@ def drawn(command: str, lines: Sequence[Sequence[tuple]]) -> Image.Image:
 
 
 def remake(pages: Sequence[Page], names: Sequence[str] = ()) -> None:
-    """Run the blocks of the pages, and write the pictures of these names, or all. Raises SystemExit."""
+    """Run the pages' blocks and write the pictures of these names, or all pictures. Raises SystemExit."""
     for name in names:
-        known = [example.name for page in pages for example in page.examples()]
-        if name not in known:
-            raise SystemExit(f"there is no {name}; there are {', '.join(known)}")
+        names_on_pages = [example.name for page in pages for example in page.examples()]
+        if name not in names_on_pages:
+            raise SystemExit(f"unknown picture {name!r}; choose from {', '.join(names_on_pages)}")
     for page in pages:
         examples = list(page.examples())
         wanted = [example for example in examples if not names or example.name in names]
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             Path("samples").symlink_to(ROOT / "samples")
-            for example in wanted if page.apart else examples[: examples.index(wanted[-1]) + 1] if wanted else ():
+            for example in wanted if page.independent else examples[: examples.index(wanted[-1]) + 1] if wanted else ():
                 if example.kind != "terminal":
                     make(example)
                 if example in wanted:
-                    show(example, page.folder)
+                    write(example, page.folder)
 
 
-def show(example: Example, folder: Path) -> None:
-    """Write what is to be seen of an example whose files are in the current folder."""
+def write(example: Example, folder: Path) -> None:
+    """Write the pictures of an example whose files are in the current folder."""
     files = [folder / f"{example.name}.png"]
     if example.kind == "files":
         files = [Path(shutil.copy(file, folder)) for file in example.files]
     elif example.kind == "terminal":
-        on_a_terminal(example).save(files[0], optimize=True)
+        terminal_picture(example).save(files[0], optimize=True)
     else:
-        together(example).save(files[0], optimize=True)
+        joined(example).save(files[0], optimize=True)
     for file in files:
         print(file.stat().st_size, file.name, flush=True)

@@ -1,8 +1,8 @@
-"""A word for something that the model has never seen: textual inversion (Gal et al. 2022, arXiv 2208.01618).
+"""Train a word for something that the model has not seen: textual inversion (Gal et al. 2022, arXiv 2208.01618).
 
-Nothing of the model changes. The word is a few vectors in the text encoder's table of words, and these are moved until
-the captions with the word make the model draw the pictures. More vectors say more; one or two are enough for a model
-that has seen the world, five are better for one that knows nothing but emoji.
+The model does not change. The word is a few vectors in the text encoder's embedding table. They are trained until the
+model draws the pictures from captions with the word. More vectors carry more: one or two are enough for a large model,
+and five are better for one that was trained on emoji only.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from diffgen.training.data.dataset import DataSet
 
 WORD = "<dropling>"
-BEGINNING = "purple droplet ghost eyes face"  # its vectors begin as those of these words
+BEGINNING = "purple droplet ghost eyes face"  # the vectors start as those of these words
 CAPTIONS = ("{}", "a {}", "{}, flat style")
 STEPS, BATCH, RATE = 500, 16, 2e-2
 BODY, EYE = "#8457dd", "#2a1a4a"
 
 
 def dropling(size: float, x: float, y: float, side: int) -> Image.Image:
-    """A drop with eyes: its size, and where its middle is, in shares of the picture."""
-    s = 8 * side  # drawn large, then made smaller: no jagged edges
+    """A drop with eyes; its size and centre (x, y) are fractions of the picture."""
+    s = 8 * side  # drawn large, then reduced: no jagged edges
     picture = Image.new("RGB", (s, s), "white")
     draw = ImageDraw.Draw(picture)
 
     def place(across: float, down: float) -> tuple[float, float]:
-        """In pixels, of a place that is measured from the drop's middle in shares of its size; so is all below."""
+        """Pixels of a position relative to the drop's centre, in units of its size."""
         return (x + across * size) * s, (y + down * size) * s
 
     def oval(across: float, down: float, wide: float, high: float, colour: str) -> None:
@@ -46,40 +46,40 @@ def dropling(size: float, x: float, y: float, side: int) -> Image.Image:
 
 
 def pictures(side: int) -> list[Image.Image]:
-    """Eight that differ a little, so that the word becomes what they share."""
+    """Eight pictures that differ a little, so that the word learns what they share."""
     return [dropling(0.9 + 0.03 * (i % 3), 0.5 + 0.02 * math.cos(i), 0.52 + 0.02 * math.sin(i), side) for i in range(8)]
 
 
 def add_word(model: Frozen) -> tuple[str, nn.Parameter, list[int]]:
-    """(the word as the tokenizer reads it, the table [tokens, width], the word's rows): only these rows can learn."""
+    """Add the word; only its rows are trained. Returns (its tokens as text, the table [tokens, width], the rows)."""
     tokenizer, encoder = model.tokenizer, model.text_encoder
-    known = tokenizer(BEGINNING, add_special_tokens=False).input_ids
-    tokens = [f"{WORD[:-1]}-{i}>" for i in range(len(known))]  # one for each vector
+    initial = tokenizer(BEGINNING, add_special_tokens=False).input_ids
+    tokens = [f"{WORD[:-1]}-{i}>" for i in range(len(initial))]  # one for each vector
     tokenizer.add_tokens(tokens)
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     table = encoder.get_input_embeddings().weight
     rows = tokenizer.convert_tokens_to_ids(tokens)
-    ours = torch.zeros(len(table), 1, device=table.device)
-    ours[rows] = 1
+    mask = torch.zeros(len(table), 1, device=table.device)
+    mask[rows] = 1
     with torch.no_grad():
-        table[rows] = table[known]
-    table.requires_grad_().register_hook(lambda gradient: gradient * ours)
+        table[rows] = table[initial]
+    table.requires_grad_().register_hook(lambda gradient: gradient * mask)
     return " ".join(tokens), table, rows
 
 
 def save(table: Tensor, rows: list[int], path: Path) -> None:
-    """[n, width], by the name that AUTOMATIC1111 gives it."""
+    """Write the vectors [n, width], with AUTOMATIC1111's name."""
     save_file({"emb_params": table[rows].detach().cpu().contiguous()}, path, {"format": "pt"})
 
 
 def train(model: Frozen, data: DataSet, path: Path, steps: int = STEPS) -> None:
-    """Write the word's vectors. The pictures are drawn here; `data` has nothing to do with them."""
+    """Train the word's vectors on drawn pictures, and write them. `data` is not used."""
     x0 = model.latents(pictures(model.side))
     word, table, rows = add_word(model)
 
     def loss(k: int) -> Tensor:
-        shown, said = torch.randint(len(x0), (BATCH,)), torch.randint(len(CAPTIONS), (BATCH,))
-        return model.loss(x0[shown], model.context([CAPTIONS[i].format(word) for i in said]))
+        batch, captions = torch.randint(len(x0), (BATCH,)), torch.randint(len(CAPTIONS), (BATCH,))
+        return model.loss(x0[batch], model.context([CAPTIONS[i].format(word) for i in captions]))
 
     descend("embedding", [table], loss, steps=steps, batch=BATCH, rate=RATE)
     save(table, rows, path)

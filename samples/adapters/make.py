@@ -1,16 +1,16 @@
-"""A textual inversion, a LoRA and a ControlNet for a model, from a folder of captioned pictures.
+"""Train a textual inversion, a LoRA and a ControlNet for a model, on a folder of captioned pictures.
 
     python samples/adapters/make.py diffgen/models/bundled/emoji work/data samples/adapters
 
-The folder is the one that samples/emoji/make.py leaves in its work folder. What is in OUT already is not made again, so
-the same command goes on after it was stopped.
+The data is a folder that samples/emoji/make.py leaves in its work folder. Files that exist in OUT are not trained
+again, so the same command continues after an interruption.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not slow down other processes
 
 import argparse
 import shutil
@@ -29,7 +29,7 @@ from model import Frozen
 from diffgen.errors import DiffgenError, InputError
 from diffgen.training.data import open_data
 
-MADE: dict[str, Callable[..., None]] = {
+ADAPTERS: dict[str, Callable[..., None]] = {
     "dropling.safetensors": embedding.train,
     "delft.safetensors": lora.train,
     "canny": control.train,
@@ -37,33 +37,33 @@ MADE: dict[str, Callable[..., None]] = {
 
 
 def main(model: str, folder: str, out: Path, steps: int | None = None) -> None:
-    """Make in `out` what is not there; each with so many steps, if said. Raises InputError."""
-    missing = [name for name in MADE if not (out / name).exists()]
+    """Train the adapters that `out` lacks; `steps` replaces the number of steps of each. Raises InputError."""
+    missing = [name for name in ADAPTERS if not (out / name).exists()]
     if not missing:
-        print(f"all there: {', '.join(str(out / name) for name in MADE)}")
+        print(f"all exist: {', '.join(str(out / name) for name in ADAPTERS)}")
         return
     data = open_data(folder, size=Frozen(model).side, channels=3)
     if data.captions is None:
-        raise InputError(f"{folder} has no captions", "a metadata.jsonl beside the pictures captions them")
+        raise InputError(f"{folder} has no captions", "add a metadata.jsonl with captions to the folder")
     out.mkdir(parents=True, exist_ok=True)
     for name in missing:
-        begin, new = time.monotonic(), out / f"{name}.tmp"
+        start, new = time.monotonic(), out / f"{name}.tmp"
         print(f"{name}: preparing pictures", file=sys.stderr, flush=True)
         shutil.rmtree(new, ignore_errors=True)
         torch.manual_seed(0)
         options: dict[str, Any] = {} if steps is None else {"steps": steps}
-        MADE[name](Frozen(model), data, new, **options)
+        ADAPTERS[name](Frozen(model), data, new, **options)
         new.rename(out / name)
         size = sum(file.stat().st_size for file in [out / name, *(out / name).glob("*")] if file.is_file())
-        print(f"{out / name}: {size / 1e6:.2f} MB, {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"{out / name}: {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model of Stable Diffusion 1: a diffusers folder, or emoji")
-    parser.add_argument("data", help="pictures with a metadata.jsonl")
+    parser.add_argument("model", help="a Stable Diffusion 1 model: a diffusers folder, or emoji")
+    parser.add_argument("data", help="a folder of pictures with a metadata.jsonl")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, help="for a trial: so many for each, instead of its own number")
+    parser.add_argument("--steps", type=int, help="steps of each adapter, for a trial")
     a = parser.parse_args()
     try:
         main(a.model, a.data, a.out, a.steps)

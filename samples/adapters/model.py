@@ -1,4 +1,4 @@
-"""What the adapters have in common: a frozen model that says how wrong it is, and a loop that makes it less so."""
+"""What the adapters share: a frozen model with its training loss, and a training loop."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from diffgen.pipelines.training.captions import read
 from diffgen.training.batches import times
 from diffgen.training.precision import fast_attention, fast_dtype
 
-ENCODED_AT_ONCE = 64
-SAID_EVERY = 10.0  # seconds
+ENCODE_BATCH = 64
+LOG_INTERVAL = 10.0  # seconds
 
 
 class Frozen:
-    """A model of Stable Diffusion 1 whose weights stay as they are. `unet`, `text_encoder`, `tokenizer`, `side`."""
+    """A Stable Diffusion 1 model with frozen weights: `unet`, `text_encoder`, `tokenizer`, and `side` in pixels."""
 
     def __init__(self, name: str) -> None:
-        """Raises InputError for a model of another family."""
+        """Load a model. Raises InputError for a model of another family."""
         model = diffgen.load(name, dtype="float32")
         if not isinstance(model, ImageGenerator) or model.checked.family != "sd1":
-            raise InputError(f"{name} is no model of Stable Diffusion 1", "these adapters are made for the model emoji")
+            raise InputError(f"{name} is not a Stable Diffusion 1 model", "these adapters are for the model emoji")
         self.device, self.parts = model.device, model.pipeline.components
         self.unet: Any = self.parts["unet"]
         self.text_encoder: Any = self.parts["text_encoder"]
         self.tokenizer: Any = self.parts["tokenizer"]
         self.diffusion = GaussianDiffusion(model.noise, model.prediction)
-        self.side = self.unet.config.sample_size * model.pipeline.vae_scale_factor  # of a picture, in pixels
+        self.side = self.unet.config.sample_size * model.pipeline.vae_scale_factor  # of a picture, pixels
         self.dtype = fast_dtype("auto", self.device, self.side**2)
 
     @contextlib.contextmanager
     def fast(self) -> Iterator[None]:
-        """Forward passes are computed in bfloat16 in here, where the machine is quick at that."""
+        """Compute forward passes in bfloat16 if the device is fast at it."""
         if self.dtype == torch.float32:
             yield
         else:
@@ -53,30 +53,30 @@ class Frozen:
 
     @torch.no_grad()
     def latents(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """What the autoencoder makes of pictures, as the UNet reads it: float32 [N, C, h, w]."""
-        vae, parts = self.parts["vae"], []
-        for first in range(0, len(pictures), ENCODED_AT_ONCE):
-            x = np.stack([from_pil(picture) for picture in pictures[first : first + ENCODED_AT_ONCE]])
+        """The scaled latents of pictures, the UNet's input: float32 [N, C, h, w]."""
+        vae, batches = self.parts["vae"], []
+        for first in range(0, len(pictures), ENCODE_BATCH):
+            x = np.stack([from_pil(picture) for picture in pictures[first : first + ENCODE_BATCH]])
             with self.fast():
-                parts.append(vae.encode(torch.from_numpy(x).to(self.device)).latent_dist.mean.float())
-        return torch.cat(parts) * vae.config.scaling_factor
+                batches.append(vae.encode(torch.from_numpy(x).to(self.device)).latent_dist.mean.float())
+        return torch.cat(batches) * vae.config.scaling_factor
 
     def context(self, captions: Sequence[str]) -> Tensor:
-        """What the text encoder says of captions: [B, length, width]."""
+        """The text embeddings of captions: [B, length, width]."""
         with self.fast():
             return self.text_encoder(read(self.tokenizer, captions).to(self.device)).last_hidden_state
 
-    def loss(self, x0: Tensor, context: Tensor, **more: Any) -> Tensor:
-        """DDPM algorithm 1, lines 3 to 5: noise at a random time on x0 [B, C, h, w]; how far off the prediction is.
+    def loss(self, x0: Tensor, context: Tensor, **options: Any) -> Tensor:
+        """DDPM algorithm 1, lines 3 to 5: the mean loss on x0 [B, C, h, w] at random times.
 
-        `more` goes to `denoise`.
+        `options` are arguments of `denoise`.
         """
         t = times(torch.rand(len(x0)), self.diffusion.T, stratified=True).to(self.device)
         noise = torch.randn(x0.shape).to(self.device)
-        return self.diffusion.loss(lambda x, t: self.denoise(x, t, context, **more), x0, t, noise).mean()
+        return self.diffusion.loss(lambda x, t: self.denoise(x, t, context, **options), x0, t, noise).mean()
 
     def denoise(self, x: Tensor, t: Tensor, context: Tensor, control: Callable[..., Any] | None = None) -> Tensor:
-        """The UNet's output [B, C, h, w]; with what `control` of the same arguments says added inside."""
+        """The UNet's output [B, C, h, w], with the residuals of `control(x, t, context)` added inside."""
         with self.fast():
             down, mid = (None, None) if control is None else control(x, t, context)
             output = self.unet(
@@ -93,13 +93,14 @@ class Frozen:
 def descend(
     name: str, weights: Iterable[nn.Parameter], loss: Callable[[int], Tensor], *, steps: int, batch: int, rate: float
 ) -> None:
-    """Adam on loss(k), k = 0 … steps − 1: the rate rises over the first twentieth and falls to 0 over the last third.
+    """Minimise loss(k), k = 0 … steps − 1, with Adam.
 
-    Says every few seconds how it goes. Raises InvalidOutput where the loss is not finite.
+    The learning rate rises over the first twentieth of the steps and falls to 0 over the last third. Progress goes to
+    stderr every few seconds. Raises InvalidOutput if the loss is not finite.
     """
     weights = [weight.requires_grad_() for weight in weights]
     optimizer = torch.optim.Adam(weights, lr=rate)
-    begin = said = time.monotonic()
+    start = last_log = time.monotonic()
     recent: list[float] = []
     for k in range(steps):
         optimizer.param_groups[0]["lr"] = rate * min(1, 20 * (k + 1) / steps, 3 * (steps - k) / steps)
@@ -112,11 +113,11 @@ def descend(
         if not np.isfinite(recent[-1]):
             raise InvalidOutput(f"{name}: the loss of step {k + 1} is {recent[-1]}", "lower the learning rate")
         now = time.monotonic()
-        if now - said > SAID_EVERY or k + 1 == steps:
-            rate_of = batch * (k + 1) / (now - begin)
+        if now - last_log > LOG_INTERVAL or k + 1 == steps:
+            speed = batch * (k + 1) / (now - start)
             print(
-                f"{name}: step {k + 1} of {steps}, loss {np.mean(recent):.4f}, {rate_of:.0f} pictures/s",
+                f"{name}: step {k + 1} of {steps}, loss {np.mean(recent):.4f}, {speed:.0f} pictures/s",
                 file=sys.stderr,
                 flush=True,
             )
-            said, recent = now, []
+            last_log, recent = now, []

@@ -1,6 +1,6 @@
-"""The gallery's pictures, made by the commands of its README: `python samples/gallery/make.py [NAME…]`.
+"""Make the gallery's pictures from the commands in its README: `python samples/gallery/make.py [NAME…]`.
 
-With names, only those pictures are made. docs/pictures/page.py says how a page asks for its pictures.
+With names, only those pictures are made. docs/pictures/page.py has the format of the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ sys.path.append(str(HERE.parents[1] / "docs" / "pictures"))
 
 from page import Page, remake  # noqa: E402
 
-PAGE = Page(HERE / "README.md", HERE, apart=True)
+PAGE = Page(HERE / "README.md", HERE, independent=True)
 
 if __name__ == "__main__":
     remake([PAGE], sys.argv[1:])
