@@ -88,11 +88,11 @@ class Mixture:
             return math.cos(theta) * eps - math.sin(theta) * x0
 
         start, end = math.atan2(p.sigma, p.alpha), math.atan2(q.sigma, q.alpha)
-        y = x.double() / math.hypot(p.alpha, p.sigma)
+        y = x.double() / p.norm
         width = (end - start) / intervals
         for i in range(intervals):
             y = _extrapolated(slope, y, start + i * width, width)
-        return (y * math.hypot(q.alpha, q.sigma)).to(x.dtype)
+        return (y * q.norm).to(x.dtype)
 
 
 class Gaussian(Mixture):
@@ -122,7 +122,7 @@ class Exam:
         first, last = noise.noisiest, noise.at(t=noise.t_min)
         shape = len(mixtures) * starts, mixtures[0].means.shape[1]
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        self.x = z * math.hypot(first.alpha, first.sigma)
+        self.x = z * first.norm
         end = self._model.solve(self.x.double(), first, last)
         self._seen = self._model.denoise(end, last.alpha, last.sigma)[0]
         self._clean = self._model.solve(end, last, CLEAN)

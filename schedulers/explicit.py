@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from schedulers.grid import _between, _fractions
+from schedulers.grid import between, fractions
 from schedulers.noise import NoiseSchedule, Point
 
 
@@ -62,7 +62,7 @@ def _stretched(noise: NoiseSchedule, points: list[Point], told: list[float], n: 
     levels = [p.sigma if flow else math.log(p.rho) if p.alpha != 0 else math.inf for p in points]
     off = [t - p.t for t, p in zip(told, points, strict=True)]
     found, said = [], []
-    for u in _fractions(n):
+    for u in fractions(n):
         where = u * (len(points) - 1)
         i = min(int(where), max(len(points) - 2, 0))
         j, part = min(i + 1, len(points) - 1), where - i
@@ -180,8 +180,8 @@ def _given_sigma(noise: NoiseSchedule, sigma: float) -> Point:
     if noise.name == "flow":
         if not 0 < sigma <= 1:
             raise ValueError(f"σ of a flow must lie in (0, 1], got {sigma:g}")
-        return noise.at(t=sigma * noise.T)
+        return noise.at(level=sigma)
     top, bottom = noise.noisiest, noise.at(t=noise.t_min)
     if not bottom.rho / 1.01 <= sigma <= top.rho * 1.01:
         raise ValueError(f"σ/α must lie in [{bottom.rho:.4g}, {top.rho:.4g}], got {sigma:g}")
-    return _between(noise, sigma, top, bottom)
+    return between(noise, sigma, top, bottom)

@@ -18,10 +18,11 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from schedulers.draws import Generators
 from schedulers.explicit import Explicit, explicit
 from schedulers.noise import NoiseSchedule
 from schedulers.registry import info
-from schedulers.scheduler import Config, Generators, Scheduler
+from schedulers.scheduler import Config, Scheduler
 
 
 class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
@@ -65,16 +66,16 @@ def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:
 
 
 class from_diffusers:  # noqa: N801  (used as a function)
-    """A scheduler of diffusers in the place of one of ours: `set_timesteps`, `init_noise_sigma` and `sample`."""
+    """A scheduler of diffusers in the place of one of ours: `start` and `sample`."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.order = getattr(scheduler, "order", 1)
 
-    @property
-    def init_noise_sigma(self) -> float:
-        """What the starting noise is multiplied with; for some classes it depends on the steps that were set last."""
-        return float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+    def start(self, noise: Tensor, steps: int = 20) -> Tensor:
+        """The starting state from standard normal noise; some classes scale it by the steps that were set last."""
+        self.scheduler.set_timesteps(steps)
+        return noise * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
 
     def nfe(self, steps: int) -> int:
         """Function evaluations that `steps` steps cost."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from schedulers.noise import NoiseSchedule, Point, ops
+from schedulers.noise import NoiseSchedule, Point
 
 
 class Grid:
@@ -46,16 +46,15 @@ class Grid:
 Points = Callable[[NoiseSchedule, int], Sequence[Point]]  # the n points at which to ask
 
 
-def _fractions(n: int) -> list[float]:
+def fractions(n: int) -> list[float]:
     """n numbers from 0 to 1."""
     return [k / (n - 1) if n > 1 else 0.0 for k in range(n)]
 
 
-def _between(noise: NoiseSchedule, level: float, top: Point, bottom: Point) -> Point:
-    """The point at that σ/α (of a flow, σ); the ends are themselves, so that rounding cannot leave the schedule."""
-    flow = noise.name == "flow"
-    if level >= (top.sigma if flow else top.rho) * (1 - 1e-12):
+def between(noise: NoiseSchedule, level: float, top: Point, bottom: Point) -> Point:
+    """The point at that noise level, or the end that it equals up to rounding, so that it never leaves the schedule."""
+    if level >= noise.level(top) * (1 - 1e-12):
         return top
-    if level <= (bottom.sigma if flow else bottom.rho) * (1 + 1e-12):
+    if level <= noise.level(bottom) * (1 + 1e-12):
         return bottom
-    return noise.at(t=noise.T * level) if flow else noise.at(lam=-ops(level).log(level))
+    return noise.at(level=level)

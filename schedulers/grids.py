@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
 from schedulers.explicit import Explicit, tuned
-from schedulers.grid import Grid, Points, _between, _fractions
+from schedulers.grid import Grid, Points, between, fractions
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 
 GRIDS: dict[str, Points] = {}
@@ -121,7 +121,7 @@ def leading(noise: NoiseSchedule, n: int) -> list[Point]:
 @grid
 def linspace(noise: NoiseSchedule, n: int) -> list[Point]:
     """t = (T − 1)·(1 − k/(n − 1)): n times from the noisiest to the least noisy."""
-    return [uniform(noise, (noise.T - 1) * (1 - u)) for u in _fractions(n)]
+    return [uniform(noise, (noise.T - 1) * (1 - u)) for u in fractions(n)]
 
 
 @grid
@@ -140,7 +140,7 @@ def simple(noise: NoiseSchedule, n: int) -> list[Point]:
 @grid
 def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
     """t at the quantiles of Beta(0.6, 0.6): more of the early and the late times (Lee et al. 2024; ComfyUI's beta)."""
-    return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u))) for u in _fractions(n)]
+    return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u))) for u in fractions(n)]
 
 
 # Ramps
@@ -149,12 +149,12 @@ def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
 def ramp(noise: NoiseSchedule, n: int, level: Callable[[float, float, float], float]) -> list[Point]:
     """n points whose level falls from the schedule's largest to its smallest: level(u, largest, smallest), u 0 … 1."""
     top, bottom = noise.noisiest, noise.at(t=noise.t_min)
-    if noise.name == "flow":
-        return [_between(noise, level(u, top.sigma, bottom.sigma), top, bottom) for u in _fractions(n)]
-    if top.alpha == 0:
-        below = noise.at(t=noise.t_max - 1)
-        return [top, *(_between(noise, level(u, below.rho, bottom.rho), below, bottom) for u in _fractions(n - 1))]
-    return [_between(noise, level(u, top.rho, bottom.rho), top, bottom) for u in _fractions(n)]
+    pure_noise = [top] if noise.level(top) == math.inf else []
+    if pure_noise:
+        top = noise.at(t=noise.t_max - 1)
+    largest, smallest = noise.level(top), noise.level(bottom)
+    rest = fractions(n - len(pure_noise))
+    return [*pure_noise, *(between(noise, level(u, largest, smallest), top, bottom) for u in rest)]
 
 
 @grid

@@ -43,6 +43,11 @@ class Point:
         """σ/α: the noise level of Karras et al. (in the frame x/α); inf from pure noise."""
         return math.inf if _is_zero(self.alpha) else self.sigma / self.alpha
 
+    @property
+    def norm(self) -> float:
+        """√(α² + σ²): the standard deviation of the state, for data of unit variance."""
+        return math.hypot(self.alpha, self.sigma)
+
 
 def _dtype(x: Any) -> Any:
     """float64, but where a tensor's device has none."""
@@ -121,11 +126,19 @@ class NoiseSchedule:
         """The standard deviation of the noise at time t (a float, or a tensor of any shape)."""
         return self.at(t=t).sigma
 
-    def at(self, *, t: Any = None, lam: Any = None) -> Point:
-        """The point at time t, or at λ = ln(α/σ); λ beyond the ends of a table gives its end."""
+    def at(self, *, t: Any = None, lam: Any = None, level: Any = None) -> Point:
+        """The point at time t, at λ = ln(α/σ), or at a noise level; beyond the ends of a table, its end."""
+        if level is not None and self.name == "flow":
+            t = self.T * level
+        elif level is not None:
+            lam = -ops(level).log(level)
         if t is None:
             t = self._time(lam)
         return Point(t, *self._point(_precise(t)))
+
+    def level(self, p: Point) -> Any:
+        """The noise level by which points are placed, listed and drawn: σ on a flow, σ/α on every other schedule."""
+        return p.sigma if self.name == "flow" else p.rho
 
     @cached_property
     def noisiest(self) -> Point:
@@ -297,6 +310,11 @@ class NoiseSchedule:
         name, zero = arguments.pop("name"), arguments.pop("zero_terminal_snr", False)
         made = cls.from_alphas_cumprod(**arguments) if name == "from_alphas_cumprod" else cls.named(name, **arguments)
         return made.zero_terminal_snr() if zero else made
+
+
+def level_symbol(name: str) -> str:
+    """The symbol of the noise level (`NoiseSchedule.level`) on the schedule of that name."""
+    return "σ" if name == "flow" else "σ/α"
 
 
 RESOLUTION_SHIFT: dict[str, Any] = {  # diffusers' names and defaults

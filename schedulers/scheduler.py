@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from schedulers.draws import Generators, normal
 from schedulers.explicit import Explicit
 from schedulers.grid import Grid, Points
 from schedulers.noise import NoiseSchedule, Point
@@ -26,8 +27,6 @@ from schedulers.solver import Solver, Steps, asked, corrected, rest_asking, run
 
 from . import grids, prediction
 from .explicit import explicit
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class NonFinite(ArithmeticError):  # noqa: N818
@@ -141,7 +140,7 @@ class Scheduler:
         generators: Generators = None,
         callback: Callable[[int, Point, Denoised], None] | None = None,
     ) -> Tensor:
-        """From the state x [B, …] at the grid's first point (standard normal times `init_noise_sigma`) to the picture.
+        """From the state x [B, …] at the grid's first point, as `start` makes it, to the picture.
 
         `denoiser(x, t)` gets t as a float tensor [B] and returns what `prediction` says; with EDM's preconditioning its
         x is scaled by c_in. `steps` is 20 unless given, or as many as an explicit grid has; a Grid of one's own serves
@@ -173,6 +172,11 @@ class Scheduler:
         flags.check(result)
         return result
 
+    def start(self, noise: Tensor, steps: int | Grid | None = None) -> Tensor:
+        """The state at the grid's first point from standard normal noise: times √(α² + σ²). `steps` as in `sample`."""
+        grid = steps if isinstance(steps, Grid) else self.grid(steps)
+        return noise * grid[0].norm
+
     def _input_scale(self, p: Point) -> float:
         return prediction.input_scale(self.prediction, self.noise, p)
 
@@ -195,14 +199,12 @@ class Scheduler:
     @property
     def init_noise_sigma(self) -> float:
         """√(α² + σ²) at the first point: the deviation of the state there, for data of unit variance."""
-        p = self._grid[0] if self._grid is not None else self.noise.noisiest
-        return float((p.alpha**2 + p.sigma**2) ** 0.5)
+        return (self._grid[0] if self._grid is not None else self.noise.noisiest).norm
 
     @property
     def sigmas(self) -> Tensor:
-        """σ/α (σ of a flow) at each evaluation, and 0."""
-        flow = self.noise.name == "flow"
-        return torch.tensor([*(p.sigma if flow else p.rho for p in self._asked), 0.0])
+        """The noise level of each evaluation (σ/α; σ on a flow), and 0."""
+        return torch.tensor([*map(self.noise.level, self._asked), 0.0])
 
     def set_timesteps(
         self,
@@ -380,16 +382,6 @@ class _Flags:
                     i = min(i, len(self.seen) - 2)
                     raise NonFinite(self.begin + i, float(self.seen[i][1]), [j for j, b in enumerate(row) if b])
             self.seen.pop()
-
-
-def normal(shape: Sequence[int], generators: Generators, device: Any) -> Tensor:
-    """A standard normal, float32, drawn where its generator lives; of several generators, image i has the i-th."""
-    if isinstance(generators, Sequence):
-        if len(generators) != shape[0]:
-            raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}: one for each image is needed")
-        return torch.cat([normal([1, *shape[1:]], g, device) for g in generators])
-    where = device if generators is None else generators.device
-    return torch.randn(list(shape), generator=generators, device=where, dtype=torch.float32).to(device)
 
 
 # What is given

@@ -42,9 +42,21 @@ def test_tables_are_variance_preserving_and_read_at_whole_times(noise: NoiseSche
 def test_time_and_noise_level_are_inverse(noise: NoiseSchedule, u: float) -> None:
     t = noise.t_min + u * (noise.t_max - noise.t_min)
     p = noise.at(t=t)
-    again = noise.at(lam=p.lam)
-    assert again.t == pytest.approx(t, abs=1e-9 * max(noise.t_max, 1))
-    assert again.sigma * p.alpha == pytest.approx(p.sigma * again.alpha, rel=1e-9)
+    for again in (noise.at(lam=p.lam), noise.at(level=noise.level(p))):
+        assert again.t == pytest.approx(t, abs=1e-9 * max(noise.t_max, 1))
+        assert again.sigma * p.alpha == pytest.approx(p.sigma * again.alpha, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("noise", "level"),
+    [(NoiseSchedule.edm(), 0.75), (NoiseSchedule.flow(3.0), 0.75), (NoiseSchedule.scaled_linear(), 0.75)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_noise_level_is_sigma_on_a_flow_and_sigma_over_alpha_elsewhere(noise: NoiseSchedule, level: float) -> None:
+    p = noise.at(level=level)
+    assert (p.sigma if noise.name == "flow" else p.sigma / p.alpha) == pytest.approx(level, rel=1e-12)
+    assert noise.level(p) == pytest.approx(level, rel=1e-12)
+    assert p.norm == pytest.approx(math.sqrt(p.alpha**2 + p.sigma**2))
 
 
 @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)

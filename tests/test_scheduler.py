@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import schedulers
 from schedulers import Grid, NoiseSchedule, NonFinite, Point, Scheduler, explicit
+from schedulers.draws import Generators, normal
 from schedulers.exact import Gaussian, Mixture
 from schedulers.for_diffusers import DiffgenScheduler, for_diffusers, from_diffusers
 from schedulers.program import Program
-from schedulers.scheduler import Generators
 from schedulers.solver import SOLVERS, Solver, rest_asking, solver
 from schedulers.testing import check_solver
 
@@ -40,10 +40,23 @@ def seeds(count: int) -> list[torch.Generator]:
 
 
 def start(s: Scheduler, batch: int = 3) -> Tensor:
-    return (
-        torch.stack([torch.randn(2, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(batch)])
-        * s.init_noise_sigma
-    )
+    """The starting states of images of 2 channels and 2 x 2 pixels, image i from the seed i."""
+    return s.start(normal((batch, 2, 2, 2), [torch.Generator().manual_seed(i) for i in range(batch)]))
+
+
+def test_the_starting_state_is_noise_of_each_images_own_at_the_deviation_of_the_first_point() -> None:
+    noise = normal((3, 2, 4), seeds(3))
+    assert noise.dtype is torch.float32
+    for row, generator in zip(noise, seeds(3), strict=True):
+        assert torch.equal(row, torch.randn(2, 4, generator=generator))
+    one = torch.Generator().manual_seed(0)
+    assert torch.equal(normal((3, 2), one), torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
+    for kind in ("scaled_linear", "linear", "cosine"):  # variance preserving: not a bit changes
+        assert torch.equal(schedulers.get("euler", noise=kind, prediction="v_prediction").start(noise), noise)
+    s = schedulers.get("euler", noise=NoiseSchedule.edm(sigma_max=3.0), prediction="edm")
+    torch.testing.assert_close(s.start(noise, 5), noise * math.sqrt(10))
+    grid = s.grid(5)
+    assert torch.equal(s.start(noise, grid[2:]), noise * math.hypot(1.0, grid[2].sigma))
 
 
 def loop(s: Scheduler, network: Any, x: Tensor, begin: int = 0, generator: Generators = None) -> Tensor:
@@ -597,11 +610,9 @@ def test_a_scheduler_of_diffusers_in_the_native_loop(theirs: str, name: str, opt
     network = MIXTURE.denoiser(ours.noise, ours.prediction)
     assert foreign.nfe(10) == ours.nfe(10)
     z = start(ours) / ours.init_noise_sigma
-    expected = foreign.sample(network, z * foreign.init_noise_sigma, 10, seeds(3))
+    expected = foreign.sample(network, foreign.start(z, 10), 10, seeds(3))
     # theirs begins with σ·z where the state's deviation is √(σ² + 1): 0.2 % of the first state
-    torch.testing.assert_close(
-        ours.sample(network, z * ours.init_noise_sigma, 10, seeds(3)), expected, rtol=0.02, atol=0.02
-    )
+    torch.testing.assert_close(ours.sample(network, ours.start(z, 10), 10, seeds(3)), expected, rtol=0.02, atol=0.02)
 
 
 # The conformance check

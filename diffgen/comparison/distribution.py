@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,10 +132,8 @@ class Distribution:
             starts = [self.subject.start(seed) for seed in seeds]
             labels = None if self.labels is None else self.labels[seeds.start : seeds.stop].tolist()
             network = self.subject.generator.denoiser(labels, guidance)
-            x = torch.cat([noise for noise, _ in starts]).to(self.subject.device)
+            x = scheduler.start(torch.cat([noise for noise, _ in starts]).to(self.subject.device), grid)
             with out_of_memory():
-                x0 = scheduler.sample(
-                    network, x * math.hypot(grid[0].alpha, grid[0].sigma), grid, [generator for _, generator in starts]
-                )
+                x0 = scheduler.sample(network, x, grid, [generator for _, generator in starts])
             made.append(self.data.to_values(x0).cpu())
         return torch.cat(made)

@@ -14,6 +14,7 @@ from diffgen.errors import UsageError
 from diffgen.generation.grid_files import check_grid
 from diffgen.images.publish import Exists, publish
 from schedulers import NoiseSchedule, grids
+from schedulers.noise import level_symbol
 
 MIXTURES = range(4)  # seeds: six components of deviation 0.6 in four dimensions each
 PREDICTION = {"cosine": "v_prediction", "flow": "flow_prediction"}  # epsilon elsewhere; the exact solution is the same
@@ -81,7 +82,7 @@ def _check_scheduler(name: str) -> None:
 
 def _level(noise: NoiseSchedule, p: Any) -> float | None:
     """σ/α, or σ on a flow; None at pure noise."""
-    level = p.sigma if noise.name == "flow" else p.rho
+    level = noise.level(p)
     return level if math.isfinite(level) else None
 
 
@@ -125,8 +126,8 @@ def _figure(
         figure = Figure(figsize=(15, 4.8), layout="constrained")
         sigma, times, error = figure.subplots(1, 3)
         _draw_grids(sigma, times, levels)
-        sigma.set(title=f"Noise level of each step ({noise.name})", ylabel="σ" if noise.name == "flow" else "σ/α")
-        sigma.set_yscale("linear" if noise.name == "flow" else "log")
+        sigma.set(title=f"Noise level of each step ({noise.name})", ylabel=level_symbol(noise.name))
+        sigma.set_yscale("linear" if level_symbol(noise.name) == "σ" else "log")
         times.set(title="Time of each step", ylabel="t")
         _draw_errors(error, errors)
         for axes in (sigma, times, error):

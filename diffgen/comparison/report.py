@@ -24,6 +24,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from diffgen.images.read import read_image, read_kind
+from schedulers.noise import level_symbol
 
 from . import plots
 from .plots import Point, Series
@@ -369,9 +370,8 @@ def _setting_name(found: dict[str, Any], prompt: str, guidance: float) -> str:
 def _levels(found: dict[str, Any]) -> Markup | None:
     styles = {_key(entry): i for i, entry in enumerate(found["axes"]["entries"])}
     rows = [(styles[_key(g)], f"{g['label']} · {g['grid']}", g["sigmas"]) for g in found["grids"] if _key(g) in styles]
-    flow = found["model"]["noise"] == "flow"
     about = f"The noise levels at which each of {len(rows)} schedulers asks, from much noise to little"
-    return plots.levels(rows, about, "σ, from noise to picture" if flow else "σ/α, from noise to picture")
+    return plots.levels(rows, about, f"{level_symbol(found['model']['noise'])}, from noise to picture")
 
 
 def _table(found: dict[str, Any]) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def _orders(comparison: Comparison, rows: list[dict[str, Any]], floor: float) ->
 
 def _grids(comparison: Comparison) -> list[dict[str, Any]]:
     """Where each scheduler asks, for the largest budget that it can use: times and σ/α (of a flow σ)."""
-    flow = comparison.subject.noise.name == "flow"
+    noise = comparison.subject.noise
     found = {}
     for cell in comparison.cells:
         if cell.steps is not None:
@@ -248,7 +248,7 @@ def _grids(comparison: Comparison) -> list[dict[str, Any]]:
                 "grid": cell.entry.grid_name,
                 "budget": cell.budget,
                 "times": [float(p.t) for p in points],
-                "sigmas": [float(p.sigma if flow or p.alpha == 0 else p.rho) for p in points],
+                "sigmas": [float(p.sigma if p.alpha == 0 else noise.level(p)) for p in points],
             }
     return list(found.values())
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import sys
 import time
@@ -303,7 +302,7 @@ class Comparison:
         scheduler = self.scheduler(job.entry)
         grid = scheduler.grid(job.steps)
         counter = Counter(self._network(job.prompt, job.guidance), self.subject.module)
-        x = (noise * math.hypot(grid[0].alpha, grid[0].sigma)).to(self.subject.device, self.subject.dtype)
+        x = scheduler.start(noise, grid).to(self.subject.device, self.subject.dtype)
         cuda = self.subject.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.subject.device)

@@ -17,6 +17,7 @@ from torch import Tensor
 import schedulers
 from diffgen.errors import UsageError
 from diffgen.images.pixels import to_pil
+from schedulers.draws import normal
 from schedulers.exact import Mixture
 
 if TYPE_CHECKING:
@@ -120,14 +121,14 @@ class MixtureSubject:
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.STARTS, 2, generator=generator), generator
+        return normal((self.STARTS, 2), generator), generator
 
     def network(self, prompts: Sequence[str] = (), guidance: float = 1.0) -> Network:
         return self.mixture.denoiser(self.noise, self.prediction)
 
     def exact(self, noise: Tensor) -> Tensor:
         first, last = self.noise.noisiest, self.noise.at(t=self.noise.t_min)
-        end = self.mixture.solve(noise.double() * math.hypot(first.alpha, first.sigma), first, last)
+        end = self.mixture.solve(noise.double() * first.norm, first, last)
         return self.mixture.denoise(end, last.alpha, last.sigma)[0].float()
 
     def draw(self, count: int, seed: int) -> Tensor:
@@ -177,7 +178,7 @@ class RunSubject:
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(1, self.data["channels"], *self.data["size"], generator=generator), generator
+        return normal((1, self.data["channels"], *self.data["size"]), generator), generator
 
     def network(self, prompts: Sequence[str], guidance: float) -> Network:
         classes = self.data["classes"]
@@ -226,7 +227,7 @@ class PipelineSubject:
         scale = 1 if self.pixels else pipeline.vae_scale_factor
         channels = pipeline.unet.config.in_channels if self.pixels else pipeline.vae.config.latent_channels
         width, height = self.size
-        noise = torch.randn(1, channels, height // scale, width // scale, generator=generator)
+        noise = normal((1, channels, height // scale, width // scale), generator)
         return packed(pipeline, noise), generator
 
     def network(self, prompts: Sequence[str], guidance: float) -> Network:

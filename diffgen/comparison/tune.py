@@ -119,13 +119,11 @@ class Learned(torch.nn.Module):
     def described(self) -> dict[str, Any]:
         """What a grid file says of them."""
         points = self.points()
-        flow = self.noise.name == "flow"
-        said: dict[str, Any] = {
-            "sigmas" if self.start[0].alpha != 0 or flow else "times": [
-                float(p.sigma if flow else p.rho) if self.start[0].alpha != 0 or flow else self._time(p) for p in points
-            ],
-            "model_times": [float(p.t) for p in points],
-        }
+        levels = [float(self.noise.level(p)) for p in points]
+        said: dict[str, Any] = (
+            {"sigmas": levels} if math.isfinite(levels[0]) else {"times": [self._time(p) for p in points]}
+        )
+        said["model_times"] = [float(p.t) for p in points]
         if self.corrections.requires_grad:
             rows = [[round(c, 8) for c in row] for row in self.corrections.tolist()]
             said["gains"] = [row[0] for row in rows]
@@ -349,7 +347,7 @@ class _Solver:
         for first in range(0, len(starts.x), size):
             rows = slice(first, first + size)
             network = self._network(tuple(starts.prompts[rows]))
-            x = starts.x[rows].to(self.subject.device, self.subject.dtype) * math.hypot(grid[0].alpha, grid[0].sigma)
+            x = scheduler.start(starts.x[rows].to(self.subject.device, self.subject.dtype), grid)
             asked = functools.partial(checkpoint, network, use_reentrant=False) if gradients else network
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from schedulers.noise import level_symbol
+
 from .plan import SEEDS_BELOW, Entry
 from .subjects import Subject
 from .tune import as_json, solve_as
@@ -62,10 +64,10 @@ def picture(subject: Subject, found: dict[str, Any], prompt_of: Callable[[int], 
             place.set_title(title, loc="left", fontsize=10)
     left, right = below.subplots(1, 2)
     for name, points in grids.items():
-        levels = [float(p.sigma if subject.noise.name == "flow" or p.alpha == 0 else p.rho) for p in points]
+        levels = [float(p.sigma if p.alpha == 0 else subject.noise.level(p)) for p in points]
         left.plot(range(1, len(levels) + 1), levels, marker="o", label=name)
     left.set_xticks(range(1, found["nfe"] + 1))
-    left.set(yscale="log", xlabel="evaluation", ylabel="σ" if subject.noise.name == "flow" else "σ/α")
+    left.set(yscale="log", xlabel="evaluation", ylabel=level_symbol(subject.noise.name))
     left.legend()
     right.plot(*zip(*((v["iteration"], v["error"]) for v in found["validation"]), strict=True), label="tuned")
     right.axhline(found["built_in"]["error"], color="gray", linestyle="--", label=f"best built-in: {before.grid}")

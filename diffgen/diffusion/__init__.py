@@ -17,7 +17,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from schedulers import NoiseSchedule
-from schedulers.scheduler import Generators
+from schedulers.draws import Generators
 
 from .guidance import guided
 from .likelihood import bits_per_dim_ode, variational_bound

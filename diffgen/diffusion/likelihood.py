@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from schedulers.scheduler import Generators, normal
+from schedulers.draws import Generators, normal
 
 from .reverse import Clip, Model, ReverseProcess
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from schedulers.draws import Generators, normal
 from schedulers.noise import Point
 from schedulers.prediction import target
-from schedulers.scheduler import Generators, normal
 
 from .likelihood import bound_term
 from .reverse import ReverseProcess

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from schedulers import NoiseSchedule
+from schedulers.draws import Generators, normal
 from schedulers.noise import Point
 from schedulers.prediction import Denoised, check
-from schedulers.scheduler import Generators, normal
 
 from .forward import ForwardProcess
 

@@ -21,6 +21,7 @@ from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from diffgen.models import gate
 from diffgen.models.find import Model
+from schedulers.draws import normal
 from schedulers.scheduler import NonFinite, Scheduler
 
 from .plan import RunPlan, Shot, make_plan
@@ -156,12 +157,12 @@ class RunGenerator:
         self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], watch: Callable[[int, Any, Any], None]
     ) -> Tensor:
         """Pictures [B, C, H, W] in [-1, 1], each from noise of its own."""
-        shape = (1, self.run.data["channels"], plan.height, plan.width)
+        shape = (len(shots), self.run.data["channels"], plan.height, plan.width)
         labels = [shot.label for shot in shots if shot.label is not None] or None
         generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
         with out_of_memory():
-            noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(self.device)
-            return scheduler.sample(self.denoiser(labels, plan.guidance), noise, plan.steps, generators, callback=watch)
+            x = scheduler.start(normal(shape, generators, self.device), plan.steps)
+            return scheduler.sample(self.denoiser(labels, plan.guidance), x, plan.steps, generators, callback=watch)
 
     def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network as a function of (x, t), for a batch of these classes, guided."""

@@ -17,6 +17,7 @@ from diffgen import networks
 from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, guided, offset_noise
 from diffgen.errors import InputError, InvalidOutput
 from diffgen.images.pixels import to_pil
+from schedulers.draws import normal
 
 from .batches import Order, held_out_draws, some, times
 from .config import Config
@@ -161,7 +162,8 @@ class PixelJob:
 
     def samples(self, networks: Networks) -> list[Image.Image]:
         s, g = self.config.sample, generator(self.seed, SAMPLES)
-        x = torch.randn(s.count, self.data.channels, *self.data.size, generator=g).to(self.device)
+        shape = (s.count, self.data.channels, *self.data.size)
+        x = self.scheduler.start(normal(shape, g, self.device), s.steps)
         model = networks["network"]
         if self.classes is not None:
             label = torch.arange(s.count, device=self.device) % len(self.classes)

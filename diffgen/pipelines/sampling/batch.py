@@ -16,6 +16,7 @@ from diffgen.generation.plan import Picture
 from diffgen.images import fit
 from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
 from diffgen.images.strip import Step
+from schedulers.draws import normal
 
 from ..plan import Plan, Shot
 from ..weights import adapters
@@ -180,12 +181,12 @@ class Run:
     def _noise(self, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
         """Standard normal latents, each from its generator, mixed with those of the variation's seed."""
         config, scale = self.generator.pipeline.vae.config, self.pipeline.vae_scale_factor
-        shape = (1, config.latent_channels, size[1] // scale, size[0] // scale)
-        noise = [torch.randn(shape, generator=generator) for generator in generators]
+        shape = (len(generators), config.latent_channels, size[1] // scale, size[0] // scale)
+        noise = normal(shape, generators)
         if variation := self.plan.variation:
-            other = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(variation.seed))
-            noise = [slerp(own, other, variation.strength) for own in noise]
-        return torch.cat(noise).to(device=self.device, dtype=self.dtype)
+            other = normal((1, *shape[1:]), torch.Generator("cpu").manual_seed(variation.seed))
+            noise = torch.cat([slerp(own, other, variation.strength) for own in noise.split(1)])
+        return noise.to(device=self.device, dtype=self.dtype)
 
     def _encoded(self, pictures: list[Image.Image], generators: list[torch.Generator]) -> Tensor:
         """Clean latents of pictures, each drawn with its generator."""
@@ -269,11 +270,9 @@ class Run:
     def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
         """Of a model without prompts and latents: pictures [B, C, H, W] in [-1, 1], by the native loop."""
         unet = self.generator.pipeline.unet
-        shape = (1, unet.config.in_channels, self.plan.height, self.plan.width)
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         scheduler = self.scheduler
-        scheduler.set_timesteps(self.plan.steps)
-        x = (noise * scheduler.init_noise_sigma).to(device=self.device, dtype=self.dtype)
+        shape = (len(generators), unet.config.in_channels, self.plan.height, self.plan.width)
+        x = scheduler.start(normal(shape, generators), self.plan.steps).to(device=self.device, dtype=self.dtype)
 
         def watch(i: int, point: Any, denoised: Any) -> None:
             self._tick()

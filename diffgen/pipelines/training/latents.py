@@ -26,6 +26,7 @@ from diffgen.training.batches import Order, held_out_draws, some, times
 from diffgen.training.data.dataset import DataSet, Progress
 from diffgen.training.job import Autocast, Networks
 from diffgen.training.seeds import CAPTIONS, SAMPLES, STEP, WEIGHTS, generator, mix
+from schedulers.draws import normal
 
 from ..weights.network import load_network
 from ..weights.tokenizers import load_tokenizer
@@ -283,7 +284,8 @@ class LatentJob:
         ids = read(self.tokenizer, [prompts[i % len(prompts)] for i in range(s.count)]).to(self.device)
         context = self._context(networks, ids)
         nothing = self._context(networks, self.ids[:1]).expand_as(context)
-        x = torch.randn(s.count, self.channels, self.side, self.side, generator=g).to(self.device)
+        shape = (s.count, self.channels, self.side, self.side)
+        x = self.scheduler.start(normal(shape, g, self.device), s.steps)
 
         def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             return self._denoise(networks, x, t, context)
