@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum
 
 
@@ -45,3 +47,13 @@ class InvalidOutput(DiffgenError):  # noqa: N818
 
 class CannotWrite(DiffgenError):  # noqa: N818
     code = ExitCode.WRITE
+
+
+def check_keywords(keywords: Iterable[str], function: str, names: Iterable[str]) -> None:
+    """Raise UsageError for a keyword argument that a function does not take, with the nearest of its `names`."""
+    names = list(names)
+    for name in keywords:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
+            raise UsageError(f"{function} takes no keyword {name!r}", hint)

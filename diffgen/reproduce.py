@@ -25,6 +25,7 @@ from diffgen.pipelines import inputs
 from diffgen.pipelines.plan import make_plan
 from diffgen.training import plan as runs
 from diffgen.training.run import read_run, read_state
+from schedulers.explicit import is_grid_file
 
 MAX_THREADS = 256
 COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
@@ -190,7 +191,7 @@ def _checkpoint(model: Model, record: Mapping[str, Any], strict: bool = True) ->
 def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
     """The order that the record is of, for one picture."""
     grid = record["grid"]
-    if grid.lower().endswith(".json"):
+    if is_grid_file(grid):
         grid = str(files.file("the grid", grid, record.get("grid_sha256", ""), model.folder / "grids" / grid))
     upscale = record.get("upscale") or {}
     options: dict[str, Any] = {

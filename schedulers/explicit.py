@@ -15,6 +15,11 @@ from schedulers.grid import between, fractions
 from schedulers.noise import NoiseSchedule, Point
 
 
+def is_grid_file(name: str) -> bool:
+    """True if the name of a grid is the path of a grid file."""
+    return name.lower().endswith(".json")
+
+
 @dataclass(frozen=True)
 class Explicit:
     """A grid whose points are given, by `times` or by `sigmas`; see `explicit` and `tuned`."""

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 
-from schedulers.explicit import Explicit, tuned
+from schedulers.explicit import Explicit, is_grid_file, tuned
 from schedulers.grid import Grid, Points, between, fractions
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 
@@ -63,7 +63,7 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
 def named(name: str) -> Points:
     """The grid of that canonical name, or of a file; "karras:5" is karras with ρ = 5. Raises ValueError for a wrong
     number, and for a file as `tuned` does."""
-    if name.lower().endswith(".json"):
+    if is_grid_file(name):
         return tuned(name)
     plain, colon, number = name.partition(":")
     if not colon:

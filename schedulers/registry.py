@@ -14,6 +14,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
 
+from schedulers.explicit import is_grid_file
 from schedulers.grids import GRIDS
 from schedulers.solver import SOLVERS, Solver
 
@@ -92,7 +93,7 @@ def check_grid(name: str) -> str:
 
     Raises UnknownName, and ValueError for a file as `grids.tuned` does.
     """
-    if name.lower().endswith(".json"):
+    if is_grid_file(name):
         grids.tuned(name)
         return name
     plain, colon, number = name.partition(":")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from schedulers.draws import Generators, normal
-from schedulers.explicit import Explicit
+from schedulers.explicit import Explicit, is_grid_file
 from schedulers.grid import Grid, Points
 from schedulers.noise import NoiseSchedule, Point
 from schedulers.prediction import Denoised
@@ -391,7 +391,7 @@ def _points(grid: Any, solver: Solver) -> Points | str:
     """The grid itself, checked. Raises UnknownName, and ValueError for a file that was tuned for another solver."""
     if isinstance(grid, str):
         grid = check_grid(grid)
-        if not grid.lower().endswith(".json"):
+        if not is_grid_file(grid):
             return grid
         grid = grids.tuned(grid)
     elif not callable(grid):

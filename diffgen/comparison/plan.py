@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -12,6 +11,8 @@ import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation.grid_files import check_grid, check_grid_model
 from diffgen.generation.options import MAX_SEED, parse_numbers
+from diffgen.images.metadata import base_name
+from schedulers.explicit import is_grid_file
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
@@ -40,7 +41,7 @@ class Entry:
     @property
     def grid_name(self) -> str:
         """A grid from a file is called by its base name."""
-        return re.split(r"[/\\]", self.grid)[-1]
+        return base_name(self.grid)
 
     @property
     def stochastic(self) -> bool:
@@ -146,8 +147,8 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
             found.setdefault(
                 (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)
             )
-    files = {entry.grid for entry in found.values() if entry.grid.lower().endswith(".json")}
-    if len({re.split(r"[/\\]", file)[-1] for file in files}) < len(files):
+    files = {entry.grid for entry in found.values() if is_grid_file(entry.grid)}
+    if len({base_name(file) for file in files}) < len(files):
         raise UsageError("two grid files have the same name: give them different ones")
     if not found:
         raise UsageError("there is no scheduler to compare", "for example --schedulers euler,dpmpp_2m,unipc")

@@ -23,6 +23,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from diffgen.images.metadata import base_name
 from diffgen.images.read import read_image, read_kind
 from schedulers.noise import level_symbol
 
@@ -166,7 +167,7 @@ class _Command:
             if name in ("--model", "--device", "--dtype") and value:
                 kept[name] = value
             if name == "--grids":
-                grids = {re.split(r"[/\\]", grid.strip())[-1]: grid.strip() for grid in value.split(",")}
+                grids = {base_name(grid.strip()): grid.strip() for grid in value.split(",")}
         options = [part for name in kept for part in (name.replace("--model", "-m"), kept[name])]
         return cls(tuple(options), grids)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.models.gate import sha256_of
+from schedulers.explicit import is_grid_file
 
 if TYPE_CHECKING:
     pass
@@ -77,12 +78,12 @@ def check_grid_model(grid: str, model: str, model_hash: str) -> None:
 
 def grid_file(grid: str) -> dict[str, str]:
     """What the record of a picture says of a grid that is a file, besides its name."""
-    return {"grid_sha256": sha256_of(Path(grid))} if grid.lower().endswith(".json") else {}
+    return {"grid_sha256": sha256_of(Path(grid))} if is_grid_file(grid) else {}
 
 
 def _tuned(grid: Any) -> Any:
     """The content of a grid file; None for a grid that is known by a name. Raises InputError."""
-    if not isinstance(grid, str) or not grid.lower().endswith(".json"):
+    if not isinstance(grid, str) or not is_grid_file(grid):
         return None
     try:
         return schedulers.tuned(grid)

@@ -20,6 +20,7 @@ from diffgen.prompts import syntax as prompt_syntax
 from diffgen.prompts import words as prompt_rules
 from diffgen.prompts.styles import apply_styles
 from diffgen.prompts.wildcards import Wildcards
+from schedulers.explicit import is_grid_file
 
 from . import inputs, sizes
 from .classes import class_of
@@ -379,7 +380,7 @@ def _sampling(
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
     named = next((path for path in checked.grids if own["grid"] == f"grids/{path.name}"), None)
     users = "grid" in asked or ("grid" in model.defaults and named is None)
-    if named is None and "grid" not in model.defaults and str(own["grid"]).lower().endswith(".json"):
+    if named is None and "grid" not in model.defaults and is_grid_file(str(own["grid"])):
         raise InputError(f"{model.folder / 'card.json'}: there is no grid {own['grid']!r} in the model's folder")
     if "scheduler" in asked or named is not None:
         own["grid"] = None  # the model's grid is for its own scheduler

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import schedulers
+from schedulers.explicit import is_grid_file
 
 from ..metadata import base_name, label_of, printable
 
@@ -68,7 +69,7 @@ class Made:
 
 
 def _grid(name: str) -> str | None:
-    if name.lower().endswith(".json"):  # a file's name in a picture: never opened
+    if is_grid_file(name):  # a file's name in a picture: never opened
         return None
     try:
         return schedulers.check_grid(name)
