@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_imports_go_one_way(path: Path) -> None:
         if name.split(".")[0] == "torch":
             where = here not in TORCH_FREE
             assert where, f"{path}:{line}: {here} imports torch"
+
+
+def test_no_circles() -> None:
+    """No chain of imports leads from a file back to it; imports for type checking and inside functions count."""
+    files = {module_of(path) for path in FILES}
+    graph = {module_of(path): {file_of(name, files) for name, _ in imports(path)} & files for path in FILES}
+    for module, needed in graph.items():
+        needed.discard(module)  # a package hands on names of its own files
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def file_of(name: str, files: set[str]) -> str:
+    """The module that an imported name is, or is defined in."""
+    return name if name in files else name.rpartition(".")[0]
 
 
 def test_what_needs_no_torch_imports_none(tiny: Path) -> None:

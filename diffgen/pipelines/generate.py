@@ -3,68 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-import schedulers
-from diffgen.devices import choose_device, choose_dtype, out_of_memory
-from diffgen.errors import InputError, UsageError
-from diffgen.generation.grid_files import check_grid_model
+from diffgen.errors import UsageError
 from diffgen.generation.plan import Picture, finished
-from diffgen.images.pixels import to_pil
-from diffgen.models import find, gate
-from diffgen.models.by_hash import network_hash
-from schedulers.scheduler import Scheduler
 
-from .inputs import quantize_name
-from .plan import Options, Plan, make_plan, noise_and_prediction
-from .sampling import memory
-from .sampling.autoencoder import Autoencoder, vae_dtype
+from .loaded import LoadedModel
+from .plan import Options, Plan, make_plan
 from .sampling.batch import Run, Watch
-from .sampling.sketch import Sketch
 from .weights import adapters, export
 from .weights import quantize as quantization
-from .weights.load import load_pipeline, load_refiner, load_safety_checker
 
 
-class ImageGenerator:
+class ImageGenerator(LoadedModel):
     """A loaded model. `diffgen.load` makes one."""
-
-    def __init__(
-        self,
-        model: find.Model,
-        device: str = "auto",
-        dtype: str = "auto",
-        offload: str = "none",
-        quantize: str = "none",
-    ) -> None:
-        self.model = model
-        self.checked = find.check(model)
-        self.noise, self.prediction = noise_and_prediction(self.checked)
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
-        self.offload = memory.check_offload(offload, self.device)
-        self.quantize = quantize_name(quantize)
-        if quantize != "none":
-            quantization.check()
-            if offload != "none":
-                raise UsageError(f"--quantize {quantize} and --offload {offload} exclude each other", "choose one")
-        with ThreadPoolExecutor(1) as hashing:
-            hashes = hashing.submit(gate.file_hashes, self.checked)
-            self.pipeline = self._load()
-        self.hashes = hashes.result()
-        self.model_hash = gate.model_hash(self.checked, self.hashes)
-        self.fits: list[str] = []  # how each LoRA and embedding of the last plan fits the model, in words
-        self._adapted: tuple[Any, ...] = ()
-        self._quantized = False
-        self._safety: Any = None
-        self._refiner: Any = None
-        self._sketch: Sketch | None = None
 
     def generate(
         self,
@@ -83,33 +39,6 @@ class ImageGenerator:
         """
         return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
 
-    def scheduler(self, plan: Plan) -> Scheduler:
-        """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together."""
-        check_grid_model(plan.grid, self.model.name, self.model_hash)
-        try:
-            return schedulers.get(plan.label, noise=self.noise, prediction=self.prediction, grid=plan.grid)
-        except ValueError as error:
-            raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
-
-    @property
-    def sketched(self) -> str:
-        """What `sketch` shows, in words."""
-        return "the pixels themselves" if self._coarse is None else self._coarse.how
-
-    def sketch(self, latent: Tensor) -> Image.Image:
-        """A quick picture of clean latents [C, h, w], for looking at while a picture is made; not finite is grey."""
-        if self._coarse is None:
-            return to_pil(latent.float().nan_to_num(0).cpu().numpy()[None])[0]
-        return self._coarse(latent)
-
-    @property
-    def _coarse(self) -> Sketch | None:
-        """None for a model of pixels."""
-        vae = self.pipeline.components.get("vae")
-        if vae is not None and (self._sketch is None or self._sketch.coder.vae is not vae):
-            self._sketch = Sketch(Autoencoder(vae, vae.dtype, self.device, vae.use_tiling))
-        return self._sketch
-
     @torch.inference_mode()
     def pictures(
         self, plan: Plan, on_step: Callable[[int, int], None] | None = None, on_denoised: Watch | None = None
@@ -123,11 +52,6 @@ class ImageGenerator:
         self._adapt(plan)
         yield from Run(self, plan, on_step, on_denoised).pictures()
 
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """The pictures of clean latents [B, C, h, w], one at a time. Raises InvalidOutput, OutOfMemory."""
-        coder = self.autoencoder()
-        return [to_pil(coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
-
     def save(self, folder: str | Path) -> None:
         """Write the model, as the last pictures were made with it, as a diffusers folder that is not there yet.
 
@@ -136,35 +60,6 @@ class ImageGenerator:
         if self._quantized:
             raise UsageError("weights in eight bits are not written", "load the model without quantize")
         export.save_pipeline(self.pipeline, self.checked, Path(folder))
-
-    def autoencoder(self, plan: Plan | None = None) -> Autoencoder:
-        dtype = vae_dtype(self.pipeline.vae, self.checked.family, self.dtype, self.offload)
-        tiling, may_tile = (plan.vae_tiling, not plan.tile) if plan else (False, True)
-        return Autoencoder(self.pipeline.vae, dtype, self.device, tiling, may_tile)
-
-    def safety_checker(self) -> Any:
-        """The model's (checker, image processor), or None if it has none."""
-        if self._safety is None:
-            self._safety = load_safety_checker(self.checked, self.device, self.dtype) or False
-        return self._safety or None
-
-    def refiner(self, model: find.Model) -> Any:
-        """The pipeline of a refiner, loaded once."""
-        if self._refiner is None or self._refiner[0] != model:
-            with out_of_memory():
-                pipeline = load_refiner(find.check(model), self.device, self.dtype)
-            self._refiner = (model, pipeline, network_hash(model))
-        return self._refiner[1]
-
-    @property
-    def refiner_hash(self) -> str:
-        """`gate.model_hash` of the refiner that was used last."""
-        return self._refiner[2]
-
-    def _load(self) -> Any:
-        with out_of_memory():
-            device = self.device if self.offload == "none" else torch.device("cpu")
-            return load_pipeline(self.checked, device, self.dtype)
 
     @torch.no_grad()
     def _adapt(self, plan: Plan) -> None:

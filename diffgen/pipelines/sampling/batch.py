@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -18,6 +18,7 @@ from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from schedulers.draws import normal
 
+from ..loaded import LoadedModel
 from ..plan import Plan, Shot
 from ..weights import adapters
 from ..weights.load import load_controlnet
@@ -27,9 +28,6 @@ from .attention import Maps
 from .embed import embed, places
 from .latents import Start, latent_mask, slerp, unpacked
 from .record import record_of
-
-if TYPE_CHECKING:
-    from ..generate import ImageGenerator
 
 REFINED = 0.8  # the share of the noise's way after which a refiner takes over, as its makers have it
 
@@ -43,7 +41,7 @@ class Run:
 
     def __init__(
         self,
-        generator: ImageGenerator,
+        generator: LoadedModel,
         plan: Plan,
         on_step: Callable[[int, int], None] | None,
         on_denoised: Watch | None,

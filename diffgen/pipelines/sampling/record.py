@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -11,13 +11,11 @@ from diffgen.generation.plan import record_of as plan_record
 from diffgen.images.metadata import base_name
 from schedulers.scheduler import Scheduler
 
+from ..loaded import LoadedModel
 from ..plan import Plan, Shot
 
-if TYPE_CHECKING:
-    from ..generate import ImageGenerator
 
-
-def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
+def record_of(generator: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
     """The record of a picture, but for its pixels' hash and what was done about memory."""
     files = {
         name.replace("/", ":"): digest for name, digest in generator.hashes.items() if name.endswith(".safetensors")
@@ -40,7 +38,7 @@ def record_of(generator: ImageGenerator, plan: Plan, scheduler: Scheduler, shot:
     )
 
 
-def _asked(generator: ImageGenerator, plan: Plan, shot: Shot) -> dict[str, Any]:
+def _asked(generator: LoadedModel, plan: Plan, shot: Shot) -> dict[str, Any]:
     """The options that not every picture has; those that were not asked for are left out."""
     found: dict[str, Any] = {
         "grid_from": "model" if plan.own_grid else None,
