@@ -44,7 +44,7 @@ def recommend(nfe: int, *, noise: str | NoiseSchedule = "scaled_linear", predict
     is not in them: take it as a place to start, and compare on the model itself. Below four evaluations, all are bad.
     `noise` and `prediction` as in `get`. Raises ValueError for nfe < 1 and for what cannot work.
     """
-    from . import get
+    from schedulers.scheduler import get
 
     if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1:
         raise ValueError(f"nfe must be a whole number, at least 1; got {nfe!r}")

@@ -22,7 +22,7 @@ from schedulers.grid import Grid, Points
 from schedulers.noise import NoiseSchedule, Point
 from schedulers.prediction import Denoised
 from schedulers.program import Key, Program
-from schedulers.registry import UnknownName, check_grid
+from schedulers.registry import UnknownName, check_grid, info, parse
 from schedulers.solver import Solver, Steps, asked, corrected, rest_asking, run
 
 from . import grids, prediction
@@ -456,3 +456,31 @@ class StepOutput:
 
     def __getitem__(self, i: int) -> Tensor:
         return (self.prev_sample, self.pred_original_sample)[i]
+
+
+def get(
+    name: str,
+    *,
+    noise: str | NoiseSchedule = "scaled_linear",
+    prediction: str = "epsilon",
+    grid: str | Sequence[float] | Points | None = None,
+    clip_sample: bool | float = False,
+    thresholding: bool | float = False,
+    sample_max_value: float = 1.0,
+    **options: Any,
+) -> Scheduler:
+    """A scheduler: one solver, by any of its names, with the noise schedule and the prediction of the model it asks.
+
+    `grid` is the solver's own unless given: a name, a list of times, `explicit(…)`, the path of a grid file (.json),
+    or a function of (noise, n); an explicit grid wins over one in the name ("DPM++ 2M Karras").
+    `clip_sample` keeps every x0 inside ±1 (or ± that number). `thresholding` is Imagen's, with the quantile 0.995 (or
+    that number), up to `sample_max_value`. Both are for models of pixels, not of latents.
+    `options` are the solver's: `info(name).options`.
+    Raises UnknownName for a name, and ValueError for a value or a combination that cannot work.
+    """
+    label = parse(name)
+    schedule = noise if isinstance(noise, NoiseSchedule) else NoiseSchedule.named(noise)
+    limits = {"clip_sample": clip_sample, "thresholding": thresholding, "sample_max_value": sample_max_value}
+    chosen = info(label.name)
+    points = (label.grid or chosen.grid) if grid is None else grid
+    return Scheduler(chosen, schedule, prediction, points, label.options | options, **limits)
