@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from schedulers.explicit import explicit, tuned
-from schedulers.grid import Grid, Points
+from schedulers.grid import Grid
 from schedulers.noise import NoiseSchedule, Point, from_diffusers_config
 from schedulers.recommend import recommend
 from schedulers.registry import UnknownName, check_grid, grid_names, info, names, parse, plugin_errors, resolve
