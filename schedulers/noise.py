@@ -294,7 +294,8 @@ class NoiseSchedule:
 
     # Names
 
-    NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace", "flow", "edm")
+    TABLES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace")
+    NAMES = (*TABLES, "flow", "edm")
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> NoiseSchedule:

@@ -30,26 +30,29 @@ def _edm(sigma_data: float, sign: int) -> Pair:
     return pair
 
 
-PREDICTIONS: dict[str, Pair] = {
+PLAIN: dict[str, Pair] = {
     "epsilon": lambda p: (0.0, 1.0),  # DDPM section 3.2
     "sample": lambda p: (1.0, 0.0),  # x0 itself
     "v_prediction": lambda p: (-p.sigma, p.alpha),  # Progressive Distillation, appendix D
     "flow_prediction": lambda p: (-1.0, 1.0),  # rectified flow: ε − x0
-    "edm": _edm(0.5, 1),  # the F of EDM's preconditioning, on an edm schedule, whose sigma_data counts (`bind`)
-    "edm_v": _edm(0.5, -1),  # the same with the other sign: diffusers' EDM classes with v_prediction, Stable Video
 }
+EDM_SIGNS = {
+    "edm": 1,  # the F of EDM's preconditioning, only on an edm schedule; `bind` takes its sigma_data from there
+    "edm_v": -1,  # the same with the other sign: diffusers' EDM classes with v_prediction, Stable Video
+}
+PREDICTIONS = PLAIN | {name: _edm(0.5, sign) for name, sign in EDM_SIGNS.items()}
 
 
 def bind(prediction: str, noise: NoiseSchedule) -> Pair:
     """(a, b) of a prediction on this schedule, with its sigma_data."""
-    if prediction in ("edm", "edm_v"):
-        return _edm(noise.sigma_data, 1 if prediction == "edm" else -1)
+    if prediction in EDM_SIGNS:
+        return _edm(noise.sigma_data, EDM_SIGNS[prediction])
     return PREDICTIONS[prediction]
 
 
 def input_scale(prediction: str, noise: NoiseSchedule, p: Point) -> float:
     """What the state is multiplied with before the network sees it: 1, or EDM's c_in = 1/√(σ² + σ_data²)."""
-    if prediction in ("edm", "edm_v"):
+    if prediction in EDM_SIGNS:
         return 1 / math.sqrt(p.sigma**2 + noise.sigma_data**2)
     return 1.0
 
@@ -64,7 +67,7 @@ def check(prediction: str, noise: NoiseSchedule) -> None:
     """Raise ValueError for an unknown prediction, or one that cannot work from the noisiest point of this schedule."""
     if prediction not in PREDICTIONS:
         raise ValueError(f"unknown prediction {prediction!r}; there are {', '.join(PREDICTIONS)}")
-    if prediction in ("edm", "edm_v") and noise.name != "edm":
+    if prediction in EDM_SIGNS and noise.name != "edm":
         raise ValueError(f"{prediction} is the preconditioning of an edm schedule; this is {noise!r}")
     p = noise.noisiest
     a, b = bind(prediction, noise)(p)

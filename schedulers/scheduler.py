@@ -66,7 +66,7 @@ class Scheduler:
         self.grid_name = grids.name_of(self.points)
         self.limits, self._limit = _limits(clip_sample, thresholding, sample_max_value)
         self._pair = prediction.bind(prediction_type, noise)
-        self._scales_input = prediction_type in ("edm", "edm_v")
+        self._scales_input = prediction_type in prediction.EDM_SIGNS
         self._plain: Callable[..., Steps] = functools.partial(solver.function, **options)
         self.order = solver.evaluations_per_step
         self.timesteps = torch.empty(0)

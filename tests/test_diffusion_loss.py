@@ -7,7 +7,7 @@ import torch
 from gaussian import exact, reverse_variance, spread
 
 from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, offset_noise
-from diffgen.diffusion.loss import WEIGHTS
+from diffgen.diffusion.names import WEIGHTS
 from schedulers import NoiseSchedule
 
 LINEAR = NoiseSchedule.linear(1000)

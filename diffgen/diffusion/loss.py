@@ -17,34 +17,14 @@ from schedulers.noise import Point
 from schedulers.prediction import target
 
 from .likelihood import bound_term
+from .names import WEIGHTS
 from .reverse import ReverseProcess
-
-OBJECTIVES = ("simple", "hybrid", "vlb")
-
-
-def min_snr(snr: Tensor, gamma: float = 5.0) -> Tensor:
-    """Min-SNR-γ (Hang et al. 2023, section 3.4): min(SNR, γ)."""
-    return snr.clamp(max=gamma)
-
-
-def p2(snr: Tensor, gamma: float = 1.0, k: float = 1.0) -> Tensor:
-    """P2 (Choi et al. 2022): the weight of epsilon divided by (k + SNR)^γ."""
-    return snr / (k + snr) ** gamma
-
-
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "x0": torch.ones_like,
-    "epsilon": lambda snr: snr,  # DDPM's L_simple
-    "v": lambda snr: snr + 1,  # Progressive Distillation, section 4
-    "min_snr": min_snr,
-    "p2": p2,
-}
 
 
 def weight_table(process: ReverseProcess, weight: str | Callable[[Tensor], Tensor] | None) -> Tensor:
     """float64 [T]: what the squared error of the output is multiplied by, so that that of x̂0 has the weight w(SNR).
 
-    `weight` is a name of `WEIGHTS`, a function of the SNR, or None for 1. Raises ValueError for another name.
+    `weight` is a name of `names.WEIGHTS`, a function of the SNR, or None for 1. Raises ValueError for another name.
     """
     if weight is None:
         return torch.ones_like(process.beta)

@@ -16,11 +16,10 @@ from schedulers.noise import Point
 from schedulers.prediction import Denoised, check
 
 from .forward import ForwardProcess
+from .names import VARIANCES
 
 Model = Callable[[Tensor, Tensor], Tensor]  # model(x [B, …], t LongTensor [B])
 Clip = tuple[float, float] | None  # the range of the data, where x̂0 is to be kept inside it
-
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 class ReverseProcess(ForwardProcess):

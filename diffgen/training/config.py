@@ -34,7 +34,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffgen.diffusion.names import OBJECTIVES, VARIANCES, WEIGHTS
 from diffgen.errors import InputError
+from schedulers.noise import NoiseSchedule
+from schedulers.prediction import PLAIN
 
 MAX_FILE = 2**20  # bytes of a configuration file
 
@@ -64,12 +67,12 @@ class Data:
 class Diffusion:
     """The process and its objective: `diffgen.diffusion.GaussianDiffusion`."""
 
-    noise: str = setting("linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
+    noise: str = setting("linear", of=NoiseSchedule.TABLES)
     T: int = setting(1000, 1, 100_000)
-    prediction: str = setting("epsilon", of=("epsilon", "sample", "v_prediction", "flow_prediction"))
-    variance: str = setting("fixed_small", of=("fixed_small", "fixed_large", "learned_range"))
-    objective: str | None = setting(None, of=("simple", "hybrid", "vlb"))  # unless given: hybrid for a learned variance
-    weight: str | None = setting(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
+    prediction: str = setting("epsilon", of=tuple(PLAIN))
+    variance: str = setting("fixed_small", of=VARIANCES)
+    objective: str | None = setting(None, of=OBJECTIVES)  # unless given: hybrid for a learned variance
+    weight: str | None = setting(None, of=tuple(WEIGHTS))
     vlb_weight: float = setting(0.001, 0, 1000)
     times: str = setting("stratified", of=("stratified", "uniform", "importance"))  # how t is drawn
     offset_noise: float = setting(0.0, 0, 1)

@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffgen.diffusion.names import VARIANCES
 from diffgen.errors import InputError
 from diffgen.models import gate
+from schedulers.noise import NoiseSchedule
+from schedulers.prediction import PLAIN
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +35,6 @@ STATE_SCHEMA = "diffgen.checkpoint/1"
 WEIGHTS = re.compile(r"model|ema(-0\.\d{1,8})?")
 MAX_STEP = 10**9
 MAX_CLASSES = 100_000
-
-NOISES = ("linear", "scaled_linear", "cosine", "sigmoid", "laplace")
-PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ def _check_pixels(path: Path, parts: dict[str, dict[str, Any]], prediction: str,
     if not re.fullmatch(r"[0-9a-f]{64}", str(data.get("fingerprint"))):
         raise InputError(f"{path}: data.fingerprint is no SHA-256")
     for what, value, known in (
-        ("noise.name", noise.get("name"), NOISES),
-        ("prediction", prediction, PREDICTIONS),
+        ("noise.name", noise.get("name"), NoiseSchedule.TABLES),
+        ("prediction", prediction, PLAIN),
         ("variance", variance, VARIANCES),
     ):
         if value not in known:

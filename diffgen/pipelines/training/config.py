@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from diffgen.diffusion.names import WEIGHTS
 from diffgen.training.config import Train, setting
+from schedulers.noise import NoiseSchedule
+from schedulers.prediction import PLAIN
+
+# Stable Diffusion's pipelines know no flow_prediction on a table
+PREDICTIONS = tuple(name for name in PLAIN if name != "flow_prediction")
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,11 @@ class Text:
 class Diffusion:
     """The process and its objective, as far as Stable Diffusion's pipelines have it."""
 
-    noise: str = setting("scaled_linear", of=("linear", "scaled_linear", "cosine", "sigmoid", "laplace"))
+    noise: str = setting("scaled_linear", of=NoiseSchedule.TABLES)
     T: int = setting(1000, 2, 100_000)
     zero_terminal_snr: bool = False  # the last step is noise alone; not with epsilon
-    prediction: str = setting("epsilon", of=("epsilon", "sample", "v_prediction"))
-    weight: str | None = setting(None, of=("x0", "epsilon", "v", "min_snr", "p2"))
+    prediction: str = setting("epsilon", of=PREDICTIONS)
+    weight: str | None = setting(None, of=tuple(WEIGHTS))
     times: str = setting("stratified", of=("stratified", "uniform"))  # how t is drawn
     offset_noise: float = setting(0.0, 0, 1)
     caption_dropout: float = setting(0.1, 0, 1)  # how often the caption is empty, so that guidance works
