@@ -257,7 +257,7 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     readme = (work / "emoji" / "README.md").read_text()
     assert "Autoencoder: 2 steps of\n4 pictures" in readme
     assert "\n8 pictures in steps of 4" in readme
-    assert "began with" not in readme
+    assert "They started from" not in readme
     assert said["began_with"] is None
     assert said["energy"]["kwh"] == pytest.approx(said["energy"]["watts"] * said["hours"] / 1000, abs=1e-3)
     files = {path.relative_to(work / "emoji").as_posix() for path in (work / "emoji").rglob("*") if path.is_file()}
@@ -282,7 +282,7 @@ def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     said, readme = (json.loads((work / "emoji/card.json").read_text()), (work / "emoji/README.md").read_text())
     assert said["trained_on_images"] == 108
     assert said["began_with"] == {"what": "an earlier run", "pictures": 100, "minutes": 120, "sha256": "ab"}
-    assert "They began with an earlier run, trained with 100 pictures in 120 minutes, which this" in readme
+    assert "They started from an earlier run, trained on 100 pictures in 120 minutes, which this" in readme
     assert said["energy"]["kwh"] == pytest.approx(0.06, abs=0.002)
     said["defaults"]["steps"] = 4
     said["tuned"] = [{"grid": "four.json", "evaluations": 4, "accuracy": 0.5}]

@@ -1,13 +1,13 @@
-"""What the model is told about a picture: English and Chinese names and keywords, with and without the style.
+"""The captions of a picture: English and Chinese names and keywords, with and without the style.
 
-By chance,
+A caption is drawn at random:
   32 %  the English name, one in three with its article        "red apple", "a red apple"
   12 %  another name, a keyword, or a pair of keywords         "fruit red"
   22 %  a Chinese name                                         "红苹果"
   34 %  a Chinese keyword                                      "熟"
-and three in four say the style: English ones "…, flat style"; Chinese ones "…，扁平风格", a few "…，flat风格" or
-"…, flat style". A concept that lacks one kind is called by its name instead. One caption in ten is left out
-besides, for guidance: `diffusion.caption_dropout`.
+Three in four name the style: English ones as "…, flat style", Chinese ones as "…，扁平风格", a few as "…，flat风格" or
+"…, flat style". A concept that lacks one kind uses its name instead. For guidance, one caption in ten is dropped
+(`diffusion.caption_dropout`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STYLED = 0.75
 
 
 def names(work: Path) -> dict[str, dict]:
-    """work/names.json, as `data.py` writes it."""
+    """The table of names that `data.py` wrote: work/names.json."""
     return json.loads((work / "names.json").read_text("utf-8"))
 
 
@@ -33,7 +33,7 @@ def article(name: str) -> str:
 
 
 def texts(concept: str, entry: dict) -> dict[str, list[str]]:
-    """What the concept is called, by kind; a kind that it lacks is an empty list."""
+    """The concept's names by kind; a kind that it lacks is an empty list."""
     return {
         "name": [concept],
         "keyword": entry["aliases"] + entry["keywords"],
@@ -43,46 +43,46 @@ def texts(concept: str, entry: dict) -> dict[str, list[str]]:
 
 
 def styled(text: str, style: str, kind: str) -> list[str]:
-    """The ways to add the style to a text of this kind, the usual one first."""
+    """A text of this kind with the style added in each way, the most frequent first."""
     english = f"{text}, {style} style"
     return [f"{text}，{CHINESE_STYLES[style]}", f"{text}，{style}风格", english] if kind[:2] == "zh" else [english]
 
 
 def mixture(concept: str, entry: dict, style: str) -> dict[str, float]:
-    """{caption: how often it is drawn} of a picture, for training; together 1."""
-    found: dict[str, float] = {}
+    """{caption: probability} of a picture, for training."""
+    captions: dict[str, float] = {}
 
     def add(text: str, weight: float) -> None:
-        found[text] = found.get(text, 0.0) + weight
+        captions[text] = captions.get(text, 0.0) + weight
 
     choices, shares = texts(concept, entry), dict.fromkeys(KINDS, 0.0)
     for kind, share in KINDS.items():
-        instead = "zh" if kind == "zh_keyword" and entry["zh"] else "name"
-        shares[kind if choices[kind] else instead] += share
+        substitute = "zh" if kind == "zh_keyword" and entry["zh"] else "name"
+        shares[kind if choices[kind] else substitute] += share
     for kind, share in shares.items():
         for name in choices[kind]:
-            one = share / len(choices[kind])
-            called = {name: one * 2 / 3, article(name): one / 3} if kind == "name" else {name: one}
-            for text, weight in called.items():
+            each = share / len(choices[kind])
+            forms = {name: each * 2 / 3, article(name): each / 3} if kind == "name" else {name: each}
+            for text, weight in forms.items():
                 add(text, weight * (1 - STYLED))
-                ways = styled(text, style, kind)
-                parts = (4, 1, 1)[: len(ways)]
-                for way, part in zip(ways, parts, strict=True):
-                    add(way, weight * STYLED * part / sum(parts))
-    return found
+                forms_with_style = styled(text, style, kind)
+                parts = (4, 1, 1)[: len(forms_with_style)]
+                for form, part in zip(forms_with_style, parts, strict=True):
+                    add(form, weight * STYLED * part / sum(parts))
+    return captions
 
 
 def prompt(concept: str, entry: dict, style: str, kind: str, draw: Random) -> str | None:
-    """A trained caption of one kind that says the style, for measuring; None for a concept that lacks the kind."""
+    """A training caption of one kind with the style, for measuring; None if the concept lacks the kind."""
     choice = texts(concept, entry)[kind]
     return styled(draw.choice(choice), style, kind)[0] if choice else None
 
 
 def every(table: dict[str, dict]) -> list[str]:
-    """All captions that can come of the table, each once: for the tokenizer, and for the list of known words."""
-    found = set()
+    """All captions of the table, each once: for the tokenizer and for the list of words."""
+    captions = set()
     for concept, entry in table.items():
         for kind, choice in texts(concept, entry).items():
             for text in [*choice, *(article(t) for t in choice if kind == "name")]:
-                found |= {text, *(way for style in STYLES for way in styled(text, style, kind))}
-    return sorted(found)
+                captions |= {text, *(form for style in STYLES for form in styled(text, style, kind))}
+    return sorted(captions)

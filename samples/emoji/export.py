@@ -1,4 +1,4 @@
-"""Write the finished model: a diffusers Stable Diffusion folder in float16, with its card.
+"""Write the trained model as a diffusers Stable Diffusion folder in float16, with its card.
 
 python samples/emoji/export.py work/           # work/latents -> work/emoji
 """
@@ -25,24 +25,24 @@ TABLE = "token_embedding.weight"
 
 
 def settle(table: torch.Tensor, tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """The token embeddings [tokens, width] for use: tokens that no caption contains were never trained, and become 0.
+    """The token embeddings [tokens, width] for inference: tokens in no caption were never trained, and become 0.
 
-    But where a Chinese character was seen at the end of words only, or never there, both its tokens get that meaning.
+    A Chinese character has two tokens, within a word and at its end. If only one was trained, the other becomes a copy.
     """
     words = sorted({word for caption in captions for word in pieces(caption)})
-    seen = {i for ids in tokenizer(words).input_ids for i in ids}
-    mask = torch.tensor([i not in seen for i in range(len(table))])
+    trained = {i for ids in tokenizer(words).input_ids for i in ids}
+    mask = torch.tensor([i not in trained for i in range(len(table))])
     table = table.detach().cpu().masked_fill(mask[:, None], 0)
     for character in {c for word in words for c in word if c >= WIDE}:
         pair = tokenizer.convert_tokens_to_ids([as_bytes(character), as_bytes(character) + LAST])
         for one, other in (pair, pair[::-1]):
-            if one in seen and other not in seen:
+            if one in trained and other not in trained:
                 table[other] = table[one]
     return table
 
 
 def card(work: Path) -> dict:
-    """What the model knows, by the names in `work`. `card.py` adds what is known of its training."""
+    """The model's card, with its names and words. `card.py` adds the figures of its training."""
     table = names(work)
     words = {word for caption in every(table) for word in pieces(caption) if any(map(str.isalnum, word))}
     return {
@@ -58,7 +58,7 @@ def card(work: Path) -> dict:
 
 
 def main(work: Path, which: str = "ema") -> None:
-    """work/latents -> work/emoji, replacing one that is there."""
+    """Export work/latents to work/emoji, and replace an older one."""
     run, folder, new = read_run(work / "latents"), work / "emoji", work / "emoji.tmp"
     newest = run.latest()
     if newest is None:

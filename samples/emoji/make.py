@@ -1,19 +1,19 @@
-"""One command for the whole recipe: data, autoencoder, diffusion, export, tuned grids, measurements, card.
+"""Run the whole recipe: data, autoencoder, diffusion model, export, tuned grids, measurements, card.
 
     pip install -e '.[recipe]' -c constraints.txt
     apt-get install fonts-noto-color-emoji libcairo2        # and npm, for the SVG pictures
     python samples/emoji/make.py samples/emoji/work
 
-Both trainings are `diffgen train`, with vae.toml and latents.toml, on a GPU if there is one. Stop it at any time: the
-same command goes on from the last checkpoint, and what is finished is not done again. The finished model is work/emoji;
-copy it to diffgen/models/bundled/emoji to ship it.
+Both stages are jobs of `diffgen train`, with vae.toml and latents.toml, on a GPU if there is one. If the command is
+stopped, run it again: it continues from the last checkpoint and skips finished stages. The model is work/emoji; copy it
+to diffgen/models/bundled/emoji to ship it.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not slow down other processes
 
 import argparse
 import json
@@ -34,11 +34,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def train(work: Path, name: str, config: Path, *options: str) -> None:
-    """Raises SystemExit with the command's exit code if it is stopped or fails."""
+    """Run `diffgen train`. Raises SystemExit with its exit code if it is stopped or fails."""
     command = [sys.executable, "-m", "diffgen", "train", "data", "-o", name, "--config", str(config.resolve())]
-    done = subprocess.run([*command, "--resume", *options], cwd=work, check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    process = subprocess.run([*command, "--resume", *options], cwd=work, check=False)
+    if process.returncode:
+        raise SystemExit(process.returncode)
 
 
 def main(
@@ -51,9 +51,10 @@ def main(
     workers: int = 1,
     tuning: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raises SystemExit where a stage fails. `prompts` of each kind are measured, in so many processes.
+    """Run the stages that are not finished. Raises SystemExit if one fails.
 
-    `tuning`: what `tune.main` is told other than usual.
+    prompts  number of each kind that are measured, in `workers` processes
+    tuning   arguments of `tune.main` that replace its defaults
     """
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "data.npz").exists():
@@ -66,7 +67,7 @@ def main(
         export.main(work)
     if "tuned" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
         tune.main(work, **(tuning or {}))
-    if not card.measured(work):
+    if card.current_figures(work) is None:
         model = str(work.resolve() / "emoji")
         measure.main(work, model, prompts, prompts, 0, work / "measure", with_cost, workers)
     if "sha256" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
@@ -78,7 +79,7 @@ if __name__ == "__main__":
     parser.add_argument("work", type=Path)
     parser.add_argument("--vae", type=Path, default=HERE / "vae.toml", help="configuration of the autoencoder")
     parser.add_argument("--latents", type=Path, default=HERE / "latents.toml", help="configuration of the rest")
-    parser.add_argument("--init", type=Path, help="a model's folder whose weights the second stage begins with")
+    parser.add_argument("--init", type=Path, help="a model's folder; the second stage starts from its weights")
     a = parser.parse_args()
     try:
         main(a.work, a.vae, a.latents, a.init, workers=measure.workers())

@@ -1,8 +1,8 @@
-"""The tokenizer of the bundled model: CLIP's byte-level byte pairs, merged until each word of a caption is one token.
+"""The tokenizer of the bundled model: CLIP's byte-level BPE, merged until each word of the captions is one token.
 
-A Chinese text is one token a character, so that names that no caption has are still read: a run of them is one word to
-CLIP's tokenizer, and no merge joins two characters. Its last character has another token, with the end of the word.
-All 256 bytes are tokens, so any text can be written.
+Each Chinese character is one token, so that names in no caption can still be read. To CLIP's tokenizer a run of
+characters is one word; no merge joins two of them. The last character of a run has its own token, with the end-of-word
+mark. All 256 bytes are tokens, so any text can be encoded.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
 START, END, LAST = "<|startoftext|>", "<|endoftext|>", "</w>"
-WIDE = "\u2e80"  # from here on in Unicode, a character is a token
-LENGTH = 24  # tokens of a prompt, both ends included
+WIDE = "\u2e80"  # Unicode characters from here on are one token each
+LENGTH = 24  # tokens of a prompt, including start and end
 
 
 def pieces(text: str) -> list[str]:
-    """The words that CLIP's tokenizer looks up: runs of letters, single digits, runs of other characters."""
+    """The text split as CLIP's tokenizer does: runs of letters, single digits, runs of other characters."""
     return re.findall(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+", unicodedata.normalize("NFC", text).lower())
 
 
 def as_bytes(text: str) -> str:
-    """The text as CLIP spells it: one printable character for each byte of its UTF-8."""
+    """The text in CLIP's spelling: one printable character for each byte of its UTF-8."""
     return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
 
 
 def character_merges(character: str) -> list[tuple[str, str]]:
-    """The merges that make one token of a character, within a word and as its end."""
+    """The merges that make a character one token, within a word and at its end."""
     spelt = as_bytes(character)
     inside = [(spelt[:i], spelt[i]) for i in range(1, len(spelt))]
     return [*inside, (spelt[:-1], spelt[-1] + LAST)] if len(spelt) > 1 else []
 
 
 def word_merges(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that make one token of each word, learned from each word once: rare ones get theirs as surely.
+    """The merges that make each word one token. Each word is learned from once, so that rare words get theirs too.
 
-    Ends of words are said to be special tokens: they are numbered before training then, by which the trainer decides
-    between pairs that are equally frequent, and the same words give the same merges.
+    Word ends are declared special tokens, so that they are numbered before training. The trainer breaks ties between
+    equally frequent pairs by these numbers, and so the same words always give the same merges.
     """
     bpe = Tokenizer(BPE(end_of_word_suffix=LAST))
     bpe.pre_tokenizer = WhitespaceSplit()
@@ -60,7 +60,7 @@ def word_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def joined(word: str, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The merges still missing for a word that does not end there, as "flat" in "flat风格"."""
+    """The merges that are missing for a word without the end-of-word mark, such as "flat" in "flat风格"."""
     rank, parts, missing = {m: i for i, m in enumerate(merges)}, list(as_bytes(word)), []
     while len(parts) > 1:
         pair = min(itertools.pairwise(parts), key=lambda p: rank.get(p, len(rank)))
@@ -72,9 +72,9 @@ def joined(word: str, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """A CLIPTokenizer that knows the bytes, the words and the Chinese characters of the captions, and what is between.
+    """A CLIPTokenizer with a token for each byte, word and Chinese character of the captions.
 
-    Raises SystemExit if a word is not one token, a character is not one, or a caption does not fit.
+    Raises SystemExit if a word or a character is not one token, or if a caption is too long.
     """
     words = sorted({w for c in captions for w in pieces(c)})
     wide = sorted({c for w in words for c in w if c >= WIDE})
@@ -85,12 +85,14 @@ def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
         merges += joined(part, merges)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = dict.fromkeys([*alphabet, *(c + LAST for c in alphabet), *(a + b for a, b in merges), START, END])
-    shutil.rmtree(folder, ignore_errors=True)  # an older tokenizer.json would be read instead of the new vocabulary
+    shutil.rmtree(
+        folder, ignore_errors=True
+    )  # CLIPTokenizer would read an old tokenizer.json instead of the new vocabulary
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
-    tokenizer.save_pretrained(folder)  # tokenizer.json, beside vocab.json and merges.txt
+    tokenizer.save_pretrained(folder)  # adds tokenizer.json
     broken = [w for w in words if len(tokenizer(w).input_ids) != 2 + len(parts[w])]
     if broken:
         raise SystemExit(f"these words are not one token each: {broken[:10]}")
