@@ -1,9 +1,10 @@
-"""Cold start: `diffgen generate` and a plain diffusers script, in turn, as whole processes on the same weights.
+"""Measure the cold start of `diffgen generate` and of a plain diffusers script on the same weights.
 
     python benchmarks/cold_start.py [--model emoji] [--rounds 5]
 
-Both make one picture with 20 Euler steps and guidance 5. Each round runs both, so that a slow spell of the machine
-meets both; the first round warms the disk cache and is not counted. Prints the medians, the fastest, and their ratios.
+Each is a new process that makes one picture with 20 Euler steps and guidance 5. Each round runs both, so that a busy
+machine slows both. The first round warms the disk cache and is not counted. Prints the medians, the minima, and their
+ratios.
 """
 
 from __future__ import annotations
@@ -39,45 +40,33 @@ def main() -> None:
     folder = str(find(args.model).folder)
     with tempfile.TemporaryDirectory() as scratch:
         out = os.path.join(scratch, "picture.png")
-        ours = [
-            sys.executable,
-            "-m",
-            "diffgen",
-            "generate",
-            "a red apple",
-            "-m",
-            folder,
-            "-o",
-            out,
-            "--overwrite",
-            "-q",
-        ]
-        ours += ["--steps", "20", "--guidance", "5", "--scheduler", "euler", "--seed", "1"]
+        options = ["--steps", "20", "--guidance", "5", "--scheduler", "euler", "--seed", "1", "--overwrite", "-q"]
+        ours = [sys.executable, "-m", "diffgen", "generate", "a red apple", "-m", folder, "-o", out, *options]
         commands = {"diffgen": ours, "diffusers": [sys.executable, "-c", PLAIN, folder, out]}
         seconds: dict[str, list[float]] = {name: [] for name in commands}
         for i in range(args.rounds + 1):
             for name, command in commands.items():
                 if os.path.exists(out):
                     os.remove(out)
-                taken = whole_process(command)
+                elapsed = process_seconds(command)
                 if not os.path.exists(out):
-                    sys.exit(f"{name} made no picture")
+                    sys.exit(f"{name} wrote no picture")
                 if i:
-                    seconds[name].append(taken)
+                    seconds[name].append(elapsed)
             if i:
                 print(f"round {i}: " + ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items()))
-    for what, of in {"median": statistics.median, "fastest": min}.items():
-        ours_took, plain_took = of(seconds["diffgen"]), of(seconds["diffusers"])
-        print(f"{what}: diffgen {ours_took:.2f} s, diffusers {plain_took:.2f} s, ratio {ours_took / plain_took:.2f}")
+    for label, statistic in {"median": statistics.median, "fastest": min}.items():
+        a, b = statistic(seconds["diffgen"]), statistic(seconds["diffusers"])
+        print(f"{label}: diffgen {a:.2f} s, diffusers {b:.2f} s, ratio {a / b:.2f}")
 
 
-def whole_process(command: list[str]) -> float:
-    """Seconds from the start of a process to its end."""
-    started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{command[:4]} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - started
+def process_seconds(command: list[str]) -> float:
+    """Run a process and return how long it took."""
+    start = time.perf_counter()
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"{command[:4]} failed:\n{process.stderr[-2000:]}")
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

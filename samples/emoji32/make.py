@@ -1,9 +1,9 @@
-"""Make samples/emoji32: 32×32 pictures of emoji in three classes (animal, face, food), each in up to three styles.
+"""Build samples/emoji32: 32×32 emoji in three classes (animal, face, food), each in up to three styles.
 
     python samples/emoji/data.py work/            # draws all emoji at 64×64: work/data.npz, work/names.json
     python samples/emoji32/make.py work/
 
-The classes are Unicode's subgroups, by npm's `emojibase-data`, which the first command leaves in work/npm.
+The classes are Unicode's subgroups, from npm's `emojibase-data`, which the first command installs in work/npm.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CLASSES = {"face-": "face", "animal-": "animal", "food-": "food"}  # by how the subgroup's name begins
+CLASSES = {"face-": "face", "animal-": "animal", "food-": "food"}  # by prefix of the subgroup's name
 SIDE = 32
-COLOURS = 64  # of a palette: half the bytes, and hardly to be seen
+COLOURS = 64  # of the palette: half the bytes, hardly visible
 
 
 def classes(work: Path) -> dict[str, str]:
-    """{concept: class} for the concepts that have one."""
+    """{concept: class} of the concepts in one of the classes."""
     folder = work / "npm" / "node_modules" / "emojibase-data"
     subgroups = json.loads((folder / "meta" / "groups.json").read_text("utf-8"))["subgroups"]
     of_emoji = {
@@ -29,13 +29,13 @@ def classes(work: Path) -> dict[str, str]:
         for entry in json.loads((folder / "en" / "data.json").read_text("utf-8"))
         if "subgroup" in entry
     }
-    found = {}
+    class_of = {}
     for concept, names in json.loads((work / "names.json").read_text("utf-8")).items():
         subgroup = of_emoji[names["emoji"].replace("\ufe0f", "")]
         for beginning, name in CLASSES.items():
             if subgroup.startswith(beginning):
-                found[concept] = name
-    return found
+                class_of[concept] = name
+    return class_of
 
 
 def make(work: Path, out: Path) -> None:

@@ -1,16 +1,16 @@
-"""Gradient estimation, Permenter and Yuan 2023 (2306.04848): euler with ε carried on as it last changed."""
+"""Gradient estimation, Permenter and Yuan 2023 (2306.04848): Euler with ε extrapolated from its last change."""
 
 from schedulers import solver
 
 
 @solver(order=1, grid="karras", reference="Permenter and Yuan 2023 (2306.04848), algorithm 2")
 def gradient_estimation(x, grid, noise, *, gamma: float = 2.0):
-    """x' = first-order step + (γ − 1)·(ε − ε of the step before)·(σ' − α'·σ/α)."""
-    before = None
+    """x' = first-order step + (γ − 1)·(ε − ε of the previous step)·(σ' − α'·σ/α)."""
+    previous = None
     for p, q in grid.pairs():
         d = yield x, p
         x = q.alpha * d.x0 + q.sigma * d.eps
-        if before is not None and q.sigma != 0:
-            x = x + (d.eps - before) * ((gamma - 1) * (q.sigma - q.alpha * p.rho))
-        before = d.eps
+        if previous is not None and q.sigma != 0:
+            x = x + (d.eps - previous) * ((gamma - 1) * (q.sigma - q.alpha * p.rho))
+        previous = d.eps
     return x
