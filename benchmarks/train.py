@@ -44,9 +44,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffgen.training.config import Config, Data, Diffusion, Train
 from diffgen.training.data import open_data
-from diffgen.training.loop import Trainer
 from diffgen.training.parallel import Ranks
 from diffgen.training.pixels import PixelJob
+from diffgen.training.trainer import Trainer
 
 LUCIDRAINS, DIFFUSERS = "denoising-diffusion-pytorch", "diffusers"
 OURS: dict[str, dict[str, Any]] = {  # against whom: what matches it
@@ -111,7 +111,7 @@ def lucidrains(job: PixelJob, args: argparse.Namespace) -> Contestant:
         warm_up(optimizer, k, args)
         diffusion.train()
         with peer_autocast(job, args):
-            loss = diffusion((job.pictures(job.indices(k)) + 1) / 2)
+            loss = diffusion((job.clean(job.indices(k)) + 1) / 2)
         loss.item()
         loss.backward()
         nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
@@ -164,7 +164,7 @@ def diffusers_example(job: PixelJob, args: argparse.Namespace) -> Contestant:
     def step(k: int) -> None:
         warm_up(optimizer, k, args)
         network.train()
-        images = job.pictures(job.indices(k))
+        images = job.clean(job.indices(k))
         noise = torch.randn(images.shape, dtype=torch.float32, device=images.device)
         t = torch.randint(0, scheduler.config.num_train_timesteps, (len(images),), device=images.device).long()
         with peer_autocast(job, args):
@@ -236,7 +236,7 @@ def held_out(network: Callable[[Tensor, Tensor], Tensor], job: PixelJob, times: 
         t = ((torch.arange(count) / count + i) * job.diffusion.T / times).long()
         noise = torch.randn(count, job.data.channels, *job.data.size, generator=g)
         for some in torch.arange(count).split(64):
-            x0, eps, at = job.pictures(job.test[some]), noise[some].to(job.device), t[some].to(job.device)
+            x0, eps, at = job.clean(job.test[some]), noise[some].to(job.device), t[some].to(job.device)
             output = network(job.diffusion.q_sample(x0, at, eps), at)
             total += (output.float() - eps).square().mean(dim=(1, 2, 3)).sum().item()
     return total / (times * count)

@@ -15,9 +15,11 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .loading import load
+    from .training.train import train
 
-FUNCTIONS = {"load": "loading"}  # name: the module that defines it, imported at the first use
-__all__ = ["__version__", "load"]
+# name: the module that defines it, imported at the first use
+FUNCTIONS = {"load": "loading", "train": "training.train"}
+__all__ = ["__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

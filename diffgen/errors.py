@@ -1,4 +1,4 @@
-"""What can go wrong, in one table: the exit codes, and the one exception that carries them."""
+"""All errors: the exit codes, and the exceptions that carry them."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ class InvalidOutput(DiffgenError):  # noqa: N818
 
 class CannotWrite(DiffgenError):  # noqa: N818
     code = ExitCode.WRITE
+
+
+class FailedElsewhere(Exception):  # noqa: N818
+    """Another process of the same work has failed and reports the error; its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"another process failed, with exit code {code}")
+        self.code = code
 
 
 def check_keywords(keywords: Iterable[str], function: str, names: Iterable[str]) -> None:

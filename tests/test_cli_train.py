@@ -61,8 +61,12 @@ def test_of_the_processes_of_torchrun_one_prints_the_document(tmp_path: Path, ra
         (["digits", "-o", "run", "--init", "nothing"], 3, "nothing: No such file"),
         (["digits", "-o", "run", "--device", "cuda:99"], 2, "torch finds no such device"),
         (["digits", "-o", "run", "--config", "size.toml"], 3, "size.toml: data.size, data.channels: digits is 8x8"),
-        (["digits", "-o", "run", "--config", "parts.toml"], 3, "parts.toml: a batch of 2 cannot be cut into 4 parts"),
-        (["digits", "-o", "run", "--config", "parts.toml", "--batch-size", "3"], 2, "a batch of 3 cannot be cut"),
+        (
+            ["digits", "-o", "run", "--config", "parts.toml"],
+            3,
+            "parts.toml: a batch of 2 cannot be divided into 4",
+        ),
+        (["digits", "-o", "run", "--config", "parts.toml", "--batch-size", "3"], 2, "a batch of 3 cannot be divided"),
         (["digits", "-o", "none/../file/run"], 6, "a part of the path is a file"),
     ],
 )

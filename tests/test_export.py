@@ -179,6 +179,6 @@ def test_a_run_saved_is_read_by_diffusers_and_by_us(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="no flow_prediction"):
         save_run(run_of(tmp_path / "flow", network, prediction="flow_prediction"), tmp_path / "no")
-    with pytest.raises(InputError, match="only runs on pixels"):
+    with pytest.raises(InputError, match="cannot be saved as a diffusers folder"):
         save_run(run_of(tmp_path / "latent", network, job="latent"), tmp_path / "no")
     assert not (tmp_path / "no").exists()

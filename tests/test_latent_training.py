@@ -23,7 +23,7 @@ import diffgen
 import schedulers
 from diffgen.errors import InputError
 from diffgen.models import gate
-from diffgen.pipelines.training.autoencoder import AutoencoderJob, moved
+from diffgen.pipelines.training.autoencoder import AutoencoderJob, shifted
 from diffgen.pipelines.training.captions import EMPTY, Tokens
 from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.pipelines.training.export import save_latent_run, save_run
@@ -33,6 +33,7 @@ from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.training import config as configuration
 from diffgen.training import start
 from diffgen.training.data import open_data
+from diffgen.training.listener import Listener
 from diffgen.training.parallel import Ranks
 from diffgen.training.run import read_run
 from diffgen.training.trainer import Trainer
@@ -58,13 +59,6 @@ LATENTS: dict[str, Any] = {
 CAPTIONS = {"text": ["red apple", "a red apple", "green circle"], "weights": [5, 3, 2]}
 
 
-class Silent:
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def moved(self, step: int) -> None: ...
-    def said(self, line: dict[str, Any]) -> None: ...
-
-
 def write_data(folder: Path, size: tuple[int, int] = (8, 8), **said: Any) -> Path:
     """Six pictures, the fifth of which is held out."""
     folder.mkdir()
@@ -82,10 +76,12 @@ def config_of(tables: dict[str, Any], **changed: Any) -> Any:
     return configuration.parse({**tables, **changed}, "a.toml", kind)
 
 
-def train(folder: Path, job: Any, **order: Any) -> dict[str, Any]:
+def train(folder: Path, job: Any, **order: Any) -> start.TrainResult:
     """Until step `stop`, if it is given."""
     steps, stop = itertools.count(1), order.pop("stop", None)
-    return start.run(start.Order(folder, job.config, **order), job, Ranks("cpu"), Silent(), lambda: next(steps) == stop)
+    return start.execute(
+        start.TrainRequest(folder, job.config, **order), job, Ranks("cpu"), Listener(), lambda: next(steps) == stop
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +109,8 @@ def test_an_interrupted_training_ends_in_the_same_bytes(place: Path, tmp_path: P
         "latents": lambda: latent_job(place),
     }
     for name, make in makers.items():
-        assert train(tmp_path / name, make(), stop=3)["step"] == 3
-        assert train(tmp_path / name, make(), resume=True)["started_at"] == 3
+        assert train(tmp_path / name, make(), stop=3).step == 3
+        assert train(tmp_path / name, make(), resume=True).started_at == 3
         assert contents(tmp_path / name) == contents(place / name)
         weights = load_file(place / name / "checkpoints" / "4" / "model.safetensors")
         average = load_file(place / name / "checkpoints" / "4" / "ema.safetensors")
@@ -151,7 +147,7 @@ def test_loss_of_the_autoencoder(place: Path) -> None:
     with torch.no_grad():
         loss = job.loss(job.networks, 0, slice(0, 4))
         noise, *_ = job._draws(0)
-        x = job.pictures(job.indices(0))
+        x = job.clean(job.indices(0))
         posterior = coder.vae.encode(x).latent_dist
         y = coder.vae.decode(posterior.mean + posterior.std * noise).sample
     for i in range(4):
@@ -165,7 +161,7 @@ def test_loss_of_the_autoencoder(place: Path) -> None:
 @given(st.integers(-9, 9), st.integers(-9, 9))
 def test_a_moved_picture_continues_its_edge(down: int, right: int) -> None:
     x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    found = moved(x, torch.tensor([[down, right], [0, 0]]))
+    found = shifted(x, torch.tensor([[down, right], [0, 0]]))
     expected = [[x[0, :, min(max(i - down, 0), 3), min(max(j - right, 0), 4)] for j in range(5)] for i in range(4)]
     assert torch.equal(found[0], torch.stack([torch.stack(row) for row in expected]).permute(2, 0, 1))
     assert torch.equal(found[1], x[1])
@@ -212,7 +208,7 @@ def test_a_caption_is_drawn_as_often_as_its_weight_says(weights: list[list[float
 def test_captions_are_dropped_as_often_as_asked(place: Path) -> None:
     job = latent_job(place, train={**TRAIN, "batch_size": 4000}, diffusion={"caption_dropout": 0.25})
     job.prepare(torch.device("cpu"), torch.enable_grad)
-    drawn = job._draws(3).caption
+    drawn = job._draws(3).choices["caption"]
     rates = torch.bincount(drawn, minlength=4) / len(drawn)
     assert job.tokens.texts == ["", "red apple", "a red apple", "green circle"]
     assert rates.tolist() == pytest.approx([0.25, 0.75 * 0.5, 0.75 * 0.3, 0.75 * 0.2], abs=0.03)
@@ -359,7 +355,7 @@ def test_what_does_not_go_together_is_named(place: Path, tmp_path: Path) -> None
         (LATENTS, {"autoencoder": str(place / "latents")}, "a run of the job 'latents', not of an autoencoder"),
         (LATENTS, {"network": {"sample_size": 4}}, "network.sample_size follows from the data"),
         (LATENTS, {"network": {"block_out_channels": [4, 4, 4, 4]}}, "latents of 4x4 cannot be halved 3 times"),
-        (LATENTS, {"text": {"width": 9, "heads": 2}}, "text.width 9 is no multiple"),
+        (LATENTS, {"text": {"width": 9, "heads": 2}}, "text.width 9 is not a multiple"),
         (LATENTS, {"text": {"tokenizer": str(place / "vae")}}, "neither tokenizer.json nor vocab.json"),
         (LATENTS, {"diffusion": {"zero_terminal_snr": True}}, "epsilon"),
         (LATENTS, {"sample": {"scheduler": "eular"}}, "euler"),
@@ -375,7 +371,7 @@ def test_what_does_not_go_together_is_named(place: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="8x16 pixels, not squares"):
         AutoencoderJob(config_of(VAE), open_data(write_data(tmp_path / "oblong", (16, 8))))
     trainer = Trainer(job := latent_job(place), job.config.train, Ranks("cpu"))
-    with pytest.raises(InputError, match="has no weights to begin with"):
+    with pytest.raises(InputError, match="has no weights to start from"):
         start.hash_of(start.init_files(place / "data"))
     other = latent_job(place, text={"width": 16})
     save_latent_run(read_run(place / "latents"), tmp_path / "model")

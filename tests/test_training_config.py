@@ -188,8 +188,8 @@ def test_other_jobs_have_their_own_keys(text: str, message: str, hint: str) -> N
 
 
 def test_a_learned_variance_that_nothing_trains_is_refused() -> None:
-    from diffgen.training.pixels import diffusion_of
+    from diffgen.training.pixels import process_of
 
     chosen = config.Config(diffusion=config.Diffusion(variance="learned_range", objective="simple"))
     with pytest.raises(ValueError, match="leaves a learned variance untrained"):
-        diffusion_of(chosen, 256)
+        process_of(chosen, 256)

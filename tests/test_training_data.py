@@ -145,7 +145,7 @@ def test_captions(write, form):
     data = open_data(write(files | {f"metadata.{form}": metadata, "unnamed.png": picture(9)}))
     assert data.captions == [((texts[name], 1.0),) for name in sorted(texts)]
     assert torch.equal(data.images, torch.stack([values(files[name]) for name in sorted(files)]))
-    assert data.notes == (f"left out, for metadata.{form} does not name them: unnamed.png",)
+    assert data.notes == (f"left out, because metadata.{form} does not name them: unnamed.png",)
     assert data.labels is None
 
 
@@ -261,9 +261,9 @@ GOOD = '{"file_name": "a.png", "text": "a"}\n'
         ({"train/a.png": picture(0), "test/a.png": picture(0)}, "look like parts of a data set"),
         ({"a.png": picture(0), "metadata.jsonl": GOOD, "metadata.csv": "file_name\na.png\n"}, "has both"),
         ({"a.png": picture(0), "metadata.jsonl": ""}, "names no picture"),
-        ({"a.png": picture(0), "metadata.jsonl": GOOD + "\n" + GOOD}, r"line 3: 'a\.png' is there already, on line 1"),
-        ({"a.png": picture(0), "metadata.jsonl": GOOD + GOOD.replace("a.png", "./a.png")}, "there already, on line 1"),
-        ({"a.png": picture(0), "metadata.jsonl": GOOD.replace("a.png", "b.png")}, r"line 1: there is no file 'b\.png'"),
+        ({"a.png": picture(0), "metadata.jsonl": GOOD + "\n" + GOOD}, r"line 3: 'a\.png' is already on line 1"),
+        ({"a.png": picture(0), "metadata.jsonl": GOOD + GOOD.replace("a.png", "./a.png")}, "already on line 1"),
+        ({"a.png": picture(0), "metadata.jsonl": GOOD.replace("a.png", "b.png")}, r"line 1: no file 'b\.png'"),
         ({"a.png": picture(0), "metadata.jsonl": GOOD + '{"text": "a"}'}, "line 2: no file_name"),
         ({"a.png": picture(0), "metadata.jsonl": '{"file_name": 3}'}, "line 1: no file_name"),
         ({"a.png": picture(0), "metadata.jsonl": "[]"}, "line 1: not a JSON object"),
@@ -363,7 +363,7 @@ def some_data(labels, same=()):
     """A set of 1×1 pictures; those of `same` are equal."""
     count = len(labels)
     images = torch.arange(count * 2).to(torch.uint8).reshape(count, 1, 1, 2)
-    digests = torch.from_numpy(dataset._digests([np.array([0 if i in same else i + 1]) for i in range(count)]))
+    digests = torch.from_numpy(dataset.digests_of([np.array([0 if i in same else i + 1]) for i in range(count)]))
     classes = sorted(set(labels))
     return DataSet("x", images, torch.tensor(labels), [str(c) for c in classes], None, 256, digests)
 

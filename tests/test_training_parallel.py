@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_once_and_ends_both(two: Path, tmp_path: Path) -> 
     assert said[1] == ""
     codes, said = pair(tmp_path, "train", "digits", "-o", "new", "--batch-size", "1")
     assert codes == [2, 2]
-    assert "a batch of 1 cannot be cut into 2 parts" in said[0]
+    assert "a batch of 1 cannot be divided into 2 parts" in said[0]
     assert not (tmp_path / "new").exists()
 
 

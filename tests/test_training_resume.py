@@ -189,7 +189,7 @@ def test_a_checkpoint_that_does_not_say_how_to_go_on_is_refused(
     (tmp_path / "run/run.json").write_text(json.dumps(config))
     code, _, err = run(tmp_path, "train", "digits", "-o", "run", "--resume")
     assert code == 3
-    assert "state.json does not say how to go on" in err
+    assert "state.json lacks what a resume needs" in err
 
 
 def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothing_to_do(
@@ -208,7 +208,7 @@ def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothin
 @pytest.mark.parametrize(
     ("args", "code", "said"),
     [
-        ([], 6, "run is a run already"),
+        ([], 6, "run is already a run"),
         (["--resume", "--steps", "50"], 2, "config.train.steps: 40, now 50"),
         (["--resume", "--seed", "1", "--batch-size", "8"], 2, "batch_size: 16, now 8; config.train.seed: 0, now 1"),
         (["--resume", "--config", "other.toml"], 2, "config.network.dropout: 0.1, now 0.0"),

@@ -20,18 +20,12 @@ from diffgen import networks
 from diffgen.errors import InputError
 from diffgen.training import config, start
 from diffgen.training.data import open_data
+from diffgen.training.listener import Listener
 from diffgen.training.parallel import Ranks
 from diffgen.training.pixels import PixelJob
 from diffgen.training.run import load_network, read_run, read_state
 
 ROOT = Path(__file__).parent.parent
-
-
-class Silent:
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def moved(self, step: int) -> None: ...
-    def said(self, line: dict[str, Any]) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +35,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder.parent / "c.toml").write_text(CONFIG.format(dropout=0.0, steps=20, log_every=10))
     chosen = config.parse(config.read(folder.parent / "c.toml"), "c.toml")
     job = PixelJob(chosen, open_data("digits"))
-    result = start.run(start.Order(folder, chosen), job, Ranks("cpu"), Silent(), lambda: False)
-    assert (result["step"], result["finished"]) == (20, True)
+    result = start.execute(start.TrainRequest(folder, chosen), job, Ranks("cpu"), Listener(), lambda: False)
+    assert (result.step, result.finished) == (20, True)
     return folder
 
 

@@ -103,8 +103,8 @@ def test_classes_are_left_out_as_often_as_is_said_and_pictures_mirrored_half_of_
     job = PixelJob(made, open_data("digits"))
     job.prepare(torch.device("cpu"), torch.no_grad)
     draws = [job._draw(k) for k in range(20)]
-    assert torch.cat([d.drop for d in draws]).float().mean() == pytest.approx(0.2, abs=0.015)
-    assert torch.cat([d.flip for d in draws]).float().mean() == pytest.approx(0.5, abs=0.02)
+    assert torch.cat([d.choices["drop"] for d in draws]).float().mean() == pytest.approx(0.2, abs=0.015)
+    assert torch.cat([d.choices["flip"] for d in draws]).float().mean() == pytest.approx(0.5, abs=0.02)
     noise = torch.cat([d.noise.flatten() for d in draws])
     assert noise.std() == pytest.approx(1, abs=0.005)
 
@@ -230,7 +230,7 @@ def test_averages_are_looked_at_in_place_of_the_weights_and_these_come_back() ->
 
 
 def saved(trainer: Trainer, folder: Path, step: int) -> Path:
-    return checkpoint.write(folder, step, trainer.files(), {"pending": trainer.recent(step)})
+    return checkpoint.write(folder, step, trainer.files(), {"pending": trainer.check(step)})
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_from_a_checkpoint_it_goes_on_as_before(tmp_path: Path, made: Config) ->
     assert after.restore(folder, read_state(folder)) == 5
     for k in range(5, 8):
         after.step(k)
-    assert after.recent(8) == straight.recent(8)
+    assert after.check(8) == straight.check(8)
     ours, theirs = after.files(), straight.files()
     assert ours.keys() == theirs.keys() == {"model", "ema", "ema-0.05", "optimizer"}
     for name in theirs:
@@ -318,11 +318,11 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path: Path) ->
     trainer = Trainer(Diverging(), Train(batch_size=2), Ranks("cpu"))  # type: ignore[arg-type]
     for k in range(2):
         trainer.step(k)
-    trainer.recent(2)
+    trainer.check(2)
     for k in (2, 3):
         trainer.step(k)
     with pytest.raises(InvalidOutput, match="the gradient norm is inf at step 3"):
-        trainer.recent(4)
+        trainer.check(4)
     with pytest.raises(InvalidOutput, match="weight in model is not finite after step 4"):
         checkpoint.write(tmp_path, 4, trainer.files(), {})
     assert list(tmp_path.iterdir()) == []

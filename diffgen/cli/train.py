@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from diffgen import environment
-from diffgen.devices import device_name
-from diffgen.errors import InputError, UsageError
-from diffgen.generation.options import MAX_SEED, check_int
-from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
-from diffgen.training import config as configuration
-from diffgen.training.run import is_run, read_run
+import diffgen
+from diffgen.errors import FailedElsewhere
+from diffgen.training.listener import Listener
 
 from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
-from .signals import interruptible
-
-if TYPE_CHECKING:
-    from diffgen.training.data.dataset import DataSet
-    from diffgen.training.job import Job
-    from diffgen.training.parallel import Ranks
+from .signals import first_signal, interruptible
 
 EXAMPLES = """
 Examples:
@@ -42,7 +32,6 @@ Examples:
 """
 
 RUN, TRAINING, OUTPUT = "Run", "Training", "Output"
-KINDS = {"pixels": configuration.Config, "autoencoder": AutoencoderConfig, "latents": LatentConfig}  # by job
 SILENCE = 10.0  # seconds between two lines where no bar can be shown
 
 
@@ -100,111 +89,40 @@ def train(
     """Train a diffusion model from scratch: of pixels or, by its configuration, of latents with captions."""
     rank = int(os.environ.get("RANK", "0"))
     say = Output("train", json, quiet or rank > 0)
-    device, folder = device_name(device), Path(out)
-    flags = {
-        "train.steps": steps if steps is None else check_int("--steps", steps, 1, 10**9),
-        "train.batch_size": batch_size if batch_size is None else check_int("--batch-size", batch_size, 1, 10**6),
-        "train.seed": seed if seed is None else check_int("--seed", seed, 0, MAX_SEED),
-        "train.checkpoint_every": checkpoint_every
-        if checkpoint_every is None
-        else check_int("--checkpoint-every", checkpoint_every, 1, 10**9),
-        "train.compile": compiled,
-        "train.parallel": parallel,
-    }
-    if parallel not in (None, "ddp", "fsdp"):
-        raise UsageError(f"--parallel must be ddp or fsdp (got {parallel!r})")
-    given = {key: value for key, value in flags.items() if value is not None}
-    where, chosen = _configuration(config, given, folder, resume)
-
-    environment.prepare()
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
-        threading.excepthook = lambda args: None  # TensorBoard's writing thread; the log raises what it met
-    from diffgen.training import start
-    from diffgen.training.data import open_data
-    from diffgen.training.parallel import Elsewhere, Ranks
-
-    order = start.Order(folder, chosen, resume, None if init is None else Path(init), device)
-    if rank == 0 and not dry_run:
-        start.check_folder(folder, resume)  # before the data is opened, which can take its time
-    ranks = Ranks(device)
+        threading.excepthook = lambda args: None  # TensorBoard's writing thread: the log raises its error
     try:
-        with say.progress("reading pictures") as on_picture:
-            size, channels, memory = chosen.data.size, chosen.data.channels, chosen.data.memory
-            with _of_the_file(f"{where}: data.size, data.channels"):
-                pictures = open_data(data, size=size, channels=channels, memory=memory, progress=on_picture)
-        for text in pictures.notes:
-            say.note(text)
-        if pictures.captions is not None and chosen.job != "latents":
-            say.note("the captions are not used: this job trains on the pictures alone")
-        job = _job(chosen, pictures, where, ranks, say)
-        if config and not batch_size:  # else the command line is wrong, as `start` will say
-            with _of_the_file(where):
-                start.check_parallel(chosen.train, ranks, job)
-        if dry_run:
-            result = start.estimate(order, job, ranks)
-            if ranks.main:
-                say.result(result, _estimated(result))
-            return
-        with interruptible() as stopping, say.progress("train") as bar:
-            result = start.run(order, job, ranks, Screen(say, bar, chosen.train.steps), stopping)
-            if stopping():
-                raise UnfinishedError(KeyboardInterrupt(), result)
-    except Elsewhere as error:
+        with say.progress("train") as bar:
+            result = diffgen.train(
+                data,
+                out,
+                config=config,
+                steps=steps,
+                batch_size=batch_size,
+                seed=seed,
+                checkpoint_every=checkpoint_every,
+                compile=compiled,
+                parallel=parallel,
+                resume=resume,
+                init=init,
+                device=device,
+                dry_run=dry_run,
+                listener=Screen(say, bar),
+                stopping=interruptible(),
+            )
+    except FailedElsewhere as error:
         raise typer.Exit(error.code) from error
-    finally:
-        ranks.leave()
-    if result["started_at"] == result["steps"]:
-        say.note(f"{out} is finished: all {result['steps']} steps are done")
-    if ranks.main:
-        say.result(result, [out])
+    document = asdict(result)
+    if first_signal() is not None:
+        raise UnfinishedError(KeyboardInterrupt(), document)
+    if not dry_run and document["started_at"] == document["steps"]:
+        say.note(f"{out} is finished: all {document['steps']} steps are done")
+    if rank == 0:
+        say.result(document, _estimate(document) if dry_run else [out])
 
 
-@contextlib.contextmanager
-def _of_the_file(where: str) -> Iterator[None]:
-    """What Python calls a wrong argument is here in the configuration. Raises InputError."""
-    try:
-        yield
-    except UsageError as error:
-        raise InputError(f"{where}: {error.message}", error.hint) from error
-
-
-def _job(chosen: Any, pictures: DataSet, where: str, ranks: Ranks, say: Output) -> Job:
-    """The job that a configuration is of. Raises InputError for what does not go together."""
-    if chosen.job == "pixels":
-        from diffgen.training.pixels import PixelJob
-
-        return PixelJob(chosen, pictures, where)
-    if chosen.job == "autoencoder":
-        from diffgen.pipelines.training.autoencoder import AutoencoderJob
-
-        return AutoencoderJob(chosen, pictures, where)
-    from diffgen.pipelines.training.latents import LatentJob
-
-    with say.progress("encoding pictures") as on_picture:
-        job = LatentJob(chosen, pictures, where, device=ranks.device, progress=on_picture)
-    for text in job.notes:
-        say.note(text)
-    return job
-
-
-def _configuration(file: str | None, given: dict[str, Any], folder: Path, resume: bool) -> tuple[str, Any]:
-    """(where it comes from, the configuration, of its job's kind). Flags win over the file; a run that is resumed
-    without a file has its own configuration below the flags."""
-    if file is not None:
-        where, tables = file, configuration.read(Path(file))
-    elif resume and is_run(folder):
-        where, tables = str(folder / "run.json"), read_run(folder).config
-    else:
-        where, tables = "the configuration", {}
-    job = tables.get("job", "pixels")
-    if not isinstance(job, str) or job not in KINDS:
-        raise InputError(f"{where}: job is {job!r}", f"there are {', '.join(KINDS)}")
-    configuration.parse(tables, where, KINDS[job])  # what is wrong in the file is said of the file
-    return where, configuration.parse(configuration.with_values(tables, given), where, KINDS[job])
-
-
-def _estimated(result: dict[str, Any]) -> list[str]:
+def _estimate(result: dict[str, Any]) -> list[str]:
     data, sizes = result["data"], result["bytes"]
     height, width = data["size"]
     classes = f", {len(data['classes'])} classes" if data["classes"] else ""
@@ -222,30 +140,39 @@ def _size(n: int) -> str:
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
 
-class Screen:
-    """What a person sees of a training: a bar on a terminal, elsewhere a line now and then."""
+class Screen(Listener):
+    """Shows a training: a bar on a terminal; elsewhere a line now and then."""
 
-    def __init__(self, say: Output, bar: Callable[..., None] | None, steps: int) -> None:
-        self.note, self.warn = say.note, say.warn
-        self.bar, self.steps = bar, steps
+    def __init__(self, say: Output, bar: Callable[..., None] | None) -> None:
+        self.say, self.bar = say, bar
         self.text = "train"
-        self.began = self.told = time.monotonic()
-        self.first: int | None = None
+        self.began = self.last_line = time.monotonic()
+        self.first: int | None = None  # the first step of this start
 
-    def moved(self, step: int) -> None:
-        self.first = step - 1 if self.first is None else self.first
+    def note(self, text: str) -> None:
+        self.say.note(text)
+
+    def warn(self, text: str) -> None:
+        self.say.warn(text)
+
+    def progress(self, done: int, total: int, text: str) -> None:
         if self.bar is not None:
-            self.bar(step, self.steps, self.text)
+            self.bar(done, total, text)
 
-    def said(self, line: dict[str, Any]) -> None:
-        step, now = line["step"], time.monotonic()
+    def step(self, step: int, steps: int) -> None:
+        if self.first is None:
+            self.first, self.began = step, time.monotonic()
+        if self.bar is not None:
+            self.bar(step, steps, self.text)
+
+    def losses(self, line: dict[str, Any]) -> None:
+        step, steps, now = line["step"], line["steps"], time.monotonic()
         if "loss" not in line:
-            self.note(
-                f"step {step}: held-out loss {line['held_out_raw']:.4f}, of the average {line['held_out_ema']:.4f}"
-            )
+            raw, average = line["held_out_raw"], line["held_out_ema"]
+            self.note(f"step {step}: held-out loss {raw:.4f}, of the average {average:.4f}")
             return
         self.text = f"loss {line['loss']:.4f}, {line['images_per_second']:.0f} images/s"
-        if self.bar is None and (now - self.told >= SILENCE or step == self.steps):
-            self.told = now
-            left = (now - self.began) / max(1, step - (self.first or 0)) * (self.steps - step)
-            self.note(f"step {step} of {self.steps}: {self.text}, {time_text(left)} left")
+        if self.bar is None and (now - self.last_line >= SILENCE or step == steps):
+            self.last_line = now
+            left = (now - self.began) / max(1, step - (self.first or 0)) * (steps - step)
+            self.note(f"step {step} of {steps}: {self.text}, {time_text(left)} left")

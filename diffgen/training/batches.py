@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .seeds import HELD_OUT, ORDER, generator
 
-HELD_OUT_PICTURES = 256  # at most; each is asked at four times
+HELD_OUT_PICTURES = 256  # at most; each is evaluated at four times
 
 
-class Order:
+class Shuffle:
     """The pictures of step k: each epoch goes through all of them once, in an order of its own."""
 
     def __init__(self, pictures: Tensor, batch: int, seed: int) -> None:
@@ -39,21 +39,19 @@ def times(u: Tensor, T: int, stratified: bool) -> Tensor:
 
     Stratified: one from each of B equal parts of the range, which is less variance at no cost.
     """
-    found = (torch.arange(len(u), device=u.device) + u) * (T / len(u)) if stratified else u * T
-    return found.long().clamp_(max=T - 1)
+    t = (torch.arange(len(u), device=u.device) + u) * (T / len(u)) if stratified else u * T
+    return t.long().clamp_(max=T - 1)
 
 
-def some(pictures: Tensor) -> Tensor:
-    """Of the held-out pictures those that are asked: all, or evenly spread ones."""
-    if not len(pictures):
-        return pictures
-    return pictures[torch.linspace(0, len(pictures) - 1, min(len(pictures), HELD_OUT_PICTURES)).long()]
+def evenly(index: Tensor, count: int) -> Tensor:
+    """At most `count` of the numbers, evenly spread."""
+    return index if len(index) <= count else index[torch.linspace(0, len(index) - 1, count).long()]
 
 
 def held_out_draws(shape: tuple[int, ...], T: int, quarter: int) -> tuple[Tensor, Tensor]:
     """(times [N] in that quarter of 0 … T − 1, noise [N, …]) for held-out examples of that shape, on the CPU.
 
-    Of no seed: runs with other seeds are measured with the same ruler.
+    They do not depend on the run's seed, so that the losses of runs with different seeds can be compared.
     """
     g = generator(HELD_OUT, quarter)
     u = (torch.arange(shape[0]) + torch.rand(shape[0], generator=g)) / shape[0]

@@ -37,13 +37,14 @@ from diffgen.diffusion.likelihood import bits_per_dim_ode, bound_term, prior_ter
 from diffgen.errors import InputError, InvalidOutput
 
 from . import config as configuration
+from .batches import evenly
 from .data import BUNDLED, open_data
 from .data.dataset import DataSet
 from .evaluate_plan import EvaluationPlan, make_evaluation_plan
 from .generate import RunGenerator
 from .metrics import METRICS
 from .pixels import PixelJob
-from .reference import Reference, evenly
+from .reference import Reference
 from .run import diffusion_of
 
 Progress = Callable[[int, int, str], None]
@@ -242,7 +243,7 @@ class Evaluation:
             )
             tick.by(len(at))
         every = torch.cat(terms)
-        prior = prior_term(self.process, self.data.to_float(self.data.images[part])).double().mean()
+        prior = prior_term(self.process, self.data.to_float(self.data.pictures(part))).double().mean()
         middle = (T - 1) * every[n:].mean() if pairs else 0
         return float(every[:n].mean() + middle + prior)
 
@@ -263,7 +264,7 @@ class Evaluation:
 
     def _asked(self, some: Tensor) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
         """(pictures [b, C, H, W] in [-1, 1] on the device, the network that is told their classes)"""
-        x0 = self.data.to_float(self.data.images[some]).to(self.device)
+        x0 = self.data.to_float(self.data.pictures(some)).to(self.device)
         labels = self.data.labels[some].tolist() if self.by_class and self.data.labels is not None else None
         return x0, self.generator.denoiser(labels, 1.0)
 

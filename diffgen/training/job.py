@@ -1,57 +1,105 @@
-"""What a job is: it owns the data, the networks and the loss; the loop owns everything else."""
+"""What a training job is, and the table of all jobs: a new one is its own file and a row here. No torch at import.
+
+A job owns the data, the networks and the loss; the trainer and the loop own everything else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
 
-Networks = Mapping[str, nn.Module]  # as they are to be called: with torchrun they are wrapped
-Autocast = Callable[[], AbstractContextManager[Any]]  # what the networks' forward passes run in
+Networks: TypeAlias = "Mapping[str, nn.Module]"  # ready to be called: with torchrun they are wrapped
+Autocast = Callable[[], AbstractContextManager[Any]]  # the context of the networks' forward passes
+
+
+@dataclass(frozen=True)
+class JobKind:
+    """A row of `JOBS`. Classes and functions are named "module:name"."""
+
+    title: str  # what the job trains
+    config: str  # the dataclass of its configuration, in a module that imports no torch
+    job: str  # its class: called with (config, data, where, device=, progress=), as `training.pixels.PixelJob`
+    captions: bool = False  # whether it reads captions
+    export: str = ""  # writes a run as a diffusers folder: called with (run, folder, which=); empty: not supported
+    hint: str = ""  # what to do instead of `generate -m RUN`, {run} being its folder; empty: the run makes pictures
+
+    def load(self, field: str) -> Any:
+        """Import the class or function that a field names."""
+        module, _, name = getattr(self, field).partition(":")
+        return getattr(import_module(module), name)
+
+
+JOBS = {
+    "pixels": JobKind(
+        title="a diffusion model of pixels, unconditional or by class",
+        config="diffgen.training.config:Config",
+        job="diffgen.training.pixels:PixelJob",
+        export="diffgen.pipelines.training.export:save_pixel_run",
+    ),
+    "autoencoder": JobKind(
+        title="an autoencoder, the first stage of latent diffusion",
+        config="diffgen.pipelines.training.config:AutoencoderConfig",
+        job="diffgen.pipelines.training.autoencoder:AutoencoderJob",
+        hint='it is the first stage: train the job "latents" on it',
+    ),
+    "latents": JobKind(
+        title="a diffusion model of latents with captions",
+        config="diffgen.pipelines.training.config:LatentConfig",
+        job="diffgen.pipelines.training.latents:LatentJob",
+        captions=True,
+        export="diffgen.pipelines.training.export:save_latent_run",
+        hint="write it as a pipeline first: diffgen models export {run} FOLDER",
+    ),
+}
 
 
 class Job(Protocol):
-    """Something to train. `training.pixels.PixelJob` is the one that `diffgen train` builds unless told otherwise."""
+    """Something to train. `diffusion_job.DiffusionJob` is the base of those that train a diffusion model."""
 
     networks: dict[str, nn.Module]  # every parameter that requires a gradient is trained
     area: int  # pixels of an example, or elements of one channel of its latents
+    notes: tuple[str, ...]  # what the user should know before the training
 
     def about(self) -> dict[str, Any]:
-        """What run.json says beside the configuration and the versions: job, data, network, …; JSON values."""
+        """The part of run.json beside configuration and versions: job, data, network, …; JSON values."""
         ...
 
     def files(self) -> dict[str, bytes]:
-        """What the run's folder holds beside run.json, by relative name with /: what its model needs and no training
-        changes (a tokenizer, the autoencoder of latents)."""
+        """Further files of the run, by relative name with /: what its model needs and training does not change (a
+        tokenizer, the autoencoder of latents)."""
         ...
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights to begin with, from a folder that is no run; `own` are those that the networks have, by name.
+        """The initial weights, from a folder that is no run; `own` are the networks' present weights, by name.
 
-        Raises InputError for a folder that this job cannot begin with.
+        Raises InputError for a folder that does not fit this job.
         """
         ...
 
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
-        """Called once, before the first loss: what the job keeps for itself (data, frozen networks) goes there."""
+        """Move the job's own tensors (data, frozen networks) to the device. Called once, before the first loss."""
         ...
 
     def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
         """The loss of each example [b] at these positions of the global batch of step k, float32, on the device.
 
-        A pure function of (seed, k, position), weights aside, but for layers that draw from torch's global generators,
-        which the loop seeds. Nothing in it may read a value back from the device.
+        A pure function of (seed, k, position) and the weights, except for layers that draw from torch's global
+        generators: the trainer seeds them. It must not read a value back from the device.
         """
         ...
 
     def held_out(self, networks: Networks) -> list[float]:
-        """Losses on data that is not trained on, always the same examples, times and noise: one for each quartile of
-        the times, small times first; of a job without times, one. Empty without such data."""
+        """Losses on held-out data, always at the same examples, times and noise: one for each quartile of the times,
+        small times first; a single one for a job without times. Empty without held-out data."""
         ...
 
     def samples(self, networks: Networks) -> list[Image.Image]:
@@ -59,7 +107,7 @@ class Job(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the job has learnt beside the networks, for a checkpoint; empty where there is nothing."""
+        """What the job has learned beside the networks, for a checkpoint; may be empty."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...

@@ -1,7 +1,7 @@
-"""What a run writes down as it goes: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and what it tells a listener.
+"""What a run logs: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and what it tells a listener.
 
-metrics.jsonl has no clock in it and is cut back to the checkpoint when a run is resumed, so that it ends in the same
-bytes. Times are in timing.jsonl, to which every start appends.
+metrics.jsonl has no clock in it, and a resume cuts it back to the checkpoint, so that it ends in the same bytes. Times
+are in timing.jsonl, to which every start appends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,37 +22,29 @@ from diffgen.images.metadata import encode_png
 from diffgen.images.publish import cannot_write, publish
 from diffgen.images.sheet import sheet
 
+from .config import Train
+from .listener import Listener
+
 COLUMNS = 8
 
 
-class Listener(Protocol):
-    """Who hears how it goes: the command line."""
-
-    def note(self, text: str) -> None: ...
-    def warn(self, text: str) -> None: ...
-    def moved(self, step: int) -> None: ...
-    def said(self, line: dict[str, Any]) -> None: ...
-
-
 class Log:
-    """The writing side of a run folder, on rank 0; on others, where `folder` is None, it writes nothing.
+    """Writes the log of a run on rank 0; on other ranks, where `folder` is None, it writes nothing.
 
     Raises CannotWrite.
     """
 
-    def __init__(
-        self, folder: Path | None, listener: Listener, batch_size: int, start: int, metrics_bytes: int
-    ) -> None:
-        self.folder, self.listener, self.batch_size = folder, listener, batch_size
+    def __init__(self, folder: Path | None, listener: Listener, config: Train, start: int, metrics_bytes: int) -> None:
+        self.folder, self.listener, self.config = folder, listener, config
         self.began = self.last_time = time.perf_counter()
         self.last_step = start
-        self.latest: dict[str, Any] = {}  # what was said last, by key
+        self.latest: dict[str, Any] = {}  # the last value of each key
         if folder is None:
             return
         try:
             self.metrics = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
             if os.fstat(self.metrics.fileno()).st_size < metrics_bytes:
-                listener.warn(f"{folder / 'metrics.jsonl'} is shorter than it was when the checkpoint was written")
+                listener.warn(f"{folder / 'metrics.jsonl'} is shorter than when the checkpoint was written")
             else:
                 self.metrics.truncate(metrics_bytes)
             self.timing = open(folder / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
@@ -66,38 +58,43 @@ class Log:
         for line in path.read_bytes().splitlines():
             self.latest |= json.loads(line)
 
-    def moved(self, step: int) -> None:
-        self.listener.moved(step)
+    def step(self, step: int) -> None:
+        self.listener.step(step, self.config.steps)
 
-    def losses(self, step: int, recent: dict[str, list[float]], learning_rate: float) -> None:
-        """The means since the last time, and how fast it went."""
-        line = {key: fmean(values) for key, values in recent.items()}
+    def losses(self, step: int, values: dict[str, list[float]], learning_rate: float) -> None:
+        """Log the means of these values, and the rate since the last call."""
+        line = {key: fmean(numbers) for key, numbers in values.items()}
         self._write({"step": step, **line, "learning_rate": learning_rate})
         now = time.perf_counter()
         rate = (step - self.last_step) / max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = step, now
-        times = {"step": step, "seconds": round(now - self.began, 3), "images_per_second": rate * self.batch_size}
+        times = {
+            "step": step,
+            "seconds": round(now - self.began, 3),
+            "images_per_second": rate * self.config.batch_size,
+        }
         self._append("timing", times | {"time": round(time.time(), 3)})
-        self.listener.said({"step": step, **line, "images_per_second": rate * self.batch_size})
+        self.listener.losses({**times, **line, "steps": self.config.steps})
 
     def held_out(self, step: int, quartiles: dict[str, list[float]]) -> None:
-        """Held-out losses: their means, and by quartile of t, small t first; of the weights and of their average."""
+        """Log held-out losses of the weights ("raw") and of their average ("ema"): means, and by quartile of t, small t
+        first."""
         if quartiles["raw"]:
             means = {f"held_out_{name}": fmean(values) for name, values in quartiles.items()}
             self._write({"step": step, **means, **{f"held_out_{name}_quartiles": v for name, v in quartiles.items()}})
-            self.listener.said({"step": step, **means})
+            self.listener.losses({"step": step, "steps": self.config.steps, **means})
 
-    def samples(self, step: int, made: list[list[Image.Image]]) -> None:
-        """One sheet: above, pictures of the weights as they are; below, of their average."""
-        if self.folder is None or not made[0]:
+    def samples(self, step: int, groups: list[list[Image.Image]]) -> None:
+        """Write one sheet: pictures of the weights above, of their average below."""
+        if self.folder is None or not groups[0]:
             return
-        rows = [pictures[i : i + COLUMNS] for pictures in made for i in range(0, len(pictures), COLUMNS)]
+        rows = [pictures[i : i + COLUMNS] for pictures in groups for i in range(0, len(pictures), COLUMNS)]
         picture = sheet(rows)
         publish(self.folder / "samples" / f"{step}.png", encode_png(picture, {}, "params"), overwrite=True)
         self._show("image", "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
     def sync(self) -> int:
-        """Bring metrics.jsonl to the disk; its length in bytes."""
+        """Flush metrics.jsonl to the disk; returns its length in bytes."""
         if self.folder is None:
             return 0
         try:
@@ -117,7 +114,7 @@ class Log:
     def _show(self, kind: str, *what: Any, **how: Any) -> None:
         try:
             getattr(self.board, f"add_{kind}")(*what, **how)
-        except OSError as error:  # of the thread that writes
+        except OSError as error:  # raised by TensorBoard's writing thread
             raise cannot_write(Path(self.board.log_dir), error) from error
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
@@ -132,12 +129,12 @@ class Log:
         if self.folder is not None:
             self.metrics.close()
             self.timing.close()
-            with contextlib.suppress(OSError):  # a full disk: it is told of already
+            with contextlib.suppress(OSError):  # a full disk is reported already
                 self.board.close()
 
 
 def _board(folder: Path, start: int) -> Any:
-    """TensorBoard's writer; of an earlier start, what came after step `start` is not shown."""
+    """TensorBoard's writer; it hides what an earlier start wrote after step `start`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torch.utils.tensorboard import SummaryWriter

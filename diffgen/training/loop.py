@@ -1,4 +1,4 @@
-"""The training loop: steps, and every so often losses, held-out losses, a grid, a checkpoint."""
+"""The training loop: steps, and at intervals losses, held-out losses, a sheet of samples, a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .run import Run
 from .trainer import Trainer
 
 
-def train(trainer: Trainer, run: Run, log: Log, start: int, sample_every: int, stopping: Callable[[], bool]) -> int:
-    """All steps from `start` on, with what is written on the way; the step at which it ended.
+def run_steps(trainer: Trainer, run: Run, log: Log, start: int, sample_every: int, stopping: Callable[[], bool]) -> int:
+    """Train from step `start` and write what is due; returns the last step.
 
-    Once `stopping()` says so on any rank, the step under way is finished and saved, and that is the end.
+    Once `stopping()` is true on any rank, the loop finishes its step, saves it and ends.
     Raises InvalidOutput if training diverges, and CannotWrite.
     """
     config, ranks = trainer.config, trainer.ranks
@@ -28,15 +28,14 @@ def train(trainer: Trainer, run: Run, log: Log, start: int, sample_every: int, s
         trainer.step(step)
         step += 1
         stop = bool(ranks.agree(int(stopping())))
-        log.moved(step)
+        log.step(step)
         if due(step, config.log_every):
-            log.losses(step, trainer.recent(step), trainer.learning_rate(step - 1))
-            trainer.losses, trainer.gradients = [], []
+            log.losses(step, trainer.take_losses(step), trainer.learning_rate(step - 1))
         if due(step, config.held_out_every):
-            trainer.recent(step)
+            trainer.check(step)
             log.held_out(step, held_out(trainer))
         if due(step, sample_every):
-            trainer.recent(step)
+            trainer.check(step)
             log.samples(step, samples(trainer))
         if due(step, config.checkpoint_every) or stop:
             save(trainer, run, log, step)
@@ -46,7 +45,7 @@ def train(trainer: Trainer, run: Run, log: Log, start: int, sample_every: int, s
 
 
 def held_out(trainer: Trainer) -> dict[str, list[float]]:
-    """Held-out losses by quartile of t: of the weights as they are, and of their first average."""
+    """Held-out losses by quartile of t: of the weights, and of their first average."""
     with trainer.evaluating() as networks:
         raw = trainer.job.held_out(networks)
     with trainer.evaluating(trainer.averages[0]) as networks:
@@ -54,17 +53,17 @@ def held_out(trainer: Trainer) -> dict[str, list[float]]:
 
 
 def samples(trainer: Trainer) -> list[list[Image.Image]]:
-    """Pictures from fixed noise: of the weights as they are, and of their first average."""
-    made = []
+    """Pictures from fixed noise: of the weights, and of their first average."""
+    rows = []
     for average in (None, trainer.averages[0]):
         with trainer.evaluating(average) as networks:
-            made.append(trainer.job.samples(networks))
-    return made
+            rows.append(trainer.job.samples(networks))
+    return rows
 
 
 def save(trainer: Trainer, run: Run, log: Log, step: int) -> None:
-    """A checkpoint, after all that was said up to this step is on the disk."""
-    pending, files = trainer.recent(step), trainer.files()
+    """Write a checkpoint, after everything logged up to this step is on the disk."""
+    pending, files = trainer.check(step), trainer.files()
     if trainer.ranks.main:
         state = {"images": step * trainer.config.batch_size, "pending": pending, "metrics_bytes": log.sync()}
         checkpoint.write(run.folder, step, files, state)

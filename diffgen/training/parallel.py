@@ -1,9 +1,9 @@
-"""This process among those that torchrun started. Alone, everything here does nothing.
+"""This process among those that torchrun started. A single process skips all of it.
 
     torchrun --nproc-per-node 2 -m diffgen train DATA -o RUN
 
 Each rank computes its slice of the same global batch. "ddp" keeps a copy of the networks in each process, "fsdp" a part
-of them (FSDP2), for networks that outgrow one device. Rank 0 writes.
+of them (FSDP2), for networks that are larger than one device. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffgen.devices import choose_device
-from diffgen.errors import DiffgenError, ExitCode, UsageError
+from diffgen.errors import DiffgenError, ExitCode, FailedElsewhere, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-# Longer than the longest thing that rank 0 does alone: opening the data, writing a checkpoint.
+# Longer than anything that rank 0 does alone: opening the data, writing a checkpoint.
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
@@ -33,19 +33,11 @@ class Lost(DiffgenError):  # noqa: N818
     """Another process of the run has ended, or does not answer."""
 
 
-class Elsewhere(Exception):  # noqa: N818
-    """Rank 0 has failed and says why; its exit code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"failed on rank 0, with exit code {code}")
-        self.code = code
-
-
 class Ranks:
-    """Who this is: `rank` of `world`, and the collectives that the loop needs."""
+    """The rank of this process, the number of processes, and the collectives that the loop needs."""
 
     def __init__(self, device: str = "auto") -> None:
-        """Join the others, if torchrun started this process. Raises UsageError for a device that is not there."""
+        """Join the other processes, if torchrun started this one. Raises UsageError for a missing device."""
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = choose_device(device)
         if self.world == 1:
@@ -66,20 +58,20 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int, part: int, parts: int) -> slice:
-        """The positions of a global batch that this rank computes as its `part` of `parts`."""
+        """The positions in a global batch of `count` that this rank computes as its part number `part` of `parts`."""
         pieces, i = self.world * parts, self.rank * parts + part
         return slice(count * i // pieces, count * (i + 1) // pieces)
 
     def agree(self, value: int) -> int:
-        """The largest of what the ranks say; they wait for each other."""
+        """The largest value of all ranks; they wait for each other."""
         if self.world == 1:
             return value
-        said = torch.tensor([value])
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return int(said)
+        largest = torch.tensor([value])
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def first(self, action: Callable[[], object]) -> None:
-        """Let rank 0 do it while the others wait; if it fails there, what it raises is raised there, Elsewhere here."""
+        """Let rank 0 act while the others wait. If it fails, rank 0 raises its error and the others FailedElsewhere."""
         failure: BaseException | None = None
         if self.main:
             try:
@@ -90,7 +82,7 @@ class Ranks:
         if failure is not None:
             raise failure
         if code:
-            raise Elsewhere(code)
+            raise FailedElsewhere(code)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over the ranks."""
@@ -99,7 +91,7 @@ class Ranks:
         return values
 
     def wrap(self, networks: dict[str, nn.Module], how: str) -> dict[str, nn.Module]:
-        """The networks as they are to be called, on the device already; their gradients are means over the ranks."""
+        """Wrap networks that are on the device, so that their gradients are means over the ranks."""
         if self.world == 1:
             return networks
         if how == "fsdp":
@@ -113,21 +105,21 @@ class Ranks:
         }
 
     def _shard(self, network: nn.Module) -> nn.Module:
-        """FSDP2 of each block, the members of module lists, and of what is left."""
+        """Shard each block (FSDP2), the members of module lists, then the rest."""
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
         containers = (nn.ModuleList, nn.ModuleDict)
         lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-        for module in reversed([child for found in lists for child in found if not isinstance(child, containers)]):
+        for module in reversed([child for blocks in lists for child in blocks if not isinstance(child, containers)]):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
         return network
 
     @contextlib.contextmanager
     def gradients(self, networks: dict[str, nn.Module], last: bool) -> Iterator[None]:
-        """Inside, backward passes only add up on each rank, unless it is the `last` one of the step."""
+        """Inside, backward passes add up on each rank; only the `last` one of the step is averaged over the ranks."""
         with contextlib.ExitStack() as stack:
             for network in networks.values():
                 if isinstance(network, nn.parallel.DistributedDataParallel) and not last:
@@ -138,7 +130,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn what a collective raises when another process has died into Lost."""
+        """Raise Lost for the errors that collectives raise when another process has died."""
         try:
             yield
         except RuntimeError as error:
@@ -161,25 +153,25 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def gathered(like: Tensor, part: Tensor) -> Tensor:
-    """The tensor of which `part` is this rank's part, sharded as the parameter `like` is; all ranks must call."""
+    """The complete tensor, given this rank's part, sharded as the parameter `like`; all ranks must call."""
     if not _is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
 
-    made = DTensor.from_local(
+    sharded = DTensor.from_local(
         part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
-    return made.full_tensor()
+    return sharded.full_tensor()
 
 
 def part(like: Tensor, full: Tensor) -> Tensor:
-    """This rank's part of a tensor that all ranks have."""
+    """This rank's part of a tensor that all ranks have complete."""
     if not _is_sharded(like):
         return full
     from torch.distributed.tensor import distribute_tensor
 
-    made = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return made.to_local()
+    sharded = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return sharded.to_local()
 
 
 def _is_fully_sharded(network: nn.Module) -> TypeGuard[FSDPModule]:
@@ -187,4 +179,4 @@ def _is_fully_sharded(network: nn.Module) -> TypeGuard[FSDPModule]:
 
 
 def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    return hasattr(tensor, "to_local")  # so that torch.distributed.tensor is imported only where it is in use
+    return hasattr(tensor, "to_local")  # without importing torch.distributed.tensor where it is not in use

@@ -16,6 +16,7 @@ from diffgen.generation.options import OTHERS, check_int, parse_size, which_seed
 from diffgen.models.find import Model
 
 from . import config as configuration
+from .job import JOBS
 from .run import Run, read_run
 
 MAX_SIDE = 1024
@@ -133,11 +134,9 @@ def noise_and_prediction(model: Model) -> tuple[schedulers.NoiseSchedule, str]:
 
 
 def _config(run: Run) -> configuration.Config:
-    if run.job != "pixels":
-        hint = {
-            "latents": f"write it as a pipeline first: diffgen models export {run.folder} FOLDER",
-            "autoencoder": 'it is the first stage: train the job "latents" on it',
-        }.get(run.job, 'pictures are made by runs of the job "pixels"')
+    kind = JOBS.get(run.job)
+    if kind is None or kind.hint:
+        hint = kind.hint.format(run=run.folder) if kind else 'pictures are made by runs of the job "pixels"'
         raise InputError(f"{run.folder} is a run of the job {run.job!r}", hint)
     if not run.checkpoints():
         hint = f"train it first: diffgen train {run.data['name']} -o {run.folder} --resume"

@@ -20,6 +20,7 @@ from torch import Tensor
 from diffgen.errors import InputError
 
 from . import classifier, metrics
+from .batches import evenly
 from .data.dataset import DataSet
 
 Metrics = dict[str, dict[str, float]]
@@ -47,7 +48,7 @@ class Reference:
                 "use more pictures, or train with a larger data.held_out",
             )
         self.train_index, self.test_index = evenly(train, MOST_TRAIN), evenly(test, MOST_TEST)
-        self.train, self.test = data.images[self.train_index], data.images[self.test_index]
+        self.train, self.test = data.pictures(self.train_index), data.pictures(self.test_index)
         self.notes = [
             f"of {len(every)} {part} pictures, {len(some)} are looked at"
             for part, every, some in (("training", train, self.train), ("held-out", test, self.test))
@@ -68,7 +69,7 @@ class Reference:
 
     def _task(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """(pictures, labels) of the classifier's task."""
-        x = self.data.to_float(self.data.images[index])
+        x = self.data.to_float(self.data.pictures(index))
         if self.task == "position" or self.data.labels is None:
             return classifier.turned(x)
         return x, self.data.labels[index]
@@ -186,11 +187,6 @@ class Reference:
             "floor": trained(self.train[some], data.labels[self.train_index[some]]),
             "ceiling": float(y.bincount().max() / len(y)),
         }
-
-
-def evenly(index: Tensor, count: int) -> Tensor:
-    """At most so many of the numbers, evenly spread over all."""
-    return index if len(index) <= count else index[torch.linspace(0, len(index) - 1, count).long()]
 
 
 def shuffled(x: Tensor, seed: int = 0) -> Tensor:

@@ -1,6 +1,6 @@
-"""From an order to a run: what is checked before anything is written, who may write, where it goes on.
+"""Start or resume a run: check before anything is written, lock the folder, find the step to continue from.
 
-result = run(Order(Path("runs/digits"), Config(), {...}), make_job, listener)
+result = execute(TrainRequest(Path("runs/digits"), config), job, Ranks("cpu"), Listener(), lambda: False)
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from diffgen.version import __version__
 from . import checkpoint
 from .config import Train, differences, parse, to_dict
 from .job import Job
-from .log import Listener, Log
-from .loop import train
+from .listener import Listener
+from .log import Log
+from .loop import run_steps
 from .parallel import Ranks, local
 from .run import SCHEMA, Run, is_run, read_run, read_state
 from .trainer import Trainer
@@ -37,21 +38,59 @@ TIMED_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is asked for: `config` has a `train` and a `sample` table, whatever its job."""
+class TrainRequest:
+    """A run to start or to resume."""
 
     folder: Path
-    config: Any
+    config: Any  # of any job: it has the tables `train` and `sample`
     resume: bool = False
-    init: Path | None = None  # a run, a weights file, or a folder that the job can read, with the first weights
-    device: str = "auto"
+    init: Path | None = None  # initial weights: a run, a weights file, or a folder that the job can read
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training came to."""
+
+    run: str  # the folder
+    step: int  # the last one
+    steps: int  # of the configuration
+    images: int  # seen until then
+    started_at: int  # the step that this start continued from
+    finished: bool
+    loss: float | None  # mean since the last line of metrics.jsonl
+    held_out_raw: float | None  # of the weights
+    held_out_ema: float | None  # of their first average
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainEstimate:
+    """What a training would take, measured over a few steps.
+
+    `bytes` are of one process: weights, gradients and moments of all networks, averages, and the activations that the
+    first step keeps for its backward pass. Seconds are of the steps alone, without held-out losses, sheets and
+    checkpoints.
+    """
+
+    run: str
+    parameters: int
+    data: dict[str, Any]
+    device: str
+    precision: str
+    processes: int
+    bytes: dict[str, int]
+    seconds_per_step: float
+    timed_steps: int
+    steps: int
+    seconds: float
+    dry_run: bool = True
 
 
 def check_folder(folder: Path, resume: bool) -> Run | None:
-    """The run that is in the folder, None if there is none. Raises CannotWrite for what may not be written to."""
+    """The run in the folder, None if there is none. Raises CannotWrite if a training may not write there."""
     if is_run(folder):
         if not resume:
-            raise CannotWrite(f"{folder} is a run already", "add --resume to go on with it, or choose another -o")
+            raise CannotWrite(f"{folder} is already a run", "add --resume to continue it, or choose another -o")
         return read_run(folder)
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
@@ -66,7 +105,7 @@ def check_folder(folder: Path, resume: bool) -> Run | None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from training in it. Raises CannotWrite."""
+    """Create the folder, and keep other processes from training in it. Raises CannotWrite."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -75,7 +114,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back after a kill -9 too
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it after a kill -9 too
     except ImportError:  # Windows
         pass
     except OSError as error:
@@ -87,55 +126,59 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def run(order: Order, job: Job, ranks: Ranks, listener: Listener, stopping: Callable[[], bool]) -> dict[str, Any]:
-    """Train, from the start or from where the run is; what came of it.
+def execute(
+    request: TrainRequest, job: Job, ranks: Ranks, listener: Listener, stopping: Callable[[], bool]
+) -> TrainResult:
+    """Train from the beginning, or from the newest checkpoint, until the last step or until `stopping()` is true.
 
     Raises, from `diffgen.errors`: UsageError for a resume with another configuration, CannotWrite, InputError,
     InvalidOutput if training diverges, OutOfMemory; `parallel.Lost` if another process dies.
     """
     began = time.perf_counter()
-    config: Train = order.config.train
+    config: Train = request.config.train
     check_parallel(config, ranks, job)
     with contextlib.ExitStack() as stack:
         stack.enter_context(enough_memory())
         stack.enter_context(ranks.watched())
 
         def claim() -> None:
-            about = describe(order, job)
-            stack.enter_context(locked(order.folder))
-            place(order, about)
+            about = describe(request, job)
+            stack.enter_context(locked(request.folder))
+            place(request, about)
             for name, data in job.files().items():
-                (path := order.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (path := request.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
                     publish(path, data)
 
         trainer = Trainer(job, config, ranks)
-        if order.init is not None:
-            initialise(trainer, order.init)
+        if request.init is not None:
+            initialise(trainer, request.init)
         ranks.first(claim)
-        here = read_run(order.folder)
-        start, metrics_bytes = go_on(here, trainer, listener)
-        ranks.agree(0)  # all have read before anything is written
-        log = Log(order.folder if ranks.main else None, listener, config.batch_size, start, metrics_bytes)
+        run = read_run(request.folder)
+        start, metrics_bytes = restore(run, trainer, listener)
+        ranks.agree(0)  # all ranks have read before one writes
+        log = Log(request.folder if ranks.main else None, listener, config, start, metrics_bytes)
         try:
-            step = train(trainer, here, log, start, order.config.sample.every, stopping)
+            step = run_steps(trainer, run, log, start, request.config.sample.every, stopping)
         finally:
             log.close()
-    said = {key: log.latest.get(key) for key in ("loss", "held_out_raw", "held_out_ema")}
-    return {
-        "run": str(order.folder),
-        "step": step,
-        "steps": config.steps,
-        "images": step * config.batch_size,
-        "started_at": start,
-        "finished": step == config.steps,
-        **said,
-        "seconds": round(time.perf_counter() - began, 3),
-    }
+    return TrainResult(
+        run=str(request.folder),
+        step=step,
+        steps=config.steps,
+        images=step * config.batch_size,
+        started_at=start,
+        finished=step == config.steps,
+        loss=log.latest.get("loss"),
+        held_out_raw=log.latest.get("held_out_raw"),
+        held_out_ema=log.latest.get("held_out_ema"),
+        seconds=round(time.perf_counter() - began, 3),
+    )
 
 
 @contextlib.contextmanager
 def enough_memory() -> Iterator[None]:
+    """Raise OutOfMemory with advice for a training where memory ends."""
     try:
         with out_of_memory():
             yield
@@ -144,11 +187,11 @@ def enough_memory() -> Iterator[None]:
 
 
 def check_parallel(config: Train, ranks: Ranks, job: Job) -> None:
-    """Raises UsageError for what cannot be cut into so many parts."""
+    """Raise UsageError if the batch or the job cannot be divided among the processes."""
     pieces = ranks.world * config.accumulate
     if config.batch_size < pieces:
         raise UsageError(
-            f"a batch of {config.batch_size} cannot be cut into {pieces} parts "
+            f"a batch of {config.batch_size} cannot be divided into {pieces} parts "
             f"({ranks.world} processes, train.accumulate = {config.accumulate})",
             "raise --batch-size",
         )
@@ -156,72 +199,75 @@ def check_parallel(config: Train, ranks: Ranks, job: Job) -> None:
         raise UsageError("this job learns from its losses, which works in one process only", "choose other times")
 
 
-def describe(order: Order, job: Job) -> dict[str, Any]:
-    """run.json."""
-    about: dict[str, Any] = {"schema": SCHEMA, **job.about(), "config": to_dict(order.config)}
-    if order.init is not None:
-        files = init_files(order.init)
-        about["init"] = {"file": (files[0] if len(files) == 1 else order.init).name, "sha256": hash_of(files)}
+def describe(request: TrainRequest, job: Job) -> dict[str, Any]:
+    """The content of run.json."""
+    about: dict[str, Any] = {"schema": SCHEMA, **job.about(), "config": to_dict(request.config)}
+    if request.init is not None:
+        files = init_files(request.init)
+        about["init"] = {"file": (files[0] if len(files) == 1 else request.init).name, "sha256": hash_of(files)}
     versions = {"diffgen": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return about | {"versions": versions}
 
 
-def place(order: Order, about: dict[str, Any]) -> None:
-    """Write run.json, or find that the one that is there says the same. Raises UsageError with what differs."""
-    before = check_folder(order.folder, order.resume)
-    checkpoint.sweep(order.folder)
-    path = order.folder / "run.json"
+def place(request: TrainRequest, about: dict[str, Any]) -> None:
+    """Write run.json, or check that the present one is the same. Raises UsageError with the differences."""
+    before = check_folder(request.folder, request.resume)
+    checkpoint.sweep(request.folder)
+    path = request.folder / "run.json"
     if before is None:
         publish(path, (json.dumps(about, indent=1) + "\n").encode())
         return
-    said = json.loads(path.read_bytes())
-    if before.job == about["job"]:  # a key that is newer than the run has its default
-        said["config"] = to_dict(parse(before.config, path, type(order.config)))
-    keys = (about.keys() | said.keys()) - {"versions"}
-    if order.init is None and before.latest() is not None:
-        keys -= {"init"}  # its weights are in the checkpoint
-    then, now = ({key: each[key] for key in keys if key in each} for each in (said, json.loads(json.dumps(about))))
+    present = json.loads(path.read_bytes())
+    if before.job == about["job"]:  # keys that are newer than the run get their defaults
+        present["config"] = to_dict(parse(before.config, path, type(request.config)))
+    keys = (about.keys() | present.keys()) - {"versions"}
+    if request.init is None and before.latest() is not None:
+        keys -= {"init"}  # the checkpoint has its own weights
+    then, now = ({key: each[key] for key in keys if key in each} for each in (present, json.loads(json.dumps(about))))
     if changed := differences(then, now):
         raise UsageError(
-            f"{order.folder} was begun with another configuration: {'; '.join(changed)}",
-            "leave out what differs, or choose another -o",
+            f"{request.folder} was started with another configuration: {'; '.join(changed)}",
+            "remove these options, or choose another -o",
         )
 
 
-def go_on(here: Run, trainer: Trainer, listener: Listener) -> tuple[int, int]:
-    """(step to go on from, length of metrics.jsonl there). Raises InputError for a checkpoint that does not fit."""
+def restore(run: Run, trainer: Trainer, listener: Listener) -> tuple[int, int]:
+    """Restore the newest checkpoint: (its step, the length of metrics.jsonl then), or (0, 0) without one.
+
+    Raises InputError for a checkpoint that does not fit.
+    """
     warn = listener.warn if trainer.ranks.main else lambda text: None
-    newest = here.latest(warn)
+    newest = run.latest(warn)
     if newest is None:
         return 0, 0
     state = read_state(newest)
-    written, pending = state.get("metrics_bytes"), state.get("pending")
+    length, pending = state.get("metrics_bytes"), state.get("pending")
     lists = [pending.get(key) for key in ("loss", "gradient_norm")] if isinstance(pending, dict) else [None]
-    numbers = all(isinstance(one, list) and all(type(n) in (int, float) for n in one) for one in lists)
-    if type(written) is not int or written < 0 or not numbers:
-        raise InputError(f"{newest / 'state.json'} does not say how to go on", "begin a new run with --init")
-    return trainer.restore(newest, state), written
+    numbers = all(isinstance(each, list) and all(type(n) in (int, float) for n in each) for each in lists)
+    if type(length) is not int or length < 0 or not numbers:
+        raise InputError(f"{newest / 'state.json'} lacks what a resume needs", "start a new run with --init")
+    return trainer.restore(newest, state), length
 
 
 def init_files(path: Path) -> list[Path]:
-    """The weights files meant by a run (its average in the newest checkpoint), by a folder, or by a file.
+    """The weights files of a run (the average in its newest checkpoint), of a folder, or the file itself.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     if is_run(path):
         newest = read_run(path).latest()
         if newest is None:
-            raise InputError(f"{path} has no checkpoint to begin with", "name a run that has one")
+            raise InputError(f"{path} has no checkpoint to start from", "name a run that has one")
         return [newest / "ema.safetensors"]
     if not path.is_dir():
         return [path]
-    if found := sorted(path.rglob("*.safetensors")):
-        return found
-    raise InputError(f"{path} has no weights to begin with", "name a run, a .safetensors file, or a model's folder")
+    if files := sorted(path.rglob("*.safetensors")):
+        return files
+    raise InputError(f"{path} has no weights to start from", "name a run, a .safetensors file, or a model's folder")
 
 
 def hash_of(files: list[Path]) -> str:
-    """SHA-256 in hex of a weights file; of several, of their hashes. Raises InputError for what is no weights file."""
+    """SHA-256 in hex of a weights file; for several files, of their hashes. Raises InputError for an invalid file."""
     hashes = []
     for file in files:
         read_header(file)
@@ -230,7 +276,7 @@ def hash_of(files: list[Path]) -> str:
 
 
 def initialise(trainer: Trainer, path: Path) -> None:
-    """Begin with the weights of a run, a file or a folder, which must fit the networks. Raises InputError."""
+    """Load the initial weights from a run, a file or a folder. Raises InputError if they do not fit the networks."""
     own = trainer.model()
     if path.is_dir() and not is_run(path):
         trainer.load_model(trainer.job.first_weights(path, own))
@@ -238,21 +284,16 @@ def initialise(trainer: Trainer, path: Path) -> None:
         trainer.load_model(checkpoint.read(init_files(path)[0], own))
 
 
-def estimate(order: Order, job: Job, ranks: Ranks) -> dict[str, Any]:
-    """What the run would need, after a few steps whose result is thrown away; nothing is written.
-
-    Bytes are of one process: weights, gradients and moments of all networks, averages, and what the forward pass of
-    the first step keeps for the backward pass. Seconds are of the steps alone, without losses on held-out data, grids
-    and checkpoints.
-    """
-    config: Train = order.config.train
+def estimate(request: TrainRequest, job: Job, ranks: Ranks) -> TrainEstimate:
+    """Measure a few steps, discard their result, and write nothing. Raises as `execute` does."""
+    config: Train = request.config.train
     check_parallel(config, ranks, job)
     trainer = Trainer(job, config, ranks)
-    kept: dict[int, int] = {}  # bytes by storage: one that several operations keep counts once
+    activations: dict[int, int] = {}  # bytes by storage: one that several operations keep counts once
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        activations[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with enough_memory():
@@ -261,7 +302,7 @@ def estimate(order: Order, job: Job, ranks: Ranks) -> dict[str, Any]:
         began = time.perf_counter()
         for k in range(1, 1 + TIMED_STEPS):
             trainer.step(k)
-        trainer.recent(1 + TIMED_STEPS)  # waits for the device
+        trainer.check(1 + TIMED_STEPS)  # waits for the device
         seconds = (time.perf_counter() - began) / TIMED_STEPS
     own = {p.untyped_storage().data_ptr() for p in trainer.weights.values()}
     weights = sum(local(p).numel() * p.element_size() for p in trainer.weights.values())
@@ -270,19 +311,18 @@ def estimate(order: Order, job: Job, ranks: Ranks) -> dict[str, Any]:
         "gradients": weights,
         "moments": 2 * weights,
         "averages": sum(value.numel() * 4 for average in trainer.averages for value in average.values),
-        "activations": sum(size for pointer, size in kept.items() if pointer not in own),
+        "activations": sum(size for pointer, size in activations.items() if pointer not in own),
     }
-    return {
-        "run": str(order.folder),
-        "parameters": sum(p.numel() for p in trainer.weights.values()),
-        "data": {key: value for key, value in job.about()["data"].items() if key != "fingerprint"},
-        "device": str(ranks.device),
-        "precision": str(trainer.dtype).removeprefix("torch."),
-        "processes": ranks.world,
-        "bytes": sizes | {"total": sum(sizes.values())},
-        "seconds_per_step": seconds,
-        "timed_steps": TIMED_STEPS,
-        "steps": config.steps,
-        "seconds": seconds * config.steps,
-        "dry_run": True,
-    }
+    return TrainEstimate(
+        run=str(request.folder),
+        parameters=sum(p.numel() for p in trainer.weights.values()),
+        data={key: value for key, value in job.about()["data"].items() if key != "fingerprint"},
+        device=str(ranks.device),
+        precision=str(trainer.dtype).removeprefix("torch."),
+        processes=ranks.world,
+        bytes=sizes | {"total": sum(sizes.values())},
+        seconds_per_step=seconds,
+        timed_steps=TIMED_STEPS,
+        steps=config.steps,
+        seconds=seconds * config.steps,
+    )

@@ -4,6 +4,20 @@
     for k in range(100):
         trainer.step(k)
 
+From a step to its arithmetic:
+
+    Trainer.step(k)            loss, backward, clip, AdamW, averages
+      Job.loss(k, positions)   of a diffusion model: DiffusionJob.loss
+        DiffusionJob._draw(k)  t, noise and the job's choices, from the generator (seed, k)
+        Shuffle(k)             which pictures
+        Job.clean, .condition  x0, and the class or the caption
+        GaussianDiffusion.loss(model, x0, t, noise)
+          q_sample             x_t = α·x0 + σ·ε                              (DDPM eq. 4)
+          model(x_t, t)        the network: Job.predict
+          simple_loss          mean of (output − target)²                    (DDPM eq. 14)
+            prediction.target  a·x0 + b·ε, by what the network predicts
+      Average.update(k + 1)    EDM2's power function
+
 What step k draws depends on (seed, k) alone, so a checkpoint holds weights, moments and averages, and no state of a
 generator or of the data. Losses stay on the device until they are written.
 """
@@ -29,11 +43,11 @@ from .parallel import Ranks, gathered, local, part
 from .precision import fast_attention, fast_dtype
 from .seeds import DROPOUT, mix
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 
 
 class Trainer:
-    """A job's networks and what trains them: the optimizer, the averages, the losses that are not yet written."""
+    """A job's networks with their optimizer, their averages, and the losses that are not yet logged."""
 
     def __init__(self, job: Job, config: Train, ranks: Ranks) -> None:
         self.job, self.config, self.ranks, self.device = job, config, ranks, ranks.device
@@ -53,19 +67,19 @@ class Trainer:
             fused=True,
         )
         self.averages = [Average(self.weights, length) for length in config.ema]
-        self.losses: list[Tensor] = []  # since they were last written: this rank's part of the mean over the batch
-        self.gradients: list[Tensor] = []  # and the norms, before they were clipped
+        self.losses: list[Tensor] = []  # not yet logged: this rank's part of the mean over the batch
+        self.gradients: list[Tensor] = []  # not yet logged: norms before clipping
 
     def _named(self, method: str) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of all networks; a single one goes without its own name."""
+        """Yield (name, tensor) of all networks; the network's name is a prefix if there are several."""
         for name, network in self.job.networks.items():
             prefix = "" if len(self.job.networks) == 1 else f"{name}."
-            found = getattr(network, method)()
-            for key, tensor in found.items() if isinstance(found, dict) else found:
+            tensors = getattr(network, method)()
+            for key, tensor in tensors.items() if isinstance(tensors, dict) else tensors:
                 yield prefix + key, tensor
 
     def step(self, k: int) -> Tensor:
-        """Step k = 0, 1, …: one update of the weights. Returns the loss (this rank's part), still on the device."""
+        """Update the weights once: step k = 0, 1, …. Returns this rank's part of the loss, still on the device."""
         self.optimizer.param_groups[0]["lr"] = self.learning_rate(k)
         batch, parts, total = self.config.batch_size, self.config.accumulate, torch.zeros((), device=self.device)
         for i in range(parts):
@@ -83,7 +97,8 @@ class Trainer:
         return total
 
     def learning_rate(self, k: int) -> float:
-        """Up in a line over `warmup` steps, then constant; in the last part, `decay`, down to 0 by cosine or line."""
+        """The learning rate of step k: it rises linearly over `warmup` steps, is constant, and falls to 0 over the last
+        part, `decay`, by cosine or linearly."""
         up, done = min(1.0, (k + 1) / max(1, self.config.warmup)), k / self.config.steps
         done = max(0.0, 1 - (1 - done) / self.config.decay) if self.config.decay < 1 else done
         down = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}
@@ -91,7 +106,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
-        """What the job runs its forward passes in: bfloat16, where it is fast."""
+        """The context of the job's forward passes: autocast to bfloat16 where that is fast."""
         if self.dtype == torch.float32:
             yield
         else:
@@ -100,9 +115,9 @@ class Trainer:
 
     @contextlib.contextmanager
     def evaluating(self, average: Average | None = None) -> Iterator[Networks]:
-        """The networks as they are to be looked at; with an average's weights for their own, if one is given."""
+        """The networks in evaluation mode, without gradients; with the weights of an average, if one is given."""
         own = [local(p.detach()) for p in self.weights.values()]
-        kept = [p.clone() for p in own] if average else []
+        backup = [p.clone() for p in own] if average else []
         for network in self.job.networks.values():
             network.eval()
         try:
@@ -112,40 +127,46 @@ class Trainer:
                 yield self.job.networks
         finally:
             if average:
-                torch._foreach_copy_(own, kept)
+                torch._foreach_copy_(own, backup)
             for network in self.job.networks.values():
                 network.train()
 
-    def recent(self, step: int) -> dict[str, list[float]]:
-        """Losses and norms of the steps since they were last written. Raises InvalidOutput where one is not finite."""
+    def check(self, step: int) -> dict[str, list[float]]:
+        """The losses and gradient norms that are not yet logged. Raises InvalidOutput if one is not finite."""
         if not self.losses:
             return {"loss": [], "gradient_norm": []}
         losses = self.ranks.total(torch.stack(self.losses))
-        said = {"loss": losses.tolist(), "gradient_norm": torch.stack([*map(_full, self.gradients)]).tolist()}
+        values = {"loss": losses.tolist(), "gradient_norm": torch.stack([*map(_full, self.gradients)]).tolist()}
         first = step - len(losses) + 1
-        # what was added up once is not added up again
+        # the total is on rank 0 now: the next call must not add the ranks' parts again
         self.losses = list(losses if self.ranks.main else torch.zeros_like(losses))
-        for i, values in enumerate(zip(*said.values(), strict=True)):
-            for name, value in zip(said, values, strict=True):
-                if not math.isfinite(value):
+        for i, numbers in enumerate(zip(*values.values(), strict=True)):
+            for name, number in zip(values, numbers, strict=True):
+                if not math.isfinite(number):
                     raise InvalidOutput(
-                        f"training diverged: the {name.replace('_', ' ')} is {value} at step {first + i}",
-                        "lower train.learning_rate, or raise train.warmup; what was saved before that step is sound",
+                        f"training diverged: the {name.replace('_', ' ')} is {number} at step {first + i}",
+                        "lower train.learning_rate, or raise train.warmup; checkpoints before that step are sound",
                     )
-        return said
+        return values
+
+    def take_losses(self, step: int) -> dict[str, list[float]]:
+        """`check`, and forget them, as they are logged now."""
+        values = self.check(step)
+        self.losses, self.gradients = [], []
+        return values
 
     def model(self) -> dict[str, Tensor]:
-        """All weights of the networks by name, whole on every rank."""
+        """All weights of the networks by name, complete on every rank."""
         return {name: gathered(p, local(p.detach())) for name, p in self._named("state_dict")}
 
     @torch.no_grad()
-    def load_model(self, held: dict[str, Tensor]) -> None:
+    def load_model(self, weights: dict[str, Tensor]) -> None:
         """Replace all weights of the networks."""
         for name, tensor in self._named("state_dict"):
-            local(tensor).copy_(part(tensor, held[name]))
+            local(tensor).copy_(part(tensor, weights[name]))
 
     def files(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by file and name, all of it on every rank."""
+        """The tensors of a checkpoint, by file and name; complete on every rank."""
         files = {"model": (model := self.model())}
         for i, average in enumerate(self.averages):
             averaged = {
@@ -162,7 +183,7 @@ class Trainer:
 
     @torch.no_grad()
     def restore(self, folder: Path, state: dict[str, Any]) -> int:
-        """Take everything back from a checkpoint, whose state has been read; its step. Raises InputError."""
+        """Load a checkpoint, given its state.json; returns its step. Raises InputError."""
         step = int(state["step"])
         for p in self.weights.values():
             self.optimizer.state[p] = {
@@ -170,15 +191,15 @@ class Trainer:
                 **{slot: torch.zeros_like(p) for slot in MOMENTS},
             }
         expected = self.files()
-        held = {name: checkpoint.read(folder / f"{name}.safetensors", tensors) for name, tensors in expected.items()}
-        self.load_model(held["model"])
+        files = {name: checkpoint.read(folder / f"{name}.safetensors", tensors) for name, tensors in expected.items()}
+        self.load_model(files["model"])
         for average, name in zip(self.averages, list(expected)[1:-1], strict=True):
             for value, key in zip(average.values, self.weights, strict=True):
-                value.copy_(part(self.weights[key], held[name][key]))
+                value.copy_(part(self.weights[key], files[name][key]))
         for name, p in self.weights.items():
             for slot in MOMENTS:
-                local(self.optimizer.state[p][slot]).copy_(part(p, held["optimizer"][f"{slot}.{name}"]))
-        of_job = {k.removeprefix("job."): v for k, v in held["optimizer"].items() if k.startswith("job.")}
+                local(self.optimizer.state[p][slot]).copy_(part(p, files["optimizer"][f"{slot}.{name}"]))
+        of_job = {k.removeprefix("job."): v for k, v in files["optimizer"].items() if k.startswith("job.")}
         self.job.load_state_dict(of_job)
         pending = torch.tensor(state["pending"]["loss"], device=self.device)
         self.losses = list(pending if self.ranks.main else torch.zeros_like(pending))

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
-from diffgen.training.batches import Order, some
-from diffgen.training.data.dataset import DataSet
+from diffgen.training.batches import HELD_OUT_PICTURES, Shuffle, evenly
+from diffgen.training.data.dataset import Progress, TrainingData
 from diffgen.training.job import Autocast, Networks
-from diffgen.training.pixels import fits
 from diffgen.training.seeds import HELD_OUT, STEP, WEIGHTS, generator, mix
 
 from .config import AutoencoderConfig
@@ -27,7 +26,7 @@ ORDERS = list(itertools.permutations(range(3)))  # of the channels
 
 
 class Coder(nn.Module):
-    """An autoencoder in one forward pass, the latents drawn with a noise that is given."""
+    """An autoencoder as one forward pass, with the noise of the latents as an argument."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -43,31 +42,41 @@ class Coder(nn.Module):
 
 
 class AutoencoderJob:
-    """Raises InputError for a configuration that fits no data."""
+    """Data, network and loss of an autoencoder. Raises InputError for a configuration that does not fit the data."""
 
-    def __init__(self, config: AutoencoderConfig, data: DataSet, where: str = "the configuration") -> None:
-        """`where` the configuration comes from: the file that errors name."""
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        data: TrainingData,
+        where: str = "the configuration",
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        """`where` names the source of the configuration in errors; nothing is computed in advance on `device`."""
         self.config, self.data = config, data
         side = square(data, where)
         self.area = side * side
         self.seed, self.batch = config.train.seed, config.train.batch_size
         self.train, test = data.split(config.data.held_out)
-        self.test = some(test)
-        self.indices = Order(self.train, self.batch, self.seed)
+        self.test = evenly(test, HELD_OUT_PICTURES)
+        self.indices = Shuffle(self.train, self.batch, self.seed)
         network = {**AutoencoderConfig().network, **config.network}
         levels = len(network["block_out_channels"]) if isinstance(network["block_out_channels"], list | tuple) else 0
-        follows = {
+        derived = {
             "in_channels": 3,
             "out_channels": 3,
             "sample_size": side,
             "down_block_types": ["DownEncoderBlock2D"] * levels,
             "up_block_types": ["UpDecoderBlock2D"] * levels,
         }
-        self.about_network = arguments(AutoencoderKL, network, follows, where)
+        self.about_network = arguments(AutoencoderKL, network, derived, where)
         shrinks = 2 ** max(0, levels - 1)
         if side % shrinks:
             raise InputError(
-                f"{where}: {levels} levels halve a side of {side} pixels {levels - 1} times, to no whole number"
+                f"{where}: {levels} levels halve a side of {side} pixels {levels - 1} times: not a whole number"
             )
         torch.manual_seed(mix(self.seed, WEIGHTS))
         vae = build("AutoencoderKL", self.about_network, where)
@@ -83,62 +92,62 @@ class AutoencoderJob:
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         vae, _ = read_autoencoder(folder)
-        held = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
-        return fitting(folder, held, own)
+        weights = {f"vae.{name}": tensor for name, tensor in vae.state_dict().items()}
+        return fitting(folder, weights, own)
 
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
         self.device, self.autocast = device, autocast
-        self.images = self.data.images.to(device) if fits(self.data.images, device) else self.data.images
+        self.data = self.data.on(device)
 
     def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
         """Reconstruction (L1, L2, L1 of the gradients) and KL divergence, each with its weight."""
-        noise, flip, shift, channels = (drawn[positions] for drawn in self._draws(k))
-        x = self.pictures(self.indices(k)[positions])
+        noise, flip, shift, channels = (values[positions] for values in self._draws(k))
+        x = self.clean(self.indices(k)[positions])
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        x = moved(x, shift)
+        x = shifted(x, shift)
         x = x.gather(1, channels[:, :, None, None].expand_as(x))
         with self.autocast():
             y, kl = networks["vae"](x, noise)
         return self.distance(x, y) + self.config.loss.kl * kl
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """[B]: how far reconstructions are from pictures, by the configured losses."""
+        """[B]: the configured losses of reconstructions y of pictures x."""
         c, d = self.config.loss, y - x
         edges = d.diff(dim=2).abs().flatten(1).mean(1) + d.diff(dim=3).abs().flatten(1).mean(1)
         return c.l1 * d.abs().flatten(1).mean(1) + c.l2 * d.square().flatten(1).mean(1) + c.gradient * edges
 
     def _draw(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What step k draws for the global batch: noise, mirrored, moved by (rows, columns), order of channels."""
+        """What step k draws for the global batch: noise, flip, shift by (rows, columns), order of the channels."""
         c, g, n = self.config.data, generator(self.seed, STEP, k), self.batch
         flip, move, permute = torch.rand(3, n, generator=g)
         shift = torch.randint(-c.shift, c.shift + 1, (n, 2), generator=g) * (move < 0.5)[:, None]
         order = torch.tensor(ORDERS)[torch.randint(len(ORDERS), (n,), generator=g) * (permute < c.permute)]
         noise = torch.randn(n, *self.latents, generator=g)
-        mirrored = (flip < 0.5) & c.flip
-        return tuple(drawn.to(self.device) for drawn in (noise, mirrored, shift, order))  # type: ignore[return-value]
+        flips = (flip < 0.5) & c.flip
+        return tuple(values.to(self.device) for values in (noise, flips, shift, order))  # type: ignore[return-value]
 
-    def pictures(self, indices: Tensor) -> Tensor:
+    def clean(self, indices: Tensor) -> Tensor:
         """float32 [b, 3, H, W] in [-1, 1], on the device."""
-        return self.data.to_float(self.images[indices.to(self.images.device)].to(self.device))
+        return self.data.to_float(self.data.pictures(indices).to(self.device))
 
     def held_out(self, networks: Networks) -> list[float]:
-        """The reconstruction's part of the loss."""
+        """The loss of the reconstruction, without the KL divergence."""
         if not len(self.test):
             return []
         noise, total = torch.randn(len(self.test), *self.latents, generator=generator(HELD_OUT)), 0.0
         for part in torch.arange(len(self.test)).split(64):
-            x = self.pictures(self.test[part])
+            x = self.clean(self.test[part])
             with self.autocast():
                 y, _ = networks["vae"](x, noise[part].to(self.device))
             total += self.distance(x, y).sum().item()
         return [total / len(self.test)]
 
     def samples(self, networks: Networks) -> list[Image.Image]:
-        """Pictures, held-out ones if there are any, each followed by its reconstruction."""
-        shown = (self.test if len(self.test) else self.train)[: self.config.sample.count]
+        """Held-out pictures, or training pictures without those, each followed by its reconstruction."""
+        indices = (self.test if len(self.test) else self.train)[: self.config.sample.count]
         pictures = []
-        for part in shown.split(16):
-            x = self.pictures(part)
+        for part in indices.split(16):
+            x = self.clean(part)
             with self.autocast():
                 y, _ = networks["vae"](x, torch.zeros(len(part), *self.latents, device=self.device))
             pictures.append(torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1).cpu())
@@ -150,16 +159,16 @@ class AutoencoderJob:
     def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
-def square(data: DataSet, where: str) -> int:
-    """The side of the pictures. Raises InputError where they are no squares."""
+def square(data: TrainingData, where: str) -> int:
+    """The side of the pictures. Raises InputError if they are not squares."""
     height, width = data.size
     if height != width:
-        raise InputError(f"{where}: the pictures have {width}x{height} pixels, not squares", "choose data.size")
+        raise InputError(f"{where}: the pictures have {width}x{height} pixels, not squares", "set data.size")
     return height
 
 
-def moved(x: Tensor, shift: Tensor) -> Tensor:
-    """Pictures [B, C, H, W], each moved by its (rows, columns), LongTensor [B, 2]; the edge is continued."""
+def shifted(x: Tensor, shift: Tensor) -> Tensor:
+    """Move each picture [B, C, H, W] by its (rows, columns), LongTensor [B, 2]; edge pixels fill the gap."""
     for dim, by in zip((2, 3), shift.unbind(1), strict=True):
         n = x.shape[dim]
         at = (torch.arange(n, device=x.device) - by[:, None]).clamp(0, n - 1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from diffgen.errors import InputError
+from diffgen.training.job import JOBS
 from diffgen.training.run import Run, diffusion_of, load_network
 
 from ..weights.export import _new_folder, _pair, _scheduler, _sound, _write_json, as_unet2d
@@ -18,15 +19,22 @@ from .parts import of_run, read_autoencoder
 
 
 def save_run(run: Run, folder: Path, which: str = "ema") -> None:
-    """Write a run as a diffusers folder (UNet2DModel, DDPMScheduler) that does not exist yet.
+    """Write a run as a diffusers folder that does not exist yet, as its job's row in `JOBS` says.
 
-    A run of the job "latents" is written as `save_latent_run` does. `which` weights: "ema", "model", "ema-<length>".
+    `which` weights: "ema", "model", "ema-<length>".
+    Raises InputError for a run that has no diffusers folder, and CannotWrite.
+    """
+    kind = JOBS.get(run.job)
+    if kind is None or not kind.export:
+        raise InputError(f"{run.folder}: runs of the job {run.job} cannot be saved as a diffusers folder")
+    kind.load("export")(run, folder, which=which)
+
+
+def save_pixel_run(run: Run, folder: Path, which: str = "ema") -> None:
+    """Write a run of the job "pixels" as a diffusers folder that does not exist yet: UNet2DModel, DDPMScheduler.
+
     Raises InputError, with the reason, for a run that diffusers' classes cannot express, and CannotWrite.
     """
-    if run.job == "latents":
-        return save_latent_run(run, folder, which=which)
-    if run.job != "pixels":
-        raise InputError(f"{run.folder}: a run of the job {run.job}, and only runs on pixels can be saved so")
     network, _ = load_network(run, which)
     process = diffusion_of(run)
     unet = as_unet2d(network, run.data["size"], f"{run.folder}")
@@ -57,10 +65,10 @@ def save_latent_run(
 ) -> None:
     """Write a run of the job "latents" as a Stable Diffusion folder that does not exist yet, with its newest weights.
 
-    `card` becomes card.json: `models.info` says what it may hold. Raises InputError and CannotWrite.
+    `card` becomes card.json; `models.info` lists its keys. Raises InputError and CannotWrite.
     """
     if run.job != "latents":
-        raise InputError(f"{run.folder}: a run of the job {run.job}, and not of latents")
+        raise InputError(f"{run.folder}: a run of the job {run.job}, not of latents")
     with _sound(run):
         scheduler = _scheduler(run)
         parts = {

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +14,16 @@ from torch import Tensor, nn
 
 import schedulers
 from diffgen.devices import out_of_memory
-from diffgen.diffusion import GaussianDiffusion, guided, offset_noise
-from diffgen.errors import InputError, InvalidOutput
+from diffgen.diffusion import GaussianDiffusion, guided
+from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
 from diffgen.models import gate
 from diffgen.models.single_file import CONFIGS
-from diffgen.training.batches import Order, held_out_draws, some, times
-from diffgen.training.data.dataset import DataSet, Progress
+from diffgen.training.batches import evenly
+from diffgen.training.data.dataset import Progress, TrainingData
+from diffgen.training.diffusion_job import Choices, Denoiser, DiffusionJob
 from diffgen.training.job import Autocast, Networks
-from diffgen.training.seeds import CAPTIONS, SAMPLES, STEP, WEIGHTS, generator, mix
-from schedulers.draws import normal
+from diffgen.training.seeds import CAPTIONS, WEIGHTS, generator, mix
 
 from ..weights.network import load_network
 from ..weights.tokenizers import load_tokenizer
@@ -35,39 +32,31 @@ from .captions import EMPTY, Tokens, read
 from .config import Diffusion, LatentConfig
 from .parts import arguments, build, digest, fitting, read_autoencoder
 
-AT_ONCE = 2**19  # pixels that are encoded or decoded in one go
-SCALED_BY = 256  # pictures that the latents' scale is measured on
+AT_ONCE = 2**19  # pixels of a batch that is encoded or decoded
+SCALED_BY = 256  # pictures on which the scale of the latents is measured
 SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 TABLE, PLACES = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
 
 
-@dataclass(frozen=True)
-class Draws:
-    """What step k draws for the whole global batch of B."""
+class LatentJob(DiffusionJob):
+    """Data, networks and loss of latent diffusion.
 
-    t: Tensor  # LongTensor [B]
-    noise: Tensor  # float32 [B, C, h, w]
-    caption: Tensor  # LongTensor [B]: numbers of captions
-
-
-class LatentJob:
-    """Raises InputError for a configuration that fits no data, and for an autoencoder or a tokenizer that is none."""
+    Raises InputError for a configuration that does not fit the data, and for an invalid autoencoder or tokenizer.
+    """
 
     def __init__(
         self,
         config: LatentConfig,
-        data: DataSet,
+        data: TrainingData,
         where: str = "the configuration",
         *,
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        """Encodes all pictures, on `device`; `progress` hears (done, total).
+        """Encode all pictures, on `device`; `progress` is called with (done, total).
 
-        `where` the configuration comes from: the file that errors name.
+        `where` names the source of the configuration in errors.
         """
-        self.config, self.data = config, data
-        self.seed, self.batch = config.train.seed, config.train.batch_size
         side = square(data, where)
         if data.captions is None:
             hint = "a metadata.jsonl beside the pictures captions them: see docs/training.md"
@@ -76,49 +65,36 @@ class LatentJob:
             raise InputError(
                 f"{where}: it names no autoencoder", 'autoencoder = "PATH": a run of the job "autoencoder"'
             )
-        self.train, test = data.split(config.data.held_out)
-        self.test = some(test)
-        self.indices = Order(self.train, self.batch, self.seed)
-        try:
-            self.diffusion = GaussianDiffusion(
-                noise_of(config.diffusion), config.diffusion.prediction, weight=config.diffusion.weight
-            )
-            self.scheduler = schedulers.get(
-                config.sample.scheduler, noise=self.diffusion.noise, prediction=self.diffusion.prediction
-            )
-        except ValueError as error:
-            raise InputError(f"{where}: {error}") from error
+        super().__init__(config, data, where)
         self.tokenizer = tokenizer_of(config.text.tokenizer, config.text.length)
         self.tokens = Tokens(data.captions, self.tokenizer)
         self.notes = _notes(self.tokens)
         self._encode(Path(config.autoencoder), side, torch.device(device), progress)
         self._build(where)
-        self._draws = lru_cache(maxsize=1)(self._draw)
 
     def _encode(self, path: Path, side: int, device: torch.device, progress: Progress | None) -> None:
-        """The autoencoder, and the latents of all pictures, float32 [N, C, h, w], times its factor."""
+        """Load the autoencoder, and encode all pictures: `latents`, float32 [N, C, h, w], times its factor."""
         self.vae, factor = read_autoencoder(path)
         if self.vae.config.in_channels != 3 or side % (shrinks := 2 ** (len(self.vae.config.block_out_channels) - 1)):
-            raise InputError(f"{path}: this autoencoder reads no RGB pictures of {side}x{side}")
+            raise InputError(f"{path}: this autoencoder does not read RGB pictures of {side}x{side}")
         if factor is None:  # measured on the CPU, and rounded: the same wherever the run is resumed
-            shown = self.train[torch.linspace(0, len(self.train) - 1, min(len(self.train), SCALED_BY)).long()]
-            factor = float(f"{1 / self._latents(shown, torch.device('cpu'), None).std().item():.3g}")
+            pictures = evenly(self.train, SCALED_BY)
+            factor = float(f"{1 / self._latents(pictures, torch.device('cpu'), None).std().item():.3g}")
         self.vae.register_to_config(scaling_factor=factor)
         self.weights_hash = digest(self.vae)
-        self.side = side // shrinks
-        self.area = self.side**2
-        self.channels = self.vae.config.latent_channels
+        self.shape = (self.vae.config.latent_channels, side // shrinks, side // shrinks)
+        self.area = self.shape[1] * self.shape[2]
         self.vae.to(device)
         with out_of_memory():
             self.latents = self._latents(torch.arange(len(self.data)), device, progress) * factor
 
     @torch.no_grad()
     def _latents(self, pictures: Tensor, device: torch.device, progress: Progress | None) -> Tensor:
-        """Means of the latents, on the CPU."""
+        """The means of the latents of these pictures, on the CPU."""
         height, width = self.data.size
         parts, done = [], 0
         for part in pictures.split(max(1, AT_ONCE // (height * width))):
-            x = self.data.to_float(self.data.images[part].to(device))
+            x = self.data.to_float(self.data.pictures(part).to(device))
             parts.append(self.vae.encode(x).latent_dist.mean.cpu())
             done += len(part)
             if progress is not None:
@@ -126,7 +102,8 @@ class LatentJob:
         return torch.cat(parts)
 
     def _build(self, where: str) -> None:
-        text = self.config.text
+        """Build the UNet and the text encoder with fresh weights."""
+        text, (channels, side, _) = self.config.text, self.shape
         levels = len(self.config.network.get("block_out_channels", LatentConfig().network["block_out_channels"]))
         network = {
             "down_block_types": ["CrossAttnDownBlock2D"] * levels,
@@ -134,17 +111,17 @@ class LatentJob:
             **LatentConfig().network,
             **self.config.network,
         }
-        follows = {
-            "sample_size": self.side,
-            "in_channels": self.channels,
-            "out_channels": self.channels,
+        derived = {
+            "sample_size": side,
+            "in_channels": channels,
+            "out_channels": channels,
             "cross_attention_dim": text.width,
         }
-        if self.side % 2 ** (levels - 1):
-            raise InputError(f"{where}: latents of {self.side}x{self.side} cannot be halved {levels - 1} times")
+        if side % 2 ** (levels - 1):
+            raise InputError(f"{where}: latents of {side}x{side} cannot be halved {levels - 1} times")
         if text.width % text.heads:
-            raise InputError(f"{where}: text.width {text.width} is no multiple of text.heads {text.heads}")
-        unet = arguments(UNet2DConditionModel, network, follows, where)
+            raise InputError(f"{where}: text.width {text.width} is not a multiple of text.heads {text.heads}")
+        unet = arguments(UNet2DConditionModel, network, derived, where)
         encoder = {
             "vocab_size": max(self.tokenizer.get_vocab().values()) + 1,
             "hidden_size": text.width,
@@ -173,7 +150,7 @@ class LatentJob:
         }
 
     def files(self) -> dict[str, bytes]:
-        """The autoencoder and the tokenizer, as a folder of diffusers has them."""
+        """The autoencoder and the tokenizer, in the layout of a diffusers folder."""
         vae = {name: tensor.cpu().contiguous() for name, tensor in self.vae.state_dict().items()}
         config = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
         special = {name: token for name in SPECIAL if (token := getattr(self.tokenizer, name))}
@@ -187,119 +164,84 @@ class LatentJob:
         }
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of a Stable Diffusion folder. Where its tokenizer is another one, the tokens that both have take their
-        embeddings along and the others keep those that they have; added positions begin as its last one."""
+        """The weights of a Stable Diffusion folder.
+
+        If its tokenizer differs, the tokens of both take its embeddings and the others keep their own; added positions
+        begin as copies of its last one.
+        """
         checked = gate.check_folder(folder)
         if checked.family not in ("sd1", "sd2"):
-            raise InputError(
-                f"{folder}: a model of the family {checked.family}, and this job trains Stable Diffusion 1"
-            )
+            raise InputError(f"{folder}: a model of the family {checked.family}; this job trains Stable Diffusion 1")
         cpu = torch.device("cpu")
-        held: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name in self.networks:
             network = load_network(checked.components[name], cpu, torch.float32)
-            held |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
+            weights |= {f"{name}.{key}": tensor for key, tensor in network.state_dict().items()}
         table, places = (
             next((key for key in own if key.startswith("text_encoder.") and key.endswith(end)), end)
             for end in (TABLE, PLACES)
         )
-        if table in held and held[table].shape[1] == own[table].shape[1]:
-            theirs = load_tokenizer(checked.components["tokenizer"].folder, len(held[places])).get_vocab()
+        if table in weights and weights[table].shape[1] == own[table].shape[1]:
+            theirs = load_tokenizer(checked.components["tokenizer"].folder, len(weights[places])).get_vocab()
             ours = self.tokenizer.get_vocab()
             if theirs != ours:
                 both = sorted(ours.keys() & theirs.keys())
                 rows = own[table].clone()
-                rows[[ours[token] for token in both]] = held[table][[theirs[token] for token in both]]
-                held[table] = rows
-            held[places] = _stretched(held[places], len(own[places]))
-        return fitting(folder, held, own)
+                rows[[ours[token] for token in both]] = weights[table][[theirs[token] for token in both]]
+                weights[table] = rows
+            weights[places] = _stretched(weights[places], len(own[places]))
+        return fitting(folder, weights, own)
 
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
-        self.device, self.autocast = device, autocast
+        super().prepare(device, autocast)
         self.vae.to(device)
         with out_of_memory():
             self.latents, self.ids = self.latents.to(device), self.tokens.ids.to(device)
 
-    # A step
+    def process(self) -> GaussianDiffusion:
+        c = self.config.diffusion
+        return GaussianDiffusion(noise_of(c), c.prediction, weight=c.weight)
 
-    def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
-        """DDPM algorithm 1, lines 2 to 5, on latents, for these positions of the batch of step k."""
-        draws = self._draws(k)
-        x0 = self.latents[self.indices(k)[positions].to(self.device)]
-        context = self._context(networks, self.ids[draws.caption[positions]])
-        return self.diffusion.loss(self._model(networks, context), x0, draws.t[positions], draws.noise[positions])
+    def choose(self, k: int, u: Tensor) -> Choices:
+        """{"caption": the number of a caption of each picture, often the empty one}, LongTensor [B]"""
+        which, drop = torch.rand(2, self.batch, generator=generator(self.seed, CAPTIONS, k))
+        caption = self.tokens.choose(self.indices(k), which)
+        return {"caption": caption.masked_fill(drop < self.config.diffusion.caption_dropout, EMPTY)}
 
-    def _draw(self, k: int) -> Draws:
-        c, B = self.config.diffusion, self.batch
-        on = self.device if self.device.type == "cuda" else torch.device("cpu")
-        g = generator(self.seed, STEP, k, device=on)
-        t = times(torch.rand(B, generator=g, device=on), self.diffusion.T, c.times == "stratified")
-        noise = torch.randn(B, self.channels, self.side, self.side, generator=g, device=on)
-        if c.offset_noise:
-            noise = offset_noise(noise, c.offset_noise, g)
-        which, drop = torch.rand(2, B, generator=generator(self.seed, CAPTIONS, k))
-        caption = self.tokens.choose(self.indices(k), which).masked_fill(drop < c.caption_dropout, EMPTY)
-        return Draws(*(drawn.to(self.device) for drawn in (t, noise, caption)))
+    def clean(self, indices: Tensor, choices: Choices | None = None) -> Tensor:
+        return self.latents[indices.to(self.device)]
 
-    def _context(self, networks: Networks, ids: Tensor) -> Tensor:
-        """[B, length, width]"""
+    def condition(self, networks: Networks, indices: Tensor, choices: Choices | None = None) -> Tensor:
+        """[b, length, width]: the encoded captions; without choices, each picture's most frequent one."""
+        caption = self.tokens.heaviest[indices].to(self.device) if choices is None else choices["caption"]
+        return self._encoded(networks, self.ids[caption])
+
+    def _encoded(self, networks: Networks, ids: Tensor) -> Tensor:
+        """[b, length, width] of token ids [b, length]"""
         with self.autocast():
             return networks["text_encoder"](ids).last_hidden_state
 
-    def _model(self, networks: Networks, context: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        def model(x: Tensor, t: Tensor) -> Tensor:
-            return self._denoise(networks, x, t, context)
-
-        return model
-
-    def _denoise(self, networks: Networks, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def predict(self, networks: Networks, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         with self.autocast():
-            return networks["unet"](x, t, context, return_dict=False)[0].float()
+            return networks["unet"](x, t, condition, return_dict=False)[0].float()
 
-    # Seen from outside
-
-    def held_out(self, networks: Networks) -> list[float]:
-        """With each picture's heaviest caption."""
-        if not len(self.test):
-            return []
-        shape, quartiles = (len(self.test), self.channels, self.side, self.side), []
-        for quarter in range(4):
-            t, noise = held_out_draws(shape, self.diffusion.T, quarter)
-            total = 0.0
-            for part in torch.arange(shape[0]).split(64):
-                pictures = self.test[part]
-                context = self._context(networks, self.ids[self.tokens.heaviest[pictures].to(self.device)])
-                x0, at, eps = (
-                    self.latents[pictures.to(self.device)],
-                    t[part].to(self.device),
-                    noise[part].to(self.device),
-                )
-                total += self.diffusion.loss(self._model(networks, context), x0, at, eps).sum().item()
-            quartiles.append(total / shape[0])
-        return quartiles
-
-    def samples(self, networks: Networks) -> list[Image.Image]:
-        s, g = self.config.sample, generator(self.seed, SAMPLES)
-        prompts = s.prompts or self._captions(s.count)
-        ids = read(self.tokenizer, [prompts[i % len(prompts)] for i in range(s.count)]).to(self.device)
-        context = self._context(networks, ids)
-        nothing = self._context(networks, self.ids[:1]).expand_as(context)
-        shape = (s.count, self.channels, self.side, self.side)
-        x = self.scheduler.start(normal(shape, g, self.device), s.steps)
+    def denoiser(self, networks: Networks, count: int) -> Denoiser:
+        prompts = self.config.sample.prompts or self._captions(count)
+        ids = read(self.tokenizer, [prompts[i % len(prompts)] for i in range(count)]).to(self.device)
+        context = self._encoded(networks, ids)
+        empty = self._encoded(networks, self.ids[:1]).expand_as(context)
 
         def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            return self._denoise(networks, x, t, context)
+            return self.predict(networks, x, t, context)
 
-        try:
-            x0 = self.scheduler.sample(guided(model, context, nothing, s.guidance), x, steps=s.steps, generators=g)
-        except schedulers.NonFinite as error:
-            raise InvalidOutput(f"training diverged: a picture of the sheet is {error}") from error
-        return to_pil(self.decode(x0).numpy())
+        return guided(model, context, empty, self.config.sample.guidance)
 
     def _captions(self, count: int) -> list[str]:
         """Captions of training pictures, evenly spread."""
-        shown = self.train[torch.linspace(0, len(self.train) - 1, min(len(self.train), count)).long()]
-        return [self.tokens.texts[number] for number in self.tokens.heaviest[shown].tolist()]
+        return [self.tokens.texts[number] for number in self.tokens.heaviest[evenly(self.train, count)].tolist()]
+
+    def pictures(self, x0: Tensor) -> list[Image.Image]:
+        return to_pil(self.decode(x0).numpy())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -308,23 +250,18 @@ class LatentJob:
         parts = (latents / self.vae.config.scaling_factor).split(max(1, AT_ONCE // (height * width)))
         return torch.cat([self.vae.decode(part, return_dict=False)[0].cpu() for part in parts])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
-
 
 def noise_of(c: Diffusion) -> schedulers.NoiseSchedule:
-    """The noise schedule that a configuration asks for. Raises ValueError."""
+    """The noise schedule of a configuration. Raises ValueError."""
     noise = schedulers.NoiseSchedule.named(c.noise, T=c.T)
     return noise.zero_terminal_snr() if c.zero_terminal_snr else noise
 
 
 def tokenizer_of(folder: str | None, length: int) -> Any:
-    """CLIP's tokenizer with the vocabulary of a folder, or its own. Raises InputError."""
-    place = CONFIGS / "clip_tokenizer" if folder is None else Path(folder)
-    gate.check_tokenizer(place)
-    return load_tokenizer(place, length)
+    """CLIP's tokenizer, with the vocabulary of a folder if one is named. Raises InputError."""
+    path = CONFIGS / "clip_tokenizer" if folder is None else Path(folder)
+    gate.check_tokenizer(path)
+    return load_tokenizer(path, length)
 
 
 def _notes(tokens: Tokens) -> tuple[str, ...]:
@@ -335,7 +272,7 @@ def _notes(tokens: Tokens) -> tuple[str, ...]:
 
 
 def _stretched(places: Tensor, count: int) -> Tensor:
-    """The position embeddings for another number of tokens."""
+    """Cut the position embeddings, or repeat the last one, for `count` tokens."""
     return torch.cat([places, places[-1:].expand(max(0, count - len(places)), -1)])[:count]
 
 

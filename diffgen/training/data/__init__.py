@@ -4,10 +4,12 @@
     train, test = data.split()
     x0 = data.to_float(data.images[train[:32]])          # [32, 1, 8, 8] in [-1, 1]
 
-A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, which then are the classes; or with a
-`metadata.jsonl` or `metadata.csv`, each line of which names a picture (`file_name`) and may caption it (`text`). A line
-of JSON may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and
-keep the picture out of the training (`"held_out": true`).
+A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, one for each class; or with a
+`metadata.jsonl` or `metadata.csv`: each line names a picture (`file_name`) and may caption it (`text`). A line of JSON
+may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and keep
+the picture out of the training (`"held_out": true`).
+
+`dataset.TrainingData` is all that a training job needs: data that are computed, rather than read, can implement it.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from safetensors.torch import load_file
 from diffgen.errors import InputError, UsageError
 from diffgen.images.pixels import MODES
 
-from .dataset import DataSet, Progress, _digests
+from .dataset import DataSet, Progress, digests_of
 from .decode import MAX_SIDE
-from .folder import _folder
+from .folder import read_folder
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "digits.safetensors"}
 MEMORY = ("auto", "ram", "map")
@@ -40,17 +42,17 @@ def open_data(
     memory: str = "auto",
     progress: Progress | None = None,
 ) -> DataSet:
-    """The data set of a bundled name (`digits`), else of a folder; `./digits` is a folder whatever its name.
+    """Open the bundled data set of that name (`digits`), else a folder; `./digits` is always a folder.
 
     size        (height, width), or the side of a square: pictures of another size are scaled and cropped in the middle.
-                Unless given, all must have one size
-    channels    1 (grey), 3 (RGB) or 4 (RGBA); unless given, the least that holds all pictures
-    memory      "ram", or "map" for a file that is built once in the user's cache folder, by one process while others
-                wait, and mapped from there; "auto" maps what has more than 2 GiB
-    progress    hears (done, total) while pictures are decoded
+                Unless given, all must have the same size
+    channels    1 (grey), 3 (RGB) or 4 (RGBA); unless given, the smallest number that holds all pictures
+    memory      "ram", or "map" for a file in the user's cache folder, which one process builds once while others wait;
+                "auto" maps data of more than 2 GiB
+    progress    called with (done, total) while pictures are decoded
 
-    Raises InputError for data that is not there, empty, broken or inconsistent (with the file's name), UsageError for
-    a size or a number of channels that cannot be, OutOfMemory, and CannotWrite where the cache cannot be written.
+    Raises InputError for data that are missing, empty, broken or inconsistent (with the file's name), UsageError for
+    an invalid size or number of channels, OutOfMemory, and CannotWrite if the cache cannot be written.
     """
     height_width = _size(size)
     if channels not in (None, *MODES):
@@ -61,12 +63,12 @@ def open_data(
     if name in BUNDLED:
         data = _bundled(name)
         if height_width not in (None, data.size) or channels not in (None, data.channels):
-            said = f"{data.size[1]}x{data.size[0]}, {MODES[data.channels]}"
-            raise UsageError(f"{name} is {said}: it has no other size and no other channels", "leave both out")
+            kind = f"{data.size[1]}x{data.size[0]}, {MODES[data.channels]}"
+            raise UsageError(f"{name} is {kind}: it has no other size and no other channels", "leave both out")
         return data
     if not os.path.isdir(name):
-        raise InputError(*_why_not(name))
-    return _folder(Path(name), height_width, channels, memory, progress)
+        raise InputError(*_unknown_name(name))
+    return read_folder(Path(name), height_width, channels, memory, progress)
 
 
 def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -80,27 +82,21 @@ def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 def _bundled(name: str) -> DataSet:
     try:
-        held = load_file(BUNDLED[name])
+        tensors = load_file(BUNDLED[name])
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"the bundled data set {name!r} is not in this installation", "install diffgen again"
         ) from error
-    images, labels = held["images"], held["labels"].long()
+    images, labels = tensors["images"], tensors["labels"].long()
     classes = [str(digit) for digit in range(10)]
-    return DataSet(name, images, labels, classes, None, 17, torch.from_numpy(_digests(images.numpy())))
+    return DataSet(name, images, labels, classes, None, 17, torch.from_numpy(digests_of(images.numpy())))
 
 
-def _why_not(name: str) -> tuple[str, str]:
-    """What is wrong with a name that is no data set, and what to do."""
-    there_are = f"give a folder of pictures, or a bundled name: {', '.join(BUNDLED)}"
+def _unknown_name(name: str) -> tuple[str, str]:
+    """(message, hint) for a name that is no data set."""
+    choices = f"give a folder of pictures, or a bundled name: {', '.join(BUNDLED)}"
     if os.path.lexists(name):
-        return f"{name!r} is not a folder", there_are
+        return f"{name!r} is not a folder", choices
     near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    return f"there is no data set {name!r}", guess + there_are
-
-
-# A folder
-
-
-# Data that does not fit into memory
+    return f"there is no data set {name!r}", guess + choices

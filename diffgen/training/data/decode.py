@@ -21,11 +21,13 @@ MAX_SIDE = 1024
 WORKERS = min(4, os.cpu_count() or 1)
 
 
-def _kinds(
+def common_kind(
     paths: list[Path], size: tuple[int, int] | None, channels: int | None
 ) -> tuple[tuple[int, int], str, list[str]]:
-    """((height, width), mode, notes) that all pictures are brought to. Every header is read, so that a broken file is
-    found at once."""
+    """((height, width), mode, notes): the kind that all pictures are converted to.
+
+    Reads every header, so that a broken file is an error at once.
+    """
     with ThreadPoolExecutor(WORKERS) as pool:
         kinds = list(pool.map(read_kind, paths))
     sizes = Counter((height, width) for width, height, _ in kinds)
@@ -56,12 +58,12 @@ def _kinds(
     return size, mode, notes
 
 
-def _decode(
+def decode(
     paths: list[Path], size: tuple[int, int], mode: str, progress: Progress | None = None
 ) -> Iterator[np.ndarray]:
-    """The pictures, uint8 [C, H, W], in their order, decoded by a few threads a little ahead."""
+    """Yield the pictures, uint8 [C, H, W], in order; a few threads decode ahead."""
 
-    def one(path: Path) -> np.ndarray:
+    def read(path: Path) -> np.ndarray:
         image = read_image(path, mode)
         if image.size != size[::-1]:
             image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
@@ -70,8 +72,8 @@ def _decode(
 
     done = 0
     with ThreadPoolExecutor(WORKERS) as pool:
-        for some in _batches(paths, 64):
-            for picture in pool.map(one, some):
+        for batch in _batches(paths, 64):
+            for picture in pool.map(read, batch):
                 yield picture
                 done += 1
                 if progress is not None:

@@ -19,21 +19,21 @@ from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.pixels import MODES
 
-from .dataset import Captions, DataSet, Progress, _digests
-from .decode import _decode, _kinds
-from .mapped import _mapped
+from .dataset import Captions, DataSet, Progress, digests_of
+from .decode import common_kind, decode
+from .mapped import mapped_images
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 OTHER_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".svg")
 METADATA = ("metadata.jsonl", "metadata.csv")
 PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}  # not names of classes
-IN_MEMORY = 2 * 2**30  # bytes of images up to which memory="auto" keeps them all in RAM
+IN_MEMORY = 2 * 2**30  # bytes; memory="auto" maps larger images
 MAX_LINE = 64 * 2**10  # characters of a line of the metadata
 
 
 @dataclass(frozen=True)
 class _Listing:
-    """Which pictures a folder has, in the order of their names, before one is opened."""
+    """The pictures of a folder, in the order of their names, before any is opened."""
 
     files: list[str]  # relative, with /
     labels: list[int] | None
@@ -43,11 +43,12 @@ class _Listing:
     held_out: list[bool] | None = None
 
 
-def _folder(
+def read_folder(
     folder: Path, size: tuple[int, int] | None, channels: int | None, memory: str, progress: Progress | None
 ) -> DataSet:
+    """The pictures of a folder, brought to one size and one number of channels. Arguments and errors: `open_data`."""
     listing = _list(folder)
-    size, mode, notes = _kinds([folder / file for file in listing.files], size, channels)
+    size, mode, notes = common_kind([folder / file for file in listing.files], size, channels)
     count = len(listing.files)
     shape = (count, {m: c for c, m in MODES.items()}[mode], *size)
     paths = [folder / file for file in listing.files]
@@ -55,11 +56,11 @@ def _folder(
     if memory == "ram" or (memory == "auto" and total <= IN_MEMORY):
         with out_of_memory():
             images = torch.empty(shape, dtype=torch.uint8)
-        for i, picture in enumerate(_decode(paths, size, mode, progress)):
+        for i, picture in enumerate(decode(paths, size, mode, progress)):
             images[i] = torch.from_numpy(picture)
-        digests = torch.from_numpy(_digests(images.numpy()))
+        digests = torch.from_numpy(digests_of(images.numpy()))
     else:
-        images, digests = _mapped(folder, listing.files, shape, mode, progress)
+        images, digests = mapped_images(folder, listing.files, shape, mode, progress)
     labels = None if listing.labels is None else torch.tensor(listing.labels, dtype=torch.int64)
     return DataSet(
         folder.resolve().name,
@@ -76,25 +77,25 @@ def _folder(
 
 def _list(folder: Path) -> _Listing:
     if (folder / "run.json").is_file():
-        raise InputError(f"{folder} is a training run, not data", "give the folder of the pictures")
-    found, left_out = _walk(folder)
-    notes = [f"left out, for they are no PNG, JPEG or WebP: {_some(left_out)}"] if left_out else []
+        raise InputError(f"{folder} is a training run, not data", "give the folder of pictures that it was trained on")
+    pictures, left_out = _walk(folder)
+    notes = [f"left out, because they are not PNG, JPEG or WebP: {_some(left_out)}"] if left_out else []
     metadata = [folder / name for name in METADATA if os.path.lexists(folder / name)]
     if len(metadata) > 1:
         raise InputError(f"{folder} has both {' and '.join(METADATA)}", "keep one of them")
     if metadata:
-        return _from_metadata(folder, metadata[0], found, notes)
-    if not found:
+        return _from_metadata(folder, metadata[0], pictures, notes)
+    if not pictures:
         instead = f", only {_some(left_out)}" if left_out else ""
         raise InputError(f"{folder}: no picture in it (PNG, JPEG or WebP){instead}", "give a folder of pictures")
-    places = Counter(file.split("/")[0] if "/" in file else "" for file in found)
+    places = Counter(file.split("/")[0] if "/" in file else "" for file in pictures)
     if len(places) == 1:
-        return _Listing(found, None, None, None, notes)
+        return _Listing(pictures, None, None, None, notes)
     if "" in places:
         inside = next(place for place in sorted(places) if place)
         raise InputError(
             f"{folder}: {places['']} pictures lie in the folder itself, others in subfolders ({inside})",
-            "put all in one place, or each into the subfolder of its class",
+            "put all of them in one place, or each into the subfolder of its class",
         )
     classes = sorted(places)
     if {name.lower() for name in classes} <= PARTS:
@@ -103,20 +104,20 @@ def _list(folder: Path) -> _Listing:
             f"give one of them: {folder / classes[0]}",
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    return _Listing(found, [numbers[file.split("/")[0]] for file in found], classes, None, notes)
+    return _Listing(pictures, [numbers[file.split("/")[0]] for file in pictures], classes, None, notes)
 
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
-    """(pictures, pictures of other formats) by the endings of their names, relative, sorted; follows links."""
-    found: list[str] = []
+    """(pictures, pictures of other formats), by file extension: relative paths, sorted. Follows links."""
+    pictures: list[str] = []
     others: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
 
     def look(place: str, before: str) -> None:
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             return
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         with os.scandir(place) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
@@ -125,7 +126,7 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
                 if entry.is_dir():
                     look(entry.path, f"{name}/")
                 elif entry.name.lower().endswith(PICTURES):
-                    found.append(name)
+                    pictures.append(name)
                 elif entry.name.lower().endswith(OTHER_PICTURES):
                     others.append(name)
 
@@ -133,17 +134,17 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
         look(os.fspath(folder), "")
     except OSError as error:
         raise InputError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
-    if bad := next((name for name in found if not _encodes(name)), None):
+    if bad := next((name for name in pictures if not _encodes(name)), None):
         raise InputError(f"{folder}: a file's name is not UTF-8: {bad!r}", "rename it")
-    return sorted(found), sorted(others)
+    return sorted(pictures), sorted(others)
 
 
-def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str]) -> _Listing:
-    """The pictures that the metadata names, with its captions if it has any."""
+def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[str]) -> _Listing:
+    """The pictures that the metadata name, with captions if there are any."""
     lines: dict[str, int] = {}
     texts: dict[str, Captions | None] = {}
     held_out: dict[str, bool] = {}
-    present = set(found)
+    present = set(pictures)
     for number, entry in _entries(path):
         where = f"{path}, line {number}"
         file = entry.get("file_name")
@@ -153,19 +154,19 @@ def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str])
             raise InputError(f"{where}: file_name {file!r} leads out of the folder", "name files inside the folder")
         name = str(PurePosixPath(file))
         if name in lines:
-            raise InputError(f"{where}: {name!r} is there already, on line {lines[name]}", "keep one of them")
+            raise InputError(f"{where}: {name!r} is already on line {lines[name]}", "keep one of them")
         if name not in present and not (folder / name).is_file():
-            raise InputError(f"{where}: there is no file {name!r} in {folder}")
+            raise InputError(f"{where}: no file {name!r} in {folder}")
         lines[name], texts[name] = number, _captions(entry, where)
-        if (out := entry.get("held_out")) is not None:
-            if type(out) is not bool:
-                raise InputError(f"{where}: held_out is {out!r}, not true or false")
-            held_out[name] = out
+        if (flag := entry.get("held_out")) is not None:
+            if type(flag) is not bool:
+                raise InputError(f"{where}: held_out is {flag!r}, not true or false")
+            held_out[name] = flag
     if not lines:
         raise InputError(f"{path}: it names no picture")
     files = sorted(lines)
     if unnamed := sorted(present - set(files)):
-        notes = [*notes, f"left out, for {path.name} does not name them: {_some(unnamed)}"]
+        notes = [*notes, f"left out, because {path.name} does not name them: {_some(unnamed)}"]
     captioned = [name for name in files if texts[name] is not None]
     if captioned and len(captioned) < len(files):
         without = next(name for name in files if texts[name] is None)
@@ -174,34 +175,34 @@ def _from_metadata(folder: Path, path: Path, found: list[str], notes: list[str])
             'caption all pictures or none; "" is a caption too',
         )
     if held_out and all(held_out.get(name) for name in files):
-        raise InputError(f"{path}: all pictures are held out, and none is left to train on")
-    captions = [said for name in files if (said := texts[name]) is not None]
-    kept_out = [held_out.get(name, False) for name in files] if held_out else None
-    return _Listing(files, None, None, captions or None, notes, kept_out)
+        raise InputError(f"{path}: all pictures are held out, none is left to train on")
+    captions = [text for name in files if (text := texts[name]) is not None]
+    flags = [held_out.get(name, False) for name in files] if held_out else None
+    return _Listing(files, None, None, captions or None, notes, flags)
 
 
 def _captions(entry: dict[str, Any], where: str) -> Captions | None:
-    """What a line says of its picture; None if it says nothing."""
+    """The captions in a line of metadata; None if it has none."""
     text, weights = entry.get("text"), entry.get("weights")
     if text is None:
         return None
-    said = text if isinstance(text, list) else [text]
-    if wrong := [one for one in said if not (isinstance(one, str) and _encodes(one))]:
+    texts = text if isinstance(text, list) else [text]
+    if wrong := [each for each in texts if not (isinstance(each, str) and _encodes(each))]:
         raise InputError(f"{where}: the text {wrong[0]!r} is no text")
-    if not said:
+    if not texts:
         raise InputError(f"{where}: the list of texts is empty")
     if weights is None or not isinstance(text, list):
-        return tuple((one, 1.0) for one in said)
+        return tuple((each, 1.0) for each in texts)
     numbers = isinstance(weights, list) and all(type(w) in (int, float) and 0 < w < 1e9 for w in weights)
-    if not numbers or len(weights) != len(said):
+    if not numbers or len(weights) != len(texts):
         raise InputError(
-            f"{where}: weights is {str(weights)[:80]}, not {len(said)} positive numbers, one for each text"
+            f"{where}: weights is {str(weights)[:80]}, not {len(texts)} positive numbers, one for each text"
         )
-    return tuple(zip(said, map(float, weights), strict=True))
+    return tuple(zip(texts, map(float, weights), strict=True))
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, fields) of each line of a metadata file that is not blank."""
+    """Yield (line number, fields) for each line of a metadata file that is not blank."""
     number = 0
     if not path.is_file():
         raise InputError(f"cannot read {path}: not a regular file")
@@ -232,7 +233,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _encodes(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, as names that are not UTF-8 have and JSON can."""
+    """Whether UTF-8 can encode the text: file names and JSON may hold half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

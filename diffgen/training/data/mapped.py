@@ -18,17 +18,17 @@ from torch import Tensor
 from diffgen.errors import CannotWrite, InputError
 from diffgen.images.publish import cannot_write
 
-from .dataset import Progress, _digests
-from .decode import _decode
+from .dataset import Progress, digests_of
+from .decode import decode
 
 
-def _mapped(
+def mapped_images(
     folder: Path, files: list[str], shape: tuple[int, int, int, int], mode: str, progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
-    """(images, digests), mapped from a safetensors file in the cache folder, which is made first unless it is there.
+    """(images, digests), mapped from a safetensors file in the cache folder; writes the file if it is missing.
 
-    The file is found by the folder's path, the names, sizes and times of its pictures, and by what they are made into.
-    It is written under another name and renamed; of several processes, one makes it.
+    Its name is a hash of the folder's path, the names, sizes and times of its pictures, and the target kind. The file
+    is written under a temporary name and renamed; of several processes, one writes it. Raises CannotWrite, InputError.
     """
     key = hashlib.sha256(json.dumps([os.fspath(folder.resolve()), shape, mode]).encode())
     for file in files:
@@ -39,20 +39,20 @@ def _mapped(
     try:
         place.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            held = _open_cache(path, shape)
-            if held is None:
-                _write_cache(path, shape, _decode([folder / file for file in files], shape[2:], mode, progress))
-                held = _open_cache(path, shape)
+            tensors = _open_cache(path, shape)
+            if tensors is None:
+                _write_cache(path, shape, decode([folder / file for file in files], shape[2:], mode, progress))
+                tensors = _open_cache(path, shape)
     except OSError as error:
-        hint = "data that does not fit into memory goes to the user's cache folder: make room there"
+        hint = "data larger than memory are written to the user's cache folder: make room there"
         raise CannotWrite(cannot_write(path, error).message, hint) from error
-    if held is None:
-        raise InputError(f"{path}: the cache that was just written cannot be read", "remove it, and look at the disk")
-    return held
+    if tensors is None:
+        raise InputError(f"{path}: the cache that was just written cannot be read", "remove it, and check the disk")
+    return tensors
 
 
 def _open_cache(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
-    """What the file holds, not yet read but mapped; None if it is not there, or not what was to be written."""
+    """The tensors of the file, mapped; None if it is missing, or its shapes are wrong."""
     try:
         with safe_open(path, "pt") as file:
             images, digests = file.get_tensor("images"), file.get_tensor("digests").clone()
@@ -62,7 +62,7 @@ def _open_cache(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | N
 
 
 def _write_cache(path: Path, shape: tuple[int, ...], pictures: Iterator[np.ndarray]) -> None:
-    """A safetensors file, written picture by picture: it never lies in memory whole."""
+    """Write a safetensors file picture by picture, so that memory never holds all of them."""
     end = int(np.prod(shape))
     header = json.dumps(
         {
@@ -71,14 +71,14 @@ def _write_cache(path: Path, shape: tuple[int, ...], pictures: Iterator[np.ndarr
         }
     ).encode()
     header += b" " * (-(8 + len(header) + end) % 8)  # so that the digests are aligned
-    temporary = path.with_suffix(".part")  # one process at a time is here
+    temporary = path.with_suffix(".part")  # the lock lets one process in
     try:
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(header)) + header)
             digests = []
             for picture in pictures:
                 file.write(picture.tobytes())
-                digests.append(_digests([picture]))
+                digests.append(digests_of([picture]))
             file.write(np.concatenate(digests).astype("<i8").tobytes())
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,166 @@
+"""`diffgen.train`: from a name of data and a configuration to a run. No torch at import.
+
+    run = diffgen.train("digits", "runs/digits", steps=1200)
+    run.held_out_ema                                            # the held-out loss of the averaged weights
+
+Options are checked first, before torch is imported; then the data are opened, the job is built, and the run starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffgen import environment
+from diffgen.devices import device_name
+from diffgen.errors import InputError, UsageError, check_keywords
+from diffgen.generation.options import MAX_SEED, check_int
+
+from . import config as configuration
+from .job import JOBS
+from .listener import Listener
+from .run import is_run, read_run
+
+if TYPE_CHECKING:
+    from .data.dataset import TrainingData
+    from .start import TrainEstimate, TrainResult
+
+# Options that replace a key of the configuration's table [train], with their range if they are numbers.
+OPTIONS: dict[str, tuple[int, int] | None] = {
+    "steps": (1, 10**9),
+    "batch_size": (1, 10**6),
+    "seed": (0, MAX_SEED),
+    "checkpoint_every": (1, 10**9),
+    "compile": None,
+    "parallel": None,
+}
+KEYWORDS = ("config", *OPTIONS, "resume", "init", "device", "dry_run", "listener", "stopping")
+
+
+def train(
+    data: str | os.PathLike[str] | TrainingData,
+    out: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    resume: bool = False,
+    init: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    listener: Listener | None = None,
+    stopping: AbstractContextManager[Callable[[], bool]] | None = None,
+    **options: Any,
+) -> TrainResult | TrainEstimate:
+    """Train a diffusion model from scratch, or resume a run; with `dry_run`, estimate what that takes.
+
+    data       `digits`, a folder of pictures, or an open data set
+    out        the folder of the run
+    config     a TOML file, or its tables; what they do not set has the defaults of `training.config`
+    resume     continue from the newest checkpoint, if the folder is a run
+    init       a run, a weights file or a model's folder with the initial weights
+    device     auto, cpu, cuda, cuda:N, mps or xpu
+    dry_run    run a few steps, return a TrainEstimate, and write nothing
+    listener   is told what happens
+    stopping   a context manager, entered before the first step, of a function: once it returns True, the training
+               finishes its step, writes a checkpoint and returns
+    options    steps, batch_size, seed, checkpoint_every, compile, parallel: they replace keys of the table [train]
+
+    Raises, from `diffgen.errors`: UsageError for an invalid option, and for a resume with another configuration;
+    InputError for an invalid configuration or data; CannotWrite, InvalidOutput if the training diverges, OutOfMemory.
+    Under torchrun also `parallel.Lost`, if another process ends, and FailedElsewhere, if rank 0 fails.
+    """
+    check_keywords(options, "train", KEYWORDS)
+    device, folder, listener = device_name(device), Path(out), listener or Listener()
+    values = _checked(options)
+    where, chosen = _configuration(config, values, folder, resume)
+
+    environment.prepare()
+    from . import start
+    from .parallel import Ranks
+
+    request = start.TrainRequest(folder, chosen, resume, None if init is None else Path(init))
+    if not dry_run and os.environ.get("RANK", "0") == "0":
+        start.check_folder(folder, resume)  # before the data are opened, which can take long
+    ranks = Ranks(device)
+    try:
+        pictures = _open(data, chosen, where, listener)
+        for text in pictures.notes:
+            listener.note(text)
+        kind = JOBS[chosen.job]
+        if pictures.captions is not None and not kind.captions:
+            listener.note("the captions are not used: this job trains on the pictures alone")
+        progress = _progress(listener, "encoding pictures")
+        job = kind.load("job")(chosen, pictures, where, device=ranks.device, progress=progress)
+        for text in job.notes:
+            listener.note(text)
+        if config is not None and "batch_size" not in values:  # else the option is invalid, as `execute` reports
+            with _blame(where):
+                start.check_parallel(chosen.train, ranks, job)
+        if dry_run:
+            return start.estimate(request, job, ranks)
+        with stopping or contextlib.nullcontext(lambda: False) as stop:
+            return start.execute(request, job, ranks, listener, stop)
+    finally:
+        ranks.leave()
+
+
+def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are set, in their ranges. Raises UsageError."""
+    values = {name: value for name, value in options.items() if value is not None}
+    for name, limits in OPTIONS.items():
+        if limits is not None and name in values:
+            check_int(f"--{name.replace('_', '-')}", values[name], *limits)
+    if (parallel := values.get("parallel")) not in (None, "ddp", "fsdp"):
+        raise UsageError(f"--parallel must be ddp or fsdp (got {parallel!r})")
+    return values
+
+
+def _configuration(
+    config: str | os.PathLike[str] | Mapping[str, Any] | None, values: Mapping[str, Any], folder: Path, resume: bool
+) -> tuple[str, Any]:
+    """(its source, the configuration). Options replace its values; a run that is resumed without a configuration uses
+    its own. Raises InputError."""
+    where: str
+    tables: Mapping[str, Any]
+    if isinstance(config, Mapping):
+        where, tables = "the configuration", config
+    elif config is not None:
+        where, tables = os.fspath(config), configuration.read(Path(config))
+    elif resume and is_run(folder):
+        where, tables = str(folder / "run.json"), read_run(folder).config
+    else:
+        where, tables = "the configuration", {}
+    job = tables.get("job", "pixels")
+    if not isinstance(job, str) or job not in JOBS:
+        raise InputError(f"{where}: job is {job!r}", f"there are {', '.join(JOBS)}")
+    cls = JOBS[job].load("config")
+    configuration.parse(tables, where, cls)  # so that an error in the file names the file
+    changes = {f"train.{name}": value for name, value in values.items()}
+    return where, configuration.parse(configuration.with_values(tables, changes), where, cls)
+
+
+def _open(data: str | os.PathLike[str] | TrainingData, config: Any, where: str, listener: Listener) -> TrainingData:
+    """The data, with size and channels of the configuration. Raises InputError."""
+    if not isinstance(data, str | os.PathLike):
+        return data
+    from .data import open_data
+
+    c, progress = config.data, _progress(listener, "reading pictures")
+    with _blame(f"{where}: data.size, data.channels"):
+        return open_data(data, size=c.size, channels=c.channels, memory=c.memory, progress=progress)
+
+
+def _progress(listener: Listener, text: str) -> Callable[[int, int], None]:
+    return lambda done, total: listener.progress(done, total, text)
+
+
+@contextlib.contextmanager
+def _blame(where: str) -> Iterator[None]:
+    """Raise InputError, naming a part of the configuration, for the UsageError of a function that got its values."""
+    try:
+        yield
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", error.hint) from error
