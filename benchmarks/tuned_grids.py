@@ -31,7 +31,7 @@ from torch import Tensor
 import schedulers
 from diffgen import environment
 from diffgen.comparison.subjects import Subject, subject_of
-from diffgen.comparison.tune import Starts, _Solver
+from diffgen.comparison.tune import SolverOnModel, Starts
 
 SHORTLIST = 12
 Run = Callable[[Any, Tensor], Tensor]
@@ -58,11 +58,10 @@ def candidates(subject: Subject, budget: int) -> dict[str, Run]:
     return found
 
 
-def errors(solver: _Solver, run: Run, starts: Starts) -> float:
+def errors(solver: SolverOnModel, run: Run, starts: Starts) -> float:
     """The mean error over the seeds; inf where it fails or is not finite."""
-    network = solver._network(tuple(starts.prompts))
-    first = solver.subject.noise.noisiest
-    x = starts.x.to(solver.subject.device) * math.hypot(first.alpha, first.sigma)
+    network = solver.network(tuple(starts.prompts))
+    x = starts.x.to(solver.subject.device) * solver.subject.noise.noisiest.norm
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -81,7 +80,7 @@ def main(model: str, guidance: float, grids: list[str], choose: int, judge: int)
     for file in grids:
         with open(file) as opened:
             said = json.load(opened)
-        budget, solver = said["nfe"], _Solver(subject, said["solver"], scale)
+        budget, solver = said["nfe"], SolverOnModel(subject, said["solver"], scale)
         few, many = (
             solver.starts(range(first, first + count), lambda seed: prompts[seed % len(prompts)])
             for first, count in ((800, choose), (900, judge))

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from schedulers.diffusers_config import from_diffusers_config
 from schedulers.explicit import explicit, tuned
 from schedulers.grid import Grid
-from schedulers.noise import NoiseSchedule, Point, from_diffusers_config
+from schedulers.noise import NoiseSchedule, Point
 from schedulers.recommend import recommend
 from schedulers.registry import UnknownName, check_grid, grid_names, info, names, parse, plugin_errors, resolve
 from schedulers.solver import Solver, solver

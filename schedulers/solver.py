@@ -139,32 +139,32 @@ def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any
 
 
 def run(steps: Steps, denoise: Callable[[Any, Point], Denoised]) -> tuple[Any, int]:
-    """Answer a solver's questions until it returns: (its result, the number of function evaluations)."""
+    """Run a solver to its end, with `denoise(x, point)` at each evaluation: (its result, the number of evaluations)."""
     nfe = 0
     try:
         x, p = next(steps)
         while True:
-            answer = denoise(x, p)
+            d = denoise(x, p)
             nfe += 1
-            x, p = steps.send(answer)
+            x, p = steps.send(d)
     except StopIteration as stop:
         return stop.value, nfe
 
 
-def asked(function: Callable[..., Steps], grid: Grid) -> list[Point]:
-    """The points at which a solver asks, learned by running it on the number 0."""
-    questions: list[Point] = []
+def evaluation_points(function: Callable[..., Steps], grid: Grid) -> list[Point]:
+    """The point of each evaluation of a solver on this grid, learned by running it on the number 0."""
+    points: list[Point] = []
 
     def denoise(x: Any, p: Point) -> Denoised:
-        questions.append(p)
+        points.append(p)
         return Denoised(0.0, 0.0, p, "epsilon") if p.alpha != 0 else Denoised(0.0, 0.0, p, "sample")
 
     run(function(0.0, grid, lambda p, q: 0.0), denoise)
-    return questions
+    return points
 
 
-def rest_asking(function: Callable[..., Steps], grid: Grid, questions: list[Point]) -> Grid | None:
-    """The rest of the grid on which a solver asks these questions, the last of the whole run; None if there is none."""
-    k = bisect_left(range(len(grid) - 1), -len(questions), key=lambda k: -len(asked(function, grid[k:])))
+def matching_rest(function: Callable[..., Steps], grid: Grid, points: Sequence[Point]) -> Grid | None:
+    """The rest of the grid on which a solver evaluates exactly at `points`, the last of its run; None without one."""
+    k = bisect_left(range(len(grid) - 1), -len(points), key=lambda k: -len(evaluation_points(function, grid[k:])))
     rest = grid[k:]
-    return rest if len(rest) > 1 and asked(function, rest) == questions else None
+    return rest if len(rest) > 1 and evaluation_points(function, rest) == list(points) else None

@@ -25,7 +25,7 @@ from schedulers.noise import NoiseSchedule, Point
 from schedulers.prediction import Denoised, target
 from schedulers.registry import check_grid, info
 from schedulers.scheduler import Scheduler
-from schedulers.solver import SOLVERS, Solver, asked, run
+from schedulers.solver import SOLVERS, Solver, evaluation_points, run
 
 PICTURE = 0.7  # the one picture that the data below consists of
 SCHEDULES = (  # (noise, a prediction that works from its noisiest point)
@@ -80,7 +80,7 @@ def _dry_run(s: Solver) -> Iterator[str]:
     for noise, _ in SCHEDULES:
         for steps in (1, 2, 3, 10):
             grid = build(s.grid, noise, steps)
-            told = asked(s.function, grid)
+            told = evaluation_points(s.function, grid)
             came: list[Point] = []
             _walk(s, grid, torch.full((2, 3), 5.0), seen=came.append)
             if came != told:

@@ -185,8 +185,8 @@ def test_every_scheduler_runs_in_every_pipeline(run: str, name: str) -> None:
         hook.remove()
     assert result.shape == (LATENTS_16 if run.startswith("sd3") else LATENTS).shape
     assert result.isfinite().all()
-    s.check_finite()
     assert s._run is not None
+    assert s._run.program is not None
     asked = [p.t for p in s._run.program.points]
     if run == "xl first part":
         assert told == pytest.approx(asked[: len(told)])
@@ -204,7 +204,6 @@ def test_v_prediction(name: str) -> None:
     s = schedulers.get(name, noise=noise, prediction=prediction)
     assert s.noise.noisiest.alpha == 0
     assert call("sd text", s).isfinite().all()
-    s.check_finite()
 
 
 @pytest.mark.parametrize("name", INSIDE)

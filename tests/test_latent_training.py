@@ -37,7 +37,7 @@ from diffgen.training.listener import Listener
 from diffgen.training.parallel import Ranks
 from diffgen.training.run import read_run
 from diffgen.training.trainer import Trainer
-from schedulers.noise import from_diffusers_config
+from schedulers.diffusers_config import from_diffusers_config
 
 TRAIN = {"steps": 4, "batch_size": 4, "log_every": 1, "held_out_every": 2, "checkpoint_every": 2, "keep": 1}
 TRAIN |= {"learning_rate": 0.01, "warmup": 1}

@@ -247,13 +247,13 @@ def test_stable_video() -> None:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ({}, "beta_schedule is None"),
-        ({"_class_name": "VQDiffusionScheduler"}, "VQDiffusionScheduler: beta_schedule is None"),
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01}, "beta_schedule is None"),
-        ({"beta_schedule": "quadratic"}, "'quadratic'; known are linear"),
+        ({}, "beta_schedule None is not supported"),
+        ({"_class_name": "VQDiffusionScheduler"}, "VQDiffusionScheduler: beta_schedule None is not supported"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01}, "beta_schedule None is not supported"),
+        ({"beta_schedule": "quadratic"}, "'quadratic' is not supported. Supported are linear"),
         ({"beta_schedule": "linear", "prediction_type": "trigflow"}, "prediction_type 'trigflow'"),
         ({"beta_schedule": "linear", "num_train_timesteps": 10**9}, "num_train_timesteps must be .* at most 100000"),
-        ({"beta_schedule": "linear", "num_train_timesteps": True}, "it is True"),
+        ({"beta_schedule": "linear", "num_train_timesteps": True}, "got True"),
         ({"beta_schedule": "linear", "beta_end": "0.02"}, "beta_end must be .*'0.02'"),
         ({"beta_schedule": "linear", "beta_end": float("nan")}, "beta_end"),
         ({"beta_schedule": "scaled_linear", "snr_shift_scale": 3.0}, "snr_shift_scale"),

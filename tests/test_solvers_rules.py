@@ -18,7 +18,7 @@ from schedulers.exact import Mixture
 from schedulers.grid import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 from schedulers.prediction import Denoised, target
-from schedulers.solver import SOLVERS, asked, rest_asking, run
+from schedulers.solver import SOLVERS, evaluation_points, matching_rest, run
 
 MIXTURE = Mixture.random(0)
 ALL = sorted(SOLVERS)
@@ -212,7 +212,7 @@ def test_predictions_agree(name: str) -> None:
 def test_evaluations_are_counted(name: str) -> None:
     for n in (1, 2, 3, 7, 30):
         grid = karras(n)
-        told = len(asked(SOLVERS[name].function, grid))
+        told = len(evaluation_points(SOLVERS[name].function, grid))
         assert sample(name, grid, from_prior(SD, MIXTURE, 24), MIXTURE, noise=draws)[1] == told
         if name == "pndm":
             assert told == (1 if n == 1 else n + 1)
@@ -225,8 +225,8 @@ def test_evaluations_are_counted(name: str) -> None:
 def test_steps_of_two_evaluations_lie_regularly(name: str, schedule: NoiseSchedule) -> None:
     """Evaluation 2·i begins step i, also from α = 0: diffusers' image-to-image counts on it."""
     function, grid = SOLVERS[name].function, karras(5, schedule)
-    told = asked(function, grid)
-    begun = [rest_asking(function, grid, told[i:]) for i in range(len(told))]
+    told = evaluation_points(function, grid)
+    begun = [matching_rest(function, grid, told[i:]) for i in range(len(told))]
     assert [rest and rest.points for rest in begun] == [grid.points[i // 2 :] if i % 2 == 0 else None for i in range(9)]
 
 
@@ -235,10 +235,10 @@ def test_restart_goes_back_up() -> None:
     grid = karras(20)
     inside = [p for p in grid.points if 0.1 <= p.rho <= 2.0]
     for times in (0, 1, 3):
-        questions = asked(lambda *a: SOLVERS["restart"].function(*a, times=times), grid)  # noqa: B023
+        questions = evaluation_points(lambda *a: SOLVERS["restart"].function(*a, times=times), grid)  # noqa: B023
         assert len(questions) == 39 + times * 2 * (len(inside) - 1)
         assert questions.count(inside[0]) == 2 + times
-    assert len(asked(lambda *a: SOLVERS["restart"].function(*a, low=3.0, high=2.0), grid)) == 39
+    assert len(evaluation_points(lambda *a: SOLVERS["restart"].function(*a, low=3.0, high=2.0), grid)) == 39
 
 
 # Starting mid-way, edits, ends
@@ -268,7 +268,8 @@ def test_a_start_midway_from_the_exact_state_is_accurate(name: str) -> None:
 def test_edits_between_steps_are_honoured(name: str) -> None:
     """A state that is replaced halfway: the run goes on from the new one, and the last answer is to the last edit."""
     grid = karras(40)
-    halfway = len(asked(SOLVERS[name].function, grid)) - len(asked(SOLVERS[name].function, grid[20:]))
+    function = SOLVERS[name].function
+    halfway = len(evaluation_points(function, grid)) - len(evaluation_points(function, grid[20:]))
     x, other = from_prior(SD, MIXTURE, 48)[:24], from_prior(SD, MIXTURE, 48)[24:]
     results = []
     for start in (x, -x):
@@ -448,4 +449,4 @@ def test_adaptive_steps_end_with_a_broken_network() -> None:
     assert result.isnan().all()
     assert nfe < 20
     with pytest.raises(ValueError, match="not known before"):
-        asked(SOLVERS["dpm_adaptive"].function, grid)
+        evaluation_points(SOLVERS["dpm_adaptive"].function, grid)

@@ -20,7 +20,7 @@ from diffgen.training import plan as runs
 from schedulers import grids, prediction
 from schedulers.guide import advice
 from schedulers.registry import LABELS
-from schedulers.solver import Solver, asked
+from schedulers.solver import Solver, evaluation_points
 
 from .output import Debug, Json, Output, Quiet, printable, table
 
@@ -98,7 +98,7 @@ def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> 
         return "goes from a picture to noise"
     try:
         prediction.check(predicts, noise)
-        asked(solver.function, grids.build(solver.grid, noise, 4))
+        evaluation_points(solver.function, grids.build(solver.grid, noise, 4))
     except ValueError as error:
         return str(error)
     return None

@@ -14,7 +14,6 @@ from PIL import Image
 
 import schedulers
 from diffgen.training.metrics import sliced_wasserstein
-from schedulers.program import Program
 
 from . import metrics
 from .metrics import interval
@@ -279,23 +278,12 @@ def _same_arithmetic(comparison: Comparison, a: Cell, b: Cell) -> bool:
         return False
     if comparison.key(a) == comparison.key(b):
         return True
-    programs = []
-    for cell in (a, b):
-        scheduler = comparison.scheduler(cell.entry)
-        grid = scheduler.grid(cell.steps)
-
-        def steps(x: Any, noise: Any, scheduler: Any = scheduler, grid: Any = grid) -> Any:
-            return scheduler._function(x, grid, noise)
-
-        try:
-            programs.append(Program(steps, scheduler._pair))
-        except (TypeError, AttributeError):
-            return False
-    one, other = programs
-    if len(one.points) != len(other.points):
+    schedulers = [comparison.scheduler(cell.entry) for cell in (a, b)]
+    one, other = (s.program(s.grid(cell.steps)) for s, cell in zip(schedulers, (a, b), strict=True))
+    if one is None or other is None or len(one.points) != len(other.points):
         return False
     near = all(math.isclose(p.t, q.t, abs_tol=1e-9) for p, q in zip(one.points, other.points, strict=True))
-    weights = [[dict(update) for update in program.updates] for program in programs]
+    weights = [[dict(update) for update in program.updates] for program in (one, other)]
     return near and all(
         math.isclose(u.get(k, 0.0), v.get(k, 0.0), rel_tol=1e-6, abs_tol=1e-7)
         for u, v in zip(*weights, strict=True)

@@ -175,7 +175,7 @@ class Tuner:
                 f"of {SEEDS_BELOW} noises {settings.held_out} are held out: {settings.noises} are too many"
             )
         self.subject, self.label, self.guidance, self.settings = subject, label, guidance, settings
-        self.solver = _Solver(subject, label, guidance)
+        self.solver = SolverOnModel(subject, label, guidance)
         self.train = self.solver.starts(range(settings.noises), prompt_of)
         self.test = self.solver.starts(range(SEEDS_BELOW - settings.held_out, SEEDS_BELOW), prompt_of)
 
@@ -271,7 +271,7 @@ class Enough(Exception):  # noqa: N818
     """The search gets no further."""
 
 
-class _Solver:
+class SolverOnModel:
     """One solver on one model: what the search asks of both."""
 
     def __init__(self, subject: Subject, label: str, guidance: float) -> None:
@@ -282,7 +282,7 @@ class _Solver:
         def network(prompts: tuple[str, ...]) -> Network:
             return subject.network(prompts, guidance)
 
-        self._network = network
+        self.network = network
 
     def scheduler(self, grid: str) -> schedulers.Scheduler:
         if grid not in self._built:
@@ -346,7 +346,7 @@ class _Solver:
         size = len(starts.x) if self.subject.family == "mixture" or gradients else BATCH
         for first in range(0, len(starts.x), size):
             rows = slice(first, first + size)
-            network = self._network(tuple(starts.prompts[rows]))
+            network = self.network(tuple(starts.prompts[rows]))
             x = scheduler.start(starts.x[rows].to(self.subject.device, self.subject.dtype), grid)
             asked = functools.partial(checkpoint, network, use_reentrant=False) if gradients else network
             with warnings.catch_warnings():
@@ -365,7 +365,7 @@ def _steps(scheduler: schedulers.Scheduler, nfe: int) -> int:
 
 def solve_as(subject: Subject, entry: Entry | None, found: dict[str, Any], seed: int, prompt: str) -> Image.Image:
     """The picture of a start by an entry at the grid's budget; None is the teacher."""
-    solver = _Solver(subject, found["solver"], found["guidance"])
+    solver = SolverOnModel(subject, found["solver"], found["guidance"])
     starts = solver.starts([seed], lambda _: prompt)
     if entry is None:
         return subject.picture(solver.teacher(starts, found["settings"]["teacher"]))

@@ -1,0 +1,84 @@
+"""The noise schedule and the prediction in diffusers' names, both ways: the content of a `scheduler_config.json`.
+
+Nothing here imports diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from schedulers.noise import RESOLUTION_SHIFT, NoiseSchedule
+from schedulers.prediction import PREDICTIONS
+
+
+def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str]:
+    """Read (noise schedule, prediction) from the content of a diffusers `scheduler_config.json`.
+
+    The other keys are settings of one solver of diffusers and are ignored: set_alpha_to_one of one class would break
+    another. Raises ValueError for a noise schedule or a prediction that is not supported.
+    """
+    name = str(config.get("_class_name", "this configuration"))
+    prediction = str(config.get("prediction_type", "epsilon"))
+
+    def number(key: str, default: Any, high: float = 1e9) -> float:
+        value = config.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= high:
+            raise ValueError(f"{name}: {key} must be a number above 0 and at most {high:g}, got {value!r}")
+        return value
+
+    T = int(number("num_train_timesteps", 1000, 100_000))
+    for key in ("snr_shift_scale", "shift_terminal", "invert_sigmas"):
+        if config.get(key):
+            raise ValueError(f"{name}: {key} is not supported: it changes the noise schedule")
+    if name.startswith("EDM") or config.get("timestep_type") == "continuous":
+        signs = {"v_prediction": "edm_v", "epsilon": "edm"} if name.startswith("EDM") else {"v_prediction": "edm_v"}
+        sigma_data = number("sigma_data", 0.5) if name.startswith("EDM") else 1.0
+        noise = NoiseSchedule.edm(number("sigma_min", 0.002), number("sigma_max", 80.0), sigma_data, T)
+        prediction = signs.get(prediction, f"{prediction} with continuous times")
+    elif (
+        config.get("use_flow_sigmas")
+        or name.startswith("FlowMatch")
+        or {"shift", "_class_name"} & {*config} == {"shift"}
+    ):
+        dynamic: dict[str, Any] | None = None
+        if config.get("use_dynamic_shifting"):
+            dynamic = {k: number(k, v) for k, v in RESOLUTION_SHIFT.items() if k != "time_shift_type"}
+            dynamic["time_shift_type"] = "linear" if config.get("time_shift_type") == "linear" else "exponential"
+        noise = NoiseSchedule.flow(number("shift" if "shift" in config else "flow_shift", 1.0), T, dynamic)
+        prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
+    else:
+        noise = _table(config, name, T, number)
+        if config.get("rescale_betas_zero_snr"):
+            noise = noise.zero_terminal_snr()
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{name}: prediction_type {prediction!r} is not supported")
+    return noise, prediction
+
+
+def _table(config: Mapping[str, Any], name: str, T: int, number: Callable[..., float]) -> NoiseSchedule:
+    kind = config.get("beta_schedule")
+    if config.get("trained_betas") is not None:
+        return NoiseSchedule.from_betas(config["trained_betas"])
+    if kind == "squaredcos_cap_v2":
+        return NoiseSchedule.cosine(T)
+    if kind == "laplace":
+        return NoiseSchedule.laplace(T)
+    if kind in ("linear", "scaled_linear", "sigmoid"):
+        return NoiseSchedule.named(kind, T=T, beta_start=number("beta_start", 1e-4), beta_end=number("beta_end", 0.02))
+    raise ValueError(
+        f"{name}: beta_schedule {kind!r} is not supported. Supported are linear, scaled_linear, squaredcos_cap_v2, "
+        "laplace, sigmoid, trained_betas, and flow and EDM classes"
+    )
+
+
+def to_diffusers_config(noise: NoiseSchedule) -> dict[str, Any]:
+    """The noise schedule in diffusers' names, as `from_diffusers_config` reads it; empty for an edm schedule."""
+    if noise.name == "flow":
+        dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or {})}
+        return {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+    if noise.name in ("linear", "scaled_linear"):
+        ends = {key: noise.recipe[key] for key in ("beta_start", "beta_end")}
+        zero = bool(noise.recipe.get("zero_terminal_snr"))
+        return {"beta_schedule": noise.name, **ends, "rescale_betas_zero_snr": zero}
+    return {"trained_betas": list(noise.betas)} if noise.alphas_cumprod else {}
