@@ -39,7 +39,7 @@ def run(args: Sequence[str]) -> int:
     try:
         from .app import app
 
-        code = app(list(args) or ["--help"], prog_name="diffgen", standalone_mode=False)
+        code = app.main(list(args) or ["--help"], prog_name="diffgen", standalone_mode=False)
         signals.raise_if_stopped()
         return code or ExitCode.DONE
     except BaseException as caught:

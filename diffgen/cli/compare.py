@@ -108,7 +108,6 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare schedulers: same noise, same number of network evaluations, distance to the solution."""
     say = Output("compare", json, quiet)
     if report is not None:
         _alone(ctx)

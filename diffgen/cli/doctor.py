@@ -29,7 +29,6 @@ FLOORS = {
 
 
 def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """What works on this machine, and what to run next."""
     environment.prepare(offline=True)
     say = Output("doctor", json, quiet)
     problems: list[str] = []

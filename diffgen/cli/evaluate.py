@@ -84,7 +84,6 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a run against pictures that were held out of its training; each figure with its floor and ceiling."""
     say, device = Output("evaluate", json, quiet), device_name(device)
     picture_file, figures_file = _files(out, overwrite)
     from diffgen.training.evaluate_plan import make_evaluation_plan

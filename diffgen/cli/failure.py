@@ -11,13 +11,15 @@ import typer
 
 from diffgen.errors import CannotWrite, DiffgenError, ExitCode, OutOfMemory, UsageError
 
+from .commands import COMMANDS
 from .output import UnfinishedError, fail
 from .signals import first_signal
 
 # Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
-GROUPS = {"models", "prompt", "schedulers"}  # commands that have commands of their own
+
+GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
 
 def report(caught: BaseException, options: Sequence[str]) -> int:

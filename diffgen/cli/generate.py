@@ -147,7 +147,6 @@ def generate(
     cfg_scale: Annotated[Real, typer.Option("--cfg-scale", "--guidance-scale", hidden=True)] = None,
     sampler: Annotated[Text, typer.Option("--sampler", hidden=True)] = None,
 ) -> None:
-    """Make pictures from prompts."""
     given = {name: value for name, value in locals().items() if value is not None}
     started = time.perf_counter()
     say = Output("generate", json, quiet)

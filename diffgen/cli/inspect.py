@@ -44,7 +44,6 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """How a picture was made, and the command that does the same here."""
     refuse_empty({"file": file}, {"file": "the file's name"})
     say = Output("inspect", json, quiet)
     made = read_made(file)

@@ -28,7 +28,6 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.
 
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """The models on this machine: those that come with diffgen, your list, the download cache."""
     say = Output("models list", json, quiet)
     found = [_entry(model) for model in find.bundled_models()]
     for entry in listed.entries().values():
@@ -60,7 +59,6 @@ def info(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What a model is: its size, its licence, what it knows."""
     said = about(find.find(name))
     told = said | {"defaults": defaults_in_words(said)}
     rows = [[key, _brief(value)] for key, value in told.items() if value not in (None, [], {})]
@@ -78,7 +76,6 @@ def pull(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch a model from a hub: its size, licence and files are told first."""
     environment.prepare(offline)
     say = Output("models pull", json, quiet)
     repo, revision = cache.parse_id(name)
@@ -101,7 +98,6 @@ def verify(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Check a model's files, and their hashes against those that its card or the hub recorded."""
     say = Output("models verify", json, quiet)
     model = find.find(name)
     files = _run_files(model) if model.family == "run" else _model_files(model)
@@ -136,7 +132,6 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a model, a single file or a run as a diffusers folder."""
     say = Output("models export", json, quiet)
     model = find.find(name)
     is_run = model.family == "run"
@@ -168,7 +163,6 @@ def rm(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Delete a model from the download cache, or take a name out of your list. Nothing else is ever deleted."""
     environment.prepare(offline=True)
     say = Output("models rm", json, quiet)
     if name in listed.entries():

@@ -47,7 +47,6 @@ def explain(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Tokens, weights, what would be cut, what wildcards become."""
     from diffgen.prompts.explain import explain as explained
     from diffgen.prompts.tokens import ClipTokenizer
 

@@ -51,7 +51,6 @@ def reproduce(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a picture again and compare the pixels: exit code 0 if they are identical, 5 if not."""
     refuse_empty(locals(), {"file": "the file's name", "images": "--image", "files": "--file"})
     say = Output("reproduce", json, quiet)
     device = None if device is None else device_name(device)

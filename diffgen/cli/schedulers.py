@@ -36,7 +36,6 @@ def list_schedulers(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Every scheduler: its names, its order, what a step costs."""
     say = Output("schedulers list", json, quiet)
     found = [schedulers.info(name) for name in schedulers.names()]
     entries = [_entry(solver) for solver in found]
@@ -122,7 +121,6 @@ def show(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """What a scheduler is: its formula, its options, its other names, when to use it."""
     try:
         label = schedulers.parse(name)
     except schedulers.UnknownName as error:
@@ -207,7 +205,6 @@ def plot(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Draw σ and times of grids, and the error of schedulers against evaluations on a model whose answer is known."""
     from diffgen.comparison import grid_plot as schedulers_plot
 
     chosen = _split("--schedulers", names), _split("--grids", grid_names), steps, _split("--nfe", nfe), noise

@@ -19,16 +19,14 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import ExitCode, UsageError
 from diffgen.models.find import find, predicting
 
-from . import generate
+from .commands import COMMANDS
+from .commands import load as load_command
 from .failure import report
 from .loaded import keeping, load
 from .output import Debug, Json, Output, Quiet, document, refuse_empty
 from .signals import Stopped, first_signal, forget_signals, raise_if_stopped
 
-GENERATE = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, add_completion=False, pretty_exceptions_enable=False
-)
-GENERATE.command(epilog=generate.EXAMPLES)(generate.generate)
+GENERATE = load_command(COMMANDS["generate"])
 
 EXAMPLES = """
 Examples:
@@ -64,10 +62,7 @@ def shell(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Read lines, a prompt with options each, and make their pictures; the model stays loaded.
-
-    The exit code is that of the last line that failed. With --json one document at the end has the result of each.
-    """
+    """The exit code is that of the last line that failed. With --json, one document at the end has every result."""
     given = {"model": model, "prediction": prediction, "device": device, "dtype": dtype, "out": out}
     refuse_empty(given, {})
     environment.prepare(offline)
@@ -190,18 +185,17 @@ class Session:
 
 def _generate(words: list[str]) -> int:
     """`diffgen generate …` in this process."""
-    code = GENERATE(words[1:], prog_name="diffgen generate", standalone_mode=False)
+    code = GENERATE.main(words[1:], prog_name="diffgen generate", standalone_mode=False)
     raise_if_stopped()
     return int(code or ExitCode.DONE)
 
 
 def _options() -> dict[str, tuple[list[str], bool]]:
     """{name: (its words, is it a flag)} of the options of generate."""
-    parameters = typer.main.get_command(GENERATE).params
     left_out = ("json", "quiet", "debug", "prompt", "help")
     return {
         str(one.name): (list(one.opts), bool(getattr(one, "is_flag", False)))
-        for one in parameters
+        for one in GENERATE.params
         if one.name not in left_out
     }
 

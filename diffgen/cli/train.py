@@ -86,7 +86,6 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a diffusion model from scratch: of pixels or, by its configuration, of latents with captions."""
     rank = int(os.environ.get("RANK", "0"))
     say = Output("train", json, quiet or rank > 0)
     if not debug:

@@ -62,7 +62,6 @@ def tune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Learn a grid for one model, solver, budget and guidance; write it only if it beats every built-in grid."""
     say = Output("tune", json, quiet)
     device, dtype = device_name(device), dtype_name(dtype)
     from diffgen.comparison import plan

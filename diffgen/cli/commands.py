@@ -1,0 +1,113 @@
+"""The table of commands. A command's module is imported when the command is called, not for the help of `diffgen`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+SETTINGS: dict[str, Any] = {
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+}
+
+
+class Command(NamedTuple):
+    """A row of the table: the first line of its help, and its function or, for a group, its own commands."""
+
+    summary: str
+    function: str = ""  # "module:function" in this package
+    commands: Mapping[str, Command] = {}
+
+
+COMMANDS: dict[str, Command] = {
+    "generate": Command("Make pictures from prompts.", "generate:generate"),
+    "train": Command("Train a diffusion model from scratch, on pixels or on latents with captions.", "train:train"),
+    "evaluate": Command(
+        "Measure a run against held-out pictures; each metric with its floor and ceiling.", "evaluate:evaluate"
+    ),
+    "compare": Command("Compare schedulers at equal noise and equal network evaluations.", "compare:compare"),
+    "tune": Command(
+        "Learn a grid for one model, solver and budget; write it if it beats the built-in ones.", "tune:tune"
+    ),
+    "inspect": Command("Show how a picture was made, and the command that does the same here.", "inspect:inspect"),
+    "reproduce": Command(
+        "Make a picture again and compare the pixels; exit code 5 if they differ.", "reproduce:reproduce"
+    ),
+    "shell": Command("Make pictures from lines of prompts and options; the model stays loaded.", "shell:shell"),
+    "doctor": Command("Show what works on this machine, and what to run next.", "doctor:doctor"),
+    "models": Command(
+        "List, fetch, check, export and delete models.",
+        commands={
+            "list": Command(
+                "List the models on this machine: bundled, in your list, in the download cache.", "models:list_models"
+            ),
+            "info": Command("Show a model's size, its licence and what it knows.", "models:info"),
+            "pull": Command("Fetch a model from a hub; first show its size, licence and files.", "models:pull"),
+            "verify": Command(
+                "Check a model's files and compare their hashes with the recorded ones.", "models:verify"
+            ),
+            "rm": Command(
+                "Delete a model from the download cache, or a name from your list; nothing else.", "models:rm"
+            ),
+            "export": Command("Write a model, a single file or a run as a diffusers folder.", "models:export"),
+        },
+    ),
+    "prompt": Command(
+        "Show what models read of prompts.",
+        commands={
+            "explain": Command("Show a prompt's tokens, weights, choices, and what would be cut off.", "prompt:explain")
+        },
+    ),
+    "schedulers": Command(
+        "List, describe and draw the schedulers.",
+        commands={
+            "list": Command(
+                "List every scheduler: its names, its order, its cost per step.", "schedulers:list_schedulers"
+            ),
+            "show": Command(
+                "Describe a scheduler: its formula, options, other names, and when to use it.", "schedulers:show"
+            ),
+            "plot": Command(
+                "Draw grids, and the error of schedulers on a model with a known answer.", "schedulers:plot"
+            ),
+        },
+    ),
+}
+
+
+def parser(name: str, command: Command) -> LazyCommand | TyperGroup:
+    """The parser of a row; that of a single command is a stand-in, which imports the command when it is called."""
+    if not command.commands:
+        return LazyCommand(name, command)
+    return TyperGroup(name=name, help=command.summary, commands=[parser(*row) for row in command.commands.items()])
+
+
+class LazyCommand(TyperCommand):
+    """A command that is not imported yet: its name and its summary, for the help of its group."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        super().__init__(name, help=command.summary)
+        self.command = command
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        return load(self.command).make_context(*args, **kwargs)
+
+
+def load(command: Command) -> Any:
+    """Import a command and return its parser.
+
+    Its help is the summary, the docstring of its function, and the EXAMPLES of its module.
+    """
+    module_name, _, name = command.function.partition(":")
+    module = import_module(f".{module_name}", __package__)
+    function = getattr(module, name)
+    text = "\n\n".join(filter(None, (command.summary, inspect.getdoc(function))))
+    app = typer.Typer(**SETTINGS)
+    app.command(help=text, epilog=getattr(module, "EXAMPLES", None))(function)
+    return typer.main.get_command(app)
