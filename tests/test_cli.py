@@ -297,12 +297,37 @@ def test_a_usage_error_names_a_help_that_is_there(
     assert diffgen_(*help_of.split()[1:], "--help")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "command"),
+    [
+        (["a cat"], 'diffgen generate "a cat"'),
+        (["a", "red", "apple", "--steps", "3"], 'diffgen generate "a red apple"'),
+        (['a "big" cat', "-n", "2"], """diffgen generate 'a "big" cat'"""),
+        (["nothing"], 'diffgen generate "nothing"'),
+    ],
+)
+def test_a_prompt_without_a_command_is_told_its_command(
+    diffgen_: Callable[..., Result], args: list[str], command: str
+) -> None:
+    code, _, err = diffgen_(*args)
+    assert code == 2
+    assert f"; to make a picture of it: {command}; see:" in err
+
+
+def test_a_misspelt_command_is_told_the_near_one(diffgen_: Callable[..., Result]) -> None:
+    for args in (["genrate", "a cat"], ["genrate"]):
+        code, _, err = diffgen_(*args)
+        assert code == 2
+        assert "Did you mean 'generate'?" in err
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_a_result_that_nobody_can_read_is_one_line_too(tiny: Path, option: str) -> None:
+def test_a_result_that_nobody_reads_is_silent_and_a_full_disk_is_one_line(tiny: Path, option: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    for target, code, text in ((writer, 1, "nobody reads"), (os.open("/dev/full", os.O_WRONLY), 6, "No space left")):
+    full = os.open("/dev/full", os.O_WRONLY)
+    for target, code, error in ((writer, 1, ""), (full, 6, "error: .*No space left.*\n")):
         done = subprocess.run(
             [sys.executable, "-m", "diffgen", "models", "info", tiny, option],
             cwd=ROOT,
@@ -313,8 +338,7 @@ def test_a_result_that_nobody_can_read_is_one_line_too(tiny: Path, option: str) 
         )
         os.close(target)
         assert done.returncode == code
-        assert re.fullmatch(r"error: .+\n", done.stderr), done.stderr
-        assert text in done.stderr
+        assert re.fullmatch(error, done.stderr), done.stderr
 
 
 def test_a_traceback_only_with_debug(diffgen_: Callable[..., Result], tiny: Path) -> None:

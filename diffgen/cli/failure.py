@@ -23,7 +23,7 @@ GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
 
 def report(caught: BaseException, options: Sequence[str]) -> int:
-    """Print the error of a command line, and return its exit code."""
+    """Print the error of a command line, unless nobody reads its output, and return its exit code."""
     words = [word for word in options if not word.startswith("-")]
     command = " ".join(words[: 2 if words and words[0] in GROUPS else 1])
     result = caught.result if isinstance(caught, UnfinishedError) else None
@@ -32,6 +32,9 @@ def report(caught: BaseException, options: Sequence[str]) -> int:
         import traceback
 
         traceback.print_exception(caught)
+    # Typer raises SystemExit when its output is closed. Like other programs, say nothing, as in `diffgen … | head`.
+    if isinstance(caught, BrokenPipeError | SystemExit) and first_signal() is None:
+        return ExitCode.FAILED
     error, code = explain(caught, command)
     first_process = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
     fail(command, first_process and "--json" in options, error, code, result)
@@ -49,8 +52,6 @@ def explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
         context = getattr(caught, "ctx", None)  # the innermost command that exists; None if a value is missing
         hint = f"see: {context.command_path if context else f'diffgen {command}'} --help"
         return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
-    if isinstance(caught, BrokenPipeError | SystemExit):  # typer exits like this if nobody reads its output
-        return DiffgenError("nobody reads the output any more"), ExitCode.FAILED
     if isinstance(caught, MemoryError):
         return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
     if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
