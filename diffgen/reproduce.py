@@ -20,6 +20,7 @@ from diffgen.images.readers.own import plain
 from diffgen.loading import load
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, known_models, network_hash
+from diffgen.models.families import FAMILIES, REFINERS
 from diffgen.models.find import Model, as_recorded, find
 from diffgen.pipelines import inputs
 from diffgen.pipelines.plan import make_plan
@@ -206,7 +207,7 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
         inputs.quantize_name(record.get("quantize", "none"))
         if model.family == "run":
             return runs.make_plan(model, [record["prompt"]] if record["prompt"] else (), **options)
-        prompts = () if model.family == "unconditional" else [record["prompt"]]
+        prompts = () if not FAMILIES[model.family].reads_prompts else [record["prompt"]]
         return make_plan(model, prompts, **options, **_asked(record, model, files))
     except UsageError as error:  # what the record says, nobody said on the command line
         raise InputError(f"the record cannot be obeyed: {error.message}", error.hint) from error
@@ -259,11 +260,11 @@ def _refiner(record: Mapping[str, Any], files: Files) -> str:
     digest = record.get("refiner_hash", "")
     for path in map(str, files.given):
         try:
-            if (given := find(path)).family == "sdxl-refiner" and network_hash(given) == digest:
+            if (given := find(path)).family in REFINERS and network_hash(given) == digest:
                 return path
         except InputError:  # no model
             continue
-    model = find_by_hash(digest, "sdxl-refiner")
+    model = next(filter(None, (find_by_hash(digest, family) for family in REFINERS)), None)
     if model is None:
         raise InputError(
             f"the refiner {record['refiner']!r} (SHA-256 {digest[:10]}…) is not among the listed and cached models",

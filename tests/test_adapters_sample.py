@@ -17,6 +17,7 @@ from scripts import scripts_of
 
 import diffgen
 from diffgen.errors import InputError
+from diffgen.models.families import FAMILIES
 from diffgen.pipelines.inputs import read_embedding, read_lora
 from diffgen.pipelines.sampling.embed import embed
 from diffgen.pipelines.weights import adapters
@@ -141,7 +142,7 @@ def test_the_word_that_is_trained_is_the_one_that_is_read(
     embedding.save(table, rows, tmp_path / "word.safetensors")
     pipeline = diffgen.load(tiny, device="cpu").pipeline
     adapters.add_embedding(pipeline, read_embedding(f"<word>={tmp_path / 'word.safetensors'}"))
-    read = embed(pipeline, "a <word>, flat style", guided=False).prompt
+    read = embed(pipeline, FAMILIES["sd1"], "a <word>, flat style", guided=False).tensors["prompt_embeds"]
     assert torch.equal(read, frozen.context([f"a {word}, flat style"]))
 
 

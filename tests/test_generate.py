@@ -23,7 +23,7 @@ from diffgen.errors import InputError, InvalidOutput, OutOfMemory, UsageError
 from diffgen.models.find import find
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import Plan, make_plan
-from diffgen.pipelines.weights.load import load_tokenizer
+from diffgen.pipelines.weights.tokenizers import load_tokenizer
 from diffgen.prompts import words as prompts
 from diffgen.prompts.files import read_lines
 

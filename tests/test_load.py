@@ -24,9 +24,9 @@ from torch import Tensor
 import schedulers
 from diffgen.errors import InputError
 from diffgen.models import gate, single_file
-from diffgen.pipelines.weights import layouts as convert
+from diffgen.pipelines.weights import layouts
 from diffgen.pipelines.weights.load import load_controlnet, load_pipeline, load_refiner, load_safety_checker
-from diffgen.pipelines.weights.network import CLASSES
+from diffgen.pipelines.weights.network import make_network
 from diffgen.pipelines.weights.tokenizers import _from_sentencepiece, load_t5_tokenizer, load_tokenizer
 
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -210,7 +210,7 @@ def test_variants_from_folder_and_file(
 
 def converted(family: str, part: str, config: dict[str, Any], file: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors as diffgen takes them, under the network's names as transformers 5.6 and later have them."""
-    layout = convert.file_layout(family, part, config, file)
+    layout = layouts.file_layout(family, part, config, file)
     return {
         target.removeprefix("text_model."): take(tensor)
         for name, tensor in file.items()
@@ -266,7 +266,7 @@ def test_conversion_fits_the_real_networks(family: str, part: str) -> None:
     config = gate.read_json(folder / "config.json")
     class_name = gate.read_index(single_file.CONFIGS / family).pairs[part][1]
     with torch.device("meta"):
-        network = CLASSES[class_name](config)
+        network = make_network(class_name, config)
     full = {**network.config.to_dict()} if part.startswith("text") else dict(network.config)
     file = original_layout.single_file({part: (full, dict(network.state_dict()))}, family)
     ours = converted(family, part, config, file)

@@ -178,13 +178,13 @@ def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidanc
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_attention_sums_to_one_over_the_tokens(family: str, tmp_path: Path) -> None:
     """Of every family, with latents of 5×3, which are not halved evenly, in a batch."""
-    from diffgen.pipelines.sampling.batch import Run
+    from diffgen.pipelines.sampling.batch import Batches
 
     generator = diffgen.load(str(models.build(tmp_path / "m", family=family)), device="cpu")
     assert isinstance(generator, ImageGenerator)
     options: dict[str, Any] = {"seeds": "1,2", "steps": 2, "size": (40, 24), "attention": ["apple", "red"]}
     plan = make_plan(generator.model, "a red apple", batch_size=2, **options)
-    run = Run(generator, plan, None, None)
+    run = Batches(generator, plan, None, None)
     with torch.inference_mode():
         together = list(run.pictures())
         assert run.maps is not None

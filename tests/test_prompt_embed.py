@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 from tiny import WORDS
 
 from diffgen.errors import UsageError
+from diffgen.models.families import family_of
 from diffgen.models.find import find
 from diffgen.models.gate import check_folder
-from diffgen.pipelines.sampling.embed import WITHOUT_WEIGHTS, embed
+from diffgen.pipelines.sampling import embed as sampling
+from diffgen.pipelines.sampling.embed import WITHOUT_WEIGHTS
 from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.prompts.syntax import Part, parse
 from diffgen.prompts.tokens import ClipTokenizer, chunks
@@ -62,6 +65,29 @@ def xl(sd1: Any) -> Any:
         tokenizer_2=second,
         scheduler=None,
     )
+
+
+class Embeddings(NamedTuple):
+    """What `embed` makes, by short names; None for what it leaves out."""
+
+    prompt: torch.Tensor
+    negative: torch.Tensor | None
+    pooled: torch.Tensor | None
+    negative_pooled: torch.Tensor | None
+    warnings: tuple[str, ...]
+    arguments: Callable[..., dict[str, torch.Tensor]]
+
+
+def embed(pipeline: Any, *texts: str, **options: Any) -> Embeddings:
+    """`embed` for the family that the pipeline's class belongs to."""
+    parts = {name for name, part in pipeline.components.items() if part is not None}
+    family = family_of(type(pipeline).__name__, parts, {})
+    assert family is not None
+    embedded = sampling.embed(pipeline, family, *texts, **options)
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    assert set(embedded.tensors) <= {*names}
+    tensors: list[Any] = [embedded.tensors.get(name) for name in names]
+    return Embeddings(*tensors, embedded.warnings, embedded.arguments)
 
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
@@ -276,7 +302,7 @@ def test_flux_reads_the_text_without_weights(sd1: Any, t5: Any) -> None:
     )
     theirs = pipeline.encode_prompt("a red apple", device=CPU, max_sequence_length=32)
     other = pipeline.encode_prompt("on", device=CPU, max_sequence_length=32)
-    ours = embed(pipeline, "a (red:1.5) apple", "on", t5_length=32)
+    ours = embed(pipeline, "a (red:1.5) apple", "on", tokens=32)
     assert same(ours.prompt, theirs[0])
     assert same(ours.pooled, theirs[1])
     assert same(ours.negative, other[0])
@@ -314,13 +340,13 @@ def test_stable_diffusion_3_reads_the_text_without_weights(sd1: Any, xl: Any, t5
         theirs = pipeline.encode_prompt(
             "a red apple", None, None, device=CPU, negative_prompt="on", clip_skip=skip - 1, max_sequence_length=32
         )
-        ours = embed(pipeline, "a (red) apple", "on", clip_skip=skip, t5_length=32)
+        ours = embed(pipeline, "a (red) apple", "on", clip_skip=skip, tokens=32)
         assert same(ours.prompt, theirs[0])
         assert same(ours.negative, theirs[1])
         assert same(ours.pooled, theirs[2])
         assert same(ours.negative_pooled, theirs[3])
     assert ours.warnings == (WITHOUT_WEIGHTS,)
-    assert embed(pipeline, "a", guided=False, t5_length=32).negative is None
+    assert embed(pipeline, "a", guided=False, tokens=32).negative is None
 
 
 # Tokens without torch, and how they fall into chunks

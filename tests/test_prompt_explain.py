@@ -36,7 +36,7 @@ def said(diffgen_: Command, tiny: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_weights_tokens_and_their_numbers(said: Callable[..., dict[str, Any]], tiny: Path) -> None:
-    from diffgen.pipelines.weights.load import load_tokenizer
+    from diffgen.pipelines.weights.tokenizers import load_tokenizer
 
     result = said("a (red:1.3) [apple]")
     (chunk,) = result["chunks"]

@@ -199,7 +199,7 @@ def test_a_family_without_controlnets_says_so_first(diffgen_: Callable[..., Resu
     folder = build(tmp_path / "sd3", family="sd3-without-t5")
     code, _, err = diffgen_("generate", "a", "-m", folder, "--control", "canny=nothing.png")
     assert code == 2
-    assert "ControlNet is not there for models of the family sd3" in err
+    assert "ControlNet is not supported for models of the family sd3" in err
 
 
 def test_a_line_that_is_wrong_is_named(diffgen_: Callable[..., Result], tiny: Path) -> None:

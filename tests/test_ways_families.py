@@ -237,11 +237,11 @@ def _plan(generator: ImageGenerator) -> Any:
     ("family", "options", "text"),
     [
         ("sd3", {"tile": True}, "no convolutions"),
-        ("flux", {"embeddings": ["x=EMBEDDING"]}, "--embedding is not there for flux"),
+        ("flux", {"embeddings": ["x=EMBEDDING"]}, "--embedding is not supported for flux"),
         ("sd2", {"refiner": "REFINER"}, "Stable Diffusion XL"),
         ("flux", {"guidance_rescale": 0.5}, "--guidance-rescale is not for a network that takes"),
         ("flux", {"guidance_interval": "0,0.5"}, "--guidance-interval is not for a network that takes"),
-        ("sdxl-refiner", {}, "text to image is not there"),
+        ("sdxl-refiner", {}, "text to image is not supported"),
         ("unconditional", {"tile": True}, "nothing but noise"),
         ("unconditional", {"guidance": 3}, "nothing but noise: guidance"),
         ("unconditional", {"guidance_interval": "0,0.5"}, "nothing but noise"),

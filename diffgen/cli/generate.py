@@ -18,6 +18,7 @@ from diffgen.errors import DiffgenError, UsageError
 from diffgen.generation.options import which_seeds
 from diffgen.images.metadata import LEVELS, base_name, encode_png
 from diffgen.images.naming import Outputs
+from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model, predicting
 from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
 from diffgen.pipelines.plan import Options, Plan, check_text, make_plan
@@ -170,8 +171,8 @@ def generate(
     found = models.offer_pull(model, say, offline)
     if prediction is not None:
         found = predicting(found, prediction)
-    if refiner is not None and found.family == "sdxl":
-        models.offer_pull(refiner, say, offline, "sdxl-refiner")
+    if refiner is not None and not found.is_run and (family := FAMILIES[found.family].refiner):
+        models.offer_pull(refiner, say, offline, family)
     plans = _plans(found, lines, options)
     for plan in plans:
         say.note(_summary(plan))

@@ -22,6 +22,7 @@ from schedulers.exact import Mixture
 
 if TYPE_CHECKING:
     from diffgen.pipelines.generate import ImageGenerator
+    from diffgen.pipelines.sampling.latents import Codec
     from diffgen.training.generate import RunGenerator
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -207,7 +208,7 @@ class PipelineSubject:
         self.model_hash, self.noise, self.prediction = generator.model_hash, generator.noise, generator.prediction
         self.device, self.dtype = generator.device, generator.dtype
         self.options: dict[str, Any] = {}
-        self.takes_prompts = self.family != "unconditional"
+        self.takes_prompts = generator.checked.row.reads_prompts
         parts = generator.pipeline.components
         self.module: torch.nn.Module | None = parts.get("unet", parts.get("transformer"))
         self.remarks: Sequence[str] = ()
@@ -216,24 +217,31 @@ class PipelineSubject:
         plan = make_plan(generator.model, "x" if self.takes_prompts else (), count=1, seed=0)
         self.guidance, self.size = plan.guidance, (plan.width, plan.height)
         if self.noise.dynamic is not None:
-            x, _ = self.start(0)
-            patch = generator.pipeline.transformer.config.patch_size
-            self.noise = self.noise.at_resolution(x.shape[1] if x.ndim == 3 else x[0, 0].numel() // patch**2)
+            _, height, width = self._shape
+            self.noise = self.noise.at_resolution(height * width // generator.checked.row.patch**2)
 
-    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
-        from diffgen.pipelines.sampling.latents import packed
-
-        generator, pipeline = torch.Generator().manual_seed(seed), self.generator.pipeline
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """[C, h, w] of the latents, or of the pixels."""
+        pipeline = self.generator.pipeline
         scale = 1 if self.pixels else pipeline.vae_scale_factor
         channels = pipeline.unet.config.in_channels if self.pixels else pipeline.vae.config.latent_channels
-        width, height = self.size
-        noise = normal((1, channels, height // scale, width // scale), generator)
-        return packed(pipeline, noise), generator
+        return channels, self.size[1] // scale, self.size[0] // scale
+
+    @property
+    def _codec(self) -> Codec:
+        from diffgen.pipelines.sampling.latents import CODECS
+
+        return CODECS[self.generator.checked.row.latents]
+
+    def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
+        generator = torch.Generator().manual_seed(seed)
+        return self._codec.pack(normal((1, *self._shape), generator)), generator
 
     def network(self, prompts: Sequence[str], guidance: float) -> Network:
         from diffgen.pipelines.sampling.denoiser import denoiser
 
-        return denoiser(self.generator.pipeline, self.family, prompts, guidance, self.size)
+        return denoiser(self.generator.pipeline, self.generator.checked, prompts, guidance, self.size)
 
     def check(self, prompts: Sequence[str]) -> None:
         """As generate checks them, and says what it says of them. Raises UsageError."""
@@ -253,11 +261,9 @@ class PipelineSubject:
 
     @torch.no_grad()
     def picture(self, x0: Tensor) -> Image.Image:
-        from diffgen.pipelines.sampling.latents import unpacked
-
         if self.pixels:
             return to_pil(x0[:1].float().cpu().numpy())[0]
-        return self.generator.decode(unpacked(self.generator.pipeline, x0[:1].to(self.device), *self.size))[0]
+        return self.generator.decode(self._codec.unpack(x0[:1].to(self.device), *self._shape[1:]))[0]
 
 
 def subject_of(

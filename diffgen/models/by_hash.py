@@ -18,7 +18,7 @@ def find_by_hash(digest: str, family: str | None = None, prediction: Any = None)
     Files in the download cache are not hashed where their names are their hashes; whoever loads the model hashes them.
     """
     for model in known_models():
-        if family in (None, model.family) and model.family != "run":
+        if family in (None, model.family) and not model.is_run:
             model = as_recorded(model, prediction)
             try:
                 if network_hash(model) == digest:

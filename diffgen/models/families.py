@@ -1,25 +1,52 @@
-"""The families of models that are read: their parts, by our own table of classes, and how each is best sampled.
+"""The families of models, one row each. Code reads the row instead of comparing a family's name.
 
-A name in a file is only ever compared with this table; nothing is imported by it.
+What a row cannot say (the layout of the network's weights, its inputs) stands in the row's module in
+`diffgen/pipelines/families/`. A name in a file is only ever compared with this table; nothing is imported by it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from diffgen.errors import UsageError
+
+from . import file_configs
+
 Pair = tuple[str, str]  # (library, class), as model_index.json writes them
+
+TASKS = {
+    "text": "text to image",
+    "image": "image to image",
+    "mask": "inpainting with a network that reads the mask",
+    "control": "ControlNet",
+    "control+image": "ControlNet on a picture",
+}
+
+
+@dataclass(frozen=True)
+class InFile:
+    """Where a network lies in a single-file checkpoint, and in which layout."""
+
+    layout: str  # "denoiser" (of the family's module), or one that families share: see pipelines/weights/layouts.py
+    prefixes: tuple[str, ...]  # one of them begins the names of the network's tensors
+    inner: str = ""  # what follows the prefix in these names; tensors without it are not read
+    bare: tuple[str, ...] = ()  # how the names begin in a file that holds this network alone, without a prefix
+    identities: tuple[str, ...] = ()  # matrices of the network that no file holds: the identity
 
 
 @dataclass(frozen=True)
 class Part:
     """A component of a pipeline."""
 
-    kind: str  # "network", "tokenizer" or "scheduler"
-    classes: frozenset[Pair]  # those that it may be; empty for a scheduler, whose class is only a word
+    kind: str  # "network", "tokenizer", "processor" or "scheduler"
+    classes: frozenset[Pair]  # the classes it may have; empty for a scheduler, whose class is not used
     optional: bool = False  # the pipeline works without it
+    file: InFile | None = None  # of a network: where single files hold it
+    vocabulary: str = ""  # of a tokenizer: the folder in configs/ with its vocabulary, for single files
+    special: Mapping[str, str] = field(default_factory=dict)  # and the special tokens that differ from the folder's
 
 
 class Defaults(NamedTuple):
@@ -29,7 +56,7 @@ class Defaults(NamedTuple):
     guidance: float
     scheduler: str
     grid: str | None = None  # None: the scheduler's own
-    size: int | None = None  # side of a square in pixels; None: what the configuration means
+    size: int | None = None  # side of a square in pixels; None: the configuration's
 
 
 @dataclass(frozen=True)
@@ -38,44 +65,107 @@ class Family:
 
     name: str
     title: str
-    pipelines: tuple[str, ...]  # class names in model_index.json
+    pipelines: tuple[str, ...]  # class names in model_index.json; the first one is what the parts are loaded into
     parts: Mapping[str, Part]
     defaults: Defaults
     variants: Mapping[str, Defaults] = field(default_factory=dict)
+    tasks: Mapping[str, str] = field(default_factory=dict)  # {task of TASKS: diffusers' class for it}
+    module: str = "unet"  # in pipelines/families: layout, checks and inputs of the network
+
+    # Pipelines
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are no parts
+    settings: tuple[str, ...] = ()  # switches of model_index.json that their constructors take
+    refiner: str | None = None  # the family of models that can take over the last steps
+
+    # Prompts
+    embeddings: tuple[str, ...] = ()  # what encode_prompt returns, by the names of the call's arguments
+    chunks: bool = False  # prompts of any length, read in chunks with weights; else encode_prompt reads the text
+    tokens: Mapping[str | None, int] = field(default_factory=dict)  # {variant: its limit}; else the pipeline's default
+
+    # Latents and noise
+    latents: str = "plain"  # their layout, one of pipelines/sampling/latents.CODECS
     patch: int = 1  # latents on a side that the network reads as one
+    vae_overflows: bool = False  # its VAE may be too narrow in float16, and says so (force_upcast)
     guidance_embedded: bool = False  # the network takes the guidance as an input, in one evaluation
+    prediction: str | None = "epsilon"  # unless a file names another; None: single files have to name it
+
+    # Single files
+    marks: tuple[str, ...] = ()  # patterns that begin names of tensors; a checkpoint of the family has all of them
+    text_width: int | None = None  # of the embeddings that a UNet reads
+    lora_mark: str = ""  # a pattern in the names of a LoRA's tensors, one per line
+    embedding_widths: tuple[tuple[int, ...], ...] = ()  # of the vectors in a textual inversion
+    configure: Callable[[dict[str, Any], dict[str, Any], file_configs.Shapes], None] | None = None
+
+    @property
+    def denoiser(self) -> str:
+        """The name of the part that predicts the noise."""
+        return "unet" if "unet" in self.parts else "transformer"
+
+    @property
+    def reads_prompts(self) -> bool:
+        return any(name.startswith("text_encoder") for name in self.parts)
+
+    @property
+    def is_flow(self) -> bool:
+        """Whether its models predict the velocity of a flow, always."""
+        return self.prediction == "flow_prediction"
+
+    @property
+    def is_refiner(self) -> bool:
+        return self.name in REFINERS
+
+    @property
+    def in_files(self) -> dict[str, InFile]:
+        """The parts that single files hold."""
+        return {name: part.file for name, part in self.parts.items() if part.file is not None}
 
 
-def _network(library: str, *classes: str, optional: bool = False) -> Part:
-    return Part("network", frozenset((library, name) for name in classes), optional)
+def _network(library: str, *classes: str, optional: bool = False, file: InFile | None = None) -> Part:
+    return Part("network", frozenset((library, name) for name in classes), optional, file)
 
 
-def _tokenizer(*classes: str, optional: bool = False) -> Part:
-    return Part("tokenizer", frozenset(("transformers", name) for name in classes), optional)
+def _clip(layout: str, prefix: str, inner: str, projected: bool = True, **more: Any) -> Part:
+    name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+    return _network("transformers", name, file=InFile(layout, (prefix,), inner, **more))
 
 
-SCHEDULER = Part("scheduler", frozenset())
-UNET = _network("diffusers", "UNet2DConditionModel")
-VAE = _network("diffusers", "AutoencoderKL")
-CLIP = _network("transformers", "CLIPTextModel")
-CLIP_PROJECTED = _network("transformers", "CLIPTextModelWithProjection")
-CLIP_TOKENIZER = _tokenizer("CLIPTokenizer", "CLIPTokenizerFast")
-T5, T5_TOKENIZER = ("T5EncoderModel",), ("T5Tokenizer", "T5TokenizerFast")
+def _tokenizer(vocabulary: str, classes: tuple[str, ...], optional: bool = False, **special: str) -> Part:
+    pairs = frozenset(("transformers", name) for name in classes)
+    return Part("tokenizer", pairs, optional, vocabulary=vocabulary, special=special)
 
-_STABLE_DIFFUSION = {
-    "unet": UNET,
-    "vae": VAE,
-    "text_encoder": CLIP,
-    "tokenizer": CLIP_TOKENIZER,
-    "scheduler": SCHEDULER,
-}
+
+_DENOISER, _FIRST_STAGE = "model.diffusion_model.", "first_stage_model."
+_SCHEDULER = Part("scheduler", frozenset())
+_UNET = _network("diffusers", "UNet2DConditionModel", file=InFile("denoiser", (_DENOISER,)))
+_VAE = _network("diffusers", "AutoencoderKL", file=InFile("vae", (_FIRST_STAGE,)))
+_CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
+_CLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP)
+_OPENCLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP, pad_token="!")
+_T5, _T5_TOKENIZER = "T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast")
+_T5_IN_FILE = InFile("plain", ("text_encoders.t5xxl.",), "transformer.")
+
+_UNET_MARK = r"model\.diffusion_model\.input_blocks\.0\.0\.weight$"
+
 _SD_PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
     "StableDiffusionInpaintPipeline",
     "LatentConsistencyModelPipeline",
 )
-# The distilled variants of Stable Diffusion: "turbo" knows no guidance; "lcm" takes it as an input of its UNet,
+# "mask" is for networks that read the mask as an input (9 channels). With every other network inpainting is image to
+# image that keeps the picture outside the mask.
+_SD_TASKS = {
+    "text": "StableDiffusionPipeline",
+    "image": "StableDiffusionImg2ImgPipeline",
+    "mask": "StableDiffusionInpaintPipeline",
+    "control": "StableDiffusionControlNetPipeline",
+    "control+image": "StableDiffusionControlNetImg2ImgPipeline",
+}
+_SD_FIXED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds")
+_POOLED = (*_EMBEDDINGS, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+# The distilled variants of Stable Diffusion: "turbo" takes no guidance; "lcm" takes it as an input of its UNet,
 # "lcm-merged" (a UNet with an LCM LoRA in it) nearly none.
 _FEW_STEPS = {
     "turbo": Defaults(4, 1.0, "euler", "trailing"),
@@ -83,6 +173,7 @@ _FEW_STEPS = {
     "lcm-merged": Defaults(6, 1.0, "lcm"),
 }
 
+# Of the families that a file has the marks of, the last one is meant: the special ones follow the general ones.
 FAMILIES = {
     family.name: family
     for family in (
@@ -90,26 +181,59 @@ FAMILIES = {
             "sd1",
             "Stable Diffusion 1",
             _SD_PIPELINES,
-            _STABLE_DIFFUSION,
+            {
+                "unet": _UNET,
+                "vae": _VAE,
+                "text_encoder": _clip("clip", "cond_stage_model.", "transformer.", projected=False),
+                "tokenizer": _CLIP_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
             Defaults(25, 7.5, "dpmpp_2m"),
             {**_FEW_STEPS, "inpaint": Defaults(25, 7.5, "dpmpp_2m")},
+            _SD_TASKS,
+            fixed=_SD_FIXED,
+            embeddings=_EMBEDDINGS,
+            chunks=True,
+            marks=(_UNET_MARK, r"cond_stage_model\."),
+            text_width=768,
+            embedding_widths=((768,),),
+            configure=file_configs.unet,
         ),
         Family(
             "sd2",
             "Stable Diffusion 2",
             _SD_PIPELINES,
-            _STABLE_DIFFUSION,
+            {
+                "unet": _UNET,
+                "vae": _VAE,
+                "text_encoder": _clip("openclip-cut", "cond_stage_model.", "model.", projected=False),
+                "tokenizer": _OPENCLIP_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
             Defaults(25, 7.5, "dpmpp_2m"),
             {**_FEW_STEPS, "inpaint": Defaults(25, 7.5, "dpmpp_2m")},
+            _SD_TASKS,
+            fixed=_SD_FIXED,
+            embeddings=_EMBEDDINGS,
+            chunks=True,
+            prediction=None,  # its makers published both: epsilon at 512 pixels, v at 768
+            marks=(_UNET_MARK, r"cond_stage_model\.model\."),
+            text_width=1024,
+            embedding_widths=((1024,),),
+            configure=file_configs.unet_2,
         ),
         Family(
             "sdxl",
             "Stable Diffusion XL",
             ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
             {
-                **_STABLE_DIFFUSION,
-                "text_encoder_2": CLIP_PROJECTED,
-                "tokenizer_2": CLIP_TOKENIZER,
+                "unet": _UNET,
+                "vae": _VAE,
+                "text_encoder": _clip("clip", "conditioner.embedders.0.", "transformer.", projected=False),
+                "tokenizer": _CLIP_TOKENIZER,
+                "scheduler": _SCHEDULER,
+                "text_encoder_2": _clip("openclip", "conditioner.embedders.1.", "model."),
+                "tokenizer_2": _OPENCLIP_TOKENIZER,
             },
             Defaults(30, 5.0, "dpmpp_2m"),
             {
@@ -117,67 +241,160 @@ FAMILIES = {
                 "turbo": Defaults(4, 1.0, "euler_ancestral", "trailing"),
                 "inpaint": Defaults(30, 5.0, "dpmpp_2m"),
             },
+            {
+                "text": "StableDiffusionXLPipeline",
+                "image": "StableDiffusionXLImg2ImgPipeline",
+                "mask": "StableDiffusionXLInpaintPipeline",
+                "control": "StableDiffusionXLControlNetPipeline",
+                "control+image": "StableDiffusionXLControlNetImg2ImgPipeline",
+            },
+            fixed={"add_watermarker": False},
+            settings=("force_zeros_for_empty_prompt",),
+            refiner="sdxl-refiner",
+            embeddings=_POOLED,
+            chunks=True,
+            vae_overflows=True,
+            marks=(_UNET_MARK, r"conditioner\.embedders\.1\.model\."),
+            text_width=2048,
+            lora_mark=r"lora_te2_|text_encoder_2\.",
+            embedding_widths=((768, 1280), (1280,)),
+            configure=file_configs.unet,
         ),
         Family(
             "sdxl-refiner",
             "Stable Diffusion XL refiner",
             ("StableDiffusionXLImg2ImgPipeline",),
             {
-                "unet": UNET,
-                "vae": VAE,
-                "text_encoder_2": CLIP_PROJECTED,
-                "tokenizer_2": CLIP_TOKENIZER,
-                "scheduler": SCHEDULER,
+                "unet": _UNET,
+                "vae": _VAE,
+                "text_encoder_2": _clip("openclip", "conditioner.embedders.0.", "model."),
+                "tokenizer_2": _OPENCLIP_TOKENIZER,
+                "scheduler": _SCHEDULER,
             },
             Defaults(30, 5.0, "dpmpp_2m"),
+            tasks={"image": "StableDiffusionXLImg2ImgPipeline"},
+            fixed={
+                "text_encoder": None,
+                "tokenizer": None,
+                "add_watermarker": False,
+                "requires_aesthetics_score": True,
+                "force_zeros_for_empty_prompt": False,
+            },
+            settings=("force_zeros_for_empty_prompt", "requires_aesthetics_score"),
+            embeddings=_POOLED,
+            chunks=True,
+            vae_overflows=True,
+            marks=(_UNET_MARK, r"conditioner\.embedders\.0\.model\."),
+            text_width=1280,
+            configure=file_configs.unet,
         ),
         Family(
             "sd3",
             "Stable Diffusion 3",
             ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
             {
-                "transformer": _network("diffusers", "SD3Transformer2DModel"),
-                "vae": VAE,
-                "text_encoder": CLIP_PROJECTED,
-                "tokenizer": CLIP_TOKENIZER,
-                "text_encoder_2": CLIP_PROJECTED,
-                "tokenizer_2": CLIP_TOKENIZER,
-                "text_encoder_3": _network("transformers", *T5, optional=True),
-                "tokenizer_3": _tokenizer(*T5_TOKENIZER, optional=True),
-                "scheduler": SCHEDULER,
+                "transformer": _network(
+                    "diffusers",
+                    "SD3Transformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "joint_blocks.",
+                            "context_embedder.",
+                            "final_layer.",
+                            "pos_embed",
+                            "t_embedder.",
+                            "x_embedder.",
+                            "y_embedder.",
+                        ),
+                    ),
+                ),
+                "vae": _VAE,
+                # The first CLIP is used without its projection (sd3-ref), which is the identity in diffusers' class.
+                "text_encoder": _clip(
+                    "clip", "text_encoders.clip_l.", "transformer.", identities=("text_projection.weight",)
+                ),
+                "tokenizer": _CLIP_TOKENIZER,
+                "text_encoder_2": _clip("plain", "text_encoders.clip_g.", "transformer."),
+                "tokenizer_2": _OPENCLIP_TOKENIZER,
+                "text_encoder_3": _network("transformers", _T5, optional=True, file=_T5_IN_FILE),
+                "tokenizer_3": _tokenizer("t5_tokenizer", _T5_TOKENIZER, optional=True),
+                "scheduler": _SCHEDULER,
             },
             Defaults(28, 7.0, "euler", size=1024),
             {"3.5": Defaults(28, 4.5, "euler", size=1024), "turbo": Defaults(4, 1.0, "euler", size=1024)},
+            {"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline"},
+            "sd3",
+            embeddings=_POOLED,
             patch=2,
+            prediction="flow_prediction",
+            marks=(r"(model\.diffusion_model\.)?joint_blocks\.0\.",),
+            lora_mark=(
+                r"(?s)\A(?!.*(?:img_mlp|txt_mlp)).*"
+                r"(?:joint_blocks|transformer_blocks[._]\d+[._](?:attn[._]add_|ff_context))"
+            ),
+            configure=file_configs.sd3,
         ),
         Family(
             "flux",
             "FLUX.1",
             ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
             {
-                "transformer": _network("diffusers", "FluxTransformer2DModel"),
-                "vae": VAE,
-                "text_encoder": CLIP,
-                "tokenizer": CLIP_TOKENIZER,
-                "text_encoder_2": _network("transformers", *T5),
-                "tokenizer_2": _tokenizer(*T5_TOKENIZER),
-                "scheduler": SCHEDULER,
+                "transformer": _network(
+                    "diffusers",
+                    "FluxTransformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "double_blocks.",
+                            "single_blocks.",
+                            "img_in.",
+                            "txt_in.",
+                            "time_in.",
+                            "vector_in.",
+                            "guidance_in.",
+                            "final_layer.",
+                        ),
+                    ),
+                ),
+                "vae": _network("diffusers", "AutoencoderKL", file=InFile("vae", (_FIRST_STAGE, "vae."))),
+                "text_encoder": _clip("clip", "text_encoders.clip_l.", "transformer.", projected=False),
+                "tokenizer": _CLIP_TOKENIZER,
+                "text_encoder_2": _network("transformers", _T5, file=_T5_IN_FILE),
+                "tokenizer_2": _tokenizer("t5_tokenizer", _T5_TOKENIZER),
+                "scheduler": _SCHEDULER,
             },
             Defaults(28, 3.5, "euler", size=1024),
             {"schnell": Defaults(4, 1.0, "euler", size=1024)},
+            {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline"},
+            "flux",
+            embeddings=("prompt_embeds", "pooled_prompt_embeds"),
+            tokens={"schnell": 256},  # as its makers say
+            latents="packed",
             patch=2,
             guidance_embedded=True,
+            prediction="flow_prediction",
+            marks=(r"(model\.diffusion_model\.)?double_blocks\.0\.img_attn\.",),
+            lora_mark=r"double_blocks|single_blocks|single_transformer_blocks",
+            configure=file_configs.flux,
         ),
         Family(
             "unconditional",
             "unconditional diffusion in pixels",
             ("DDPMPipeline", "DDIMPipeline"),
-            {"unet": _network("diffusers", "UNet2DModel"), "scheduler": SCHEDULER},
+            {"unet": _network("diffusers", "UNet2DModel"), "scheduler": _SCHEDULER},
             Defaults(50, 1.0, "dpmpp_2m"),
+            module="pixels",
         ),
     )
 }
+REFINERS = {family.refiner for family in FAMILIES.values() if family.refiner is not None}
 PIPELINES = tuple(dict.fromkeys(name for family in FAMILIES.values() for name in family.pipelines))
+TEXT_WIDTHS: dict[int | None, str] = {
+    row.text_width: row.name for row in FAMILIES.values() if row.text_width is not None
+}
 
 # What a folder may name besides, and what text to image does not need. Checked only where it is asked for.
 COMPANIONS = {
@@ -193,22 +410,35 @@ COMPANIONS = {
 }
 
 
-def candidates(pipeline: str) -> list[Family]:
-    """The families whose models a pipeline of that class name may be."""
-    return [family for family in FAMILIES.values() if pipeline in family.pipelines]
+def class_of(family: str, task: str) -> str:
+    """The name of diffusers' class for a task of a family. Raises UsageError where the family does not support it."""
+    tasks = FAMILIES[family].tasks
+    if task not in tasks:
+        supported = ", ".join(TASKS[known] for known in tasks) or "pictures from nothing but noise"
+        raise UsageError(f"{TASKS[task]} is not supported for models of the family {family}", f"supported: {supported}")
+    return tasks[task]
+
+
+def candidates(pipeline: str, parts: set[str]) -> list[Family]:
+    """The families that a pipeline of that class name and with those components may belong to; none: not read.
+
+    These are the families that miss the fewest components and, among them, need the most.
+    """
+    families = [family for family in FAMILIES.values() if pipeline in family.pipelines]
+
+    def missing(family: Family) -> tuple[int, int]:
+        needed = {name for name, part in family.parts.items() if not part.optional}
+        return len(needed - parts), -len(needed)
+
+    fewest = min(map(missing, families), default=None)
+    return [family for family in families if missing(family) == fewest]
 
 
 def family_of(pipeline: str, parts: set[str], unet: Mapping[str, Any]) -> Family | None:
-    """The family of a pipeline with those components, by its UNet's configuration where the class leaves it open.
-
-    Stable Diffusion 2 reads texts of width 1024 (OpenCLIP's), 1 of width 768; a refiner has no first text encoder.
-    """
-    found = {family.name: family for family in candidates(pipeline)}
-    if {"sd1", "sd2"} <= set(found):
-        return found["sd2" if unet.get("cross_attention_dim") == 1024 else "sd1"]
-    if {"sdxl", "sdxl-refiner"} <= set(found):
-        return found["sdxl" if "text_encoder" in parts else "sdxl-refiner"]
-    return next(iter(found.values()), None)
+    """The family of a pipeline with those components; its UNet's text width decides where they leave it open."""
+    families = candidates(pipeline, parts)
+    width = unet.get("cross_attention_dim")
+    return next((family for family in families if family.text_width == width), families[0] if families else None)
 
 
 def variant_of(
@@ -221,24 +451,24 @@ def variant_of(
     epsilon, or "turbo" or "lightning" in the name. 3.5: normalised queries and keys. schnell: no guidance embedding.
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
-    known = family.variants
-    if "inpaint" in known and network.get("in_channels") == 9:
+    variants = family.variants
+    if "inpaint" in variants and network.get("in_channels") == 9:
         return "inpaint"
-    if "schnell" in known and network.get("guidance_embeds") is not True:
+    if "schnell" in variants and network.get("guidance_embeds") is not True:
         return "schnell"
-    if "lcm" in known:
+    if "lcm" in variants:
         if network.get("time_cond_proj_dim") is not None:
             return "lcm"
         named = pipeline.startswith("LatentConsistency") or scheduler.get("_class_name") == "LCMScheduler"
         if named or "lcm" in words:
             return "lcm-merged"
-    if "turbo" in known:
+    if "turbo" in variants:
         fast = any(word.endswith(("turbo", "lightning")) for word in words)
         euler = scheduler.get("_class_name") in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
         plain = scheduler.get("prediction_type", "epsilon") == "epsilon"
         if fast or (euler and plain and scheduler.get("timestep_spacing") == "trailing"):
             return "turbo"
-    if "3.5" in known and network.get("qk_norm") is not None:
+    if "3.5" in variants and network.get("qk_norm") is not None:
         return "3.5"
     return None
 
@@ -254,5 +484,5 @@ def guidance_is_input(family: str, network: Mapping[str, Any]) -> bool:
 
 def defaults_of(family: str, variant: str | None = None) -> Defaults:
     """How a model of that family and variant is sampled unless its card or the user says otherwise."""
-    said = FAMILIES[family]
-    return said.variants[variant] if variant is not None else said.defaults
+    row = FAMILIES[family]
+    return row.variants[variant] if variant is not None else row.defaults

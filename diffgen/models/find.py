@@ -12,6 +12,7 @@ from typing import Any
 from diffgen.errors import InputError, UsageError
 
 from . import cache, gate, listed, single_file
+from .families import FAMILIES
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "emoji"
@@ -36,8 +37,13 @@ class Model:
 
     @property
     def may_predict_either(self) -> bool:
-        """Can files of this kind predict the noise or v, so that somebody has to say which?"""
-        return self.file is not None and self.family not in ("sd3", "flux")
+        """Whether files of this kind may predict the noise or v, so that somebody has to say which."""
+        return self.file is not None and not FAMILIES[self.family].is_flow
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run of `diffgen train`, and no pipeline."""
+        return self.family == "run"
 
 
 class NotCached(InputError):  # noqa: N818

@@ -103,12 +103,22 @@ class Checked:
     @property
     def network(self) -> Component:
         """What denoises: the UNet or the transformer."""
-        return self.components["unet" if "unet" in self.components else "transformer"]
+        return self.components[self.row.denoiser]
+
+    @property
+    def row(self) -> families.Family:
+        """What the table says of its family."""
+        return families.FAMILIES[self.family]
 
     @property
     def guidance_is_input(self) -> bool:
         """Whether the network itself reads the guidance scale: see `families.guidance_is_input`."""
         return families.guidance_is_input(self.family, self.network.config)
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens of a prompt are read; None: as many as its pipeline usually reads."""
+        return self.row.tokens.get(self.variant)
 
     @property
     def defaults(self) -> families.Defaults:
@@ -168,7 +178,7 @@ def check_companion(checked: Checked, name: str) -> Component:
 
 
 def read_index(folder: Path, name: str | None = None) -> Index:
-    """What a folder is, by our own table; weights are not looked at. Raises InputError."""
+    """What a folder is, by our own table; its weights are not read. Raises InputError."""
     path = folder / "model_index.json"
     index = read_json(path)
     pipeline = index.get("_class_name")
@@ -193,14 +203,16 @@ def read_index(folder: Path, name: str | None = None) -> Index:
         what = family.parts[part]
         if not (what.optional and what.kind == "network" and not (folder / part).exists()):
             pairs[part] = pair
-    if "text_encoder_3" not in pairs:
-        pairs.pop("tokenizer_3", None)  # nothing to do without its encoder
-    elif "tokenizer_3" not in pairs:
-        raise InputError(f"{path}: text_encoder_3 without tokenizer_3")
+    for tokenizer in (part for part, what in family.parts.items() if part.startswith("tokenizer") and what.optional):
+        encoder = tokenizer.replace("tokenizer", "text_encoder")
+        if encoder not in pairs:
+            pairs.pop(tokenizer, None)  # nothing to do without its encoder
+        elif tokenizer not in pairs:
+            raise InputError(f"{path}: {encoder} without {tokenizer}")
     missing = [part for part, what in family.parts.items() if part not in pairs and not what.optional]
     if missing:
         raise InputError(f"{path}: no {', '.join(missing)}", f"{family.title} has {', '.join(family.parts)}")
-    network = unet if "unet" in pairs else read_json(folder / "transformer" / "config.json")
+    network = unet if "unet" in pairs else read_json(folder / family.denoiser / "config.json")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     variant = families.variant_of(family, name or called(folder), pipeline, network, scheduler)
     return Index(pipeline, family.name, variant, pairs, companions)

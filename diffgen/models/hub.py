@@ -85,7 +85,8 @@ def offer(repo: str, revision: str | None = None, *, full: bool = False, safety:
             said = gate.read_json(_download(hub, Path(aside), repo, "model_index.json", commit))
         licence, gated = _licence(found), bool(found.gated)
     pipeline = said.get("_class_name")
-    known = families.candidates(pipeline) if isinstance(pipeline, str) else []
+    present = {part for part in said if isinstance(said[part], list) and said[part] != [None, None]}
+    known = families.candidates(pipeline, present) if isinstance(pipeline, str) else []
     if not known:
         hint = f"read here: {', '.join(families.PIPELINES)}"
         raise InputError(f"{repo}: a pipeline of the class {gate.short(pipeline)}", hint)
@@ -105,9 +106,7 @@ def offer(repo: str, revision: str | None = None, *, full: bool = False, safety:
     wanted.append("model_index.json")  # last: a folder that has one is whole
     snapshot = cache.cache_dir() / ("models--" + repo.replace("/", "--")) / "snapshots" / commit
     files = tuple(Remote(name, *sizes[name], (snapshot / name).exists()) for name in wanted)
-    present = {part for part in said if isinstance(said[part], list) and said[part] != [None, None]}
-    family = families.family_of(str(pipeline), present, {}) or known[0]
-    title = "sd1 or sd2" if family.name in ("sd1", "sd2") else family.name
+    title = " or ".join(family.name for family in known)
     return Offer(repo, revision or "main", commit, title, licence, gated, files, ", ".join(sorted(precisions)))
 
 

@@ -34,7 +34,7 @@ def info(model: Model) -> dict[str, Any]:
     at most the header is looked at.
     """
     folder = model.folder
-    if model.family == "run":
+    if model.is_run:
         return _run(model)
     card = folder / "card.json"
     said = gate.read_json(card) if model.file is None and card.is_file() else {}
@@ -122,15 +122,20 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _prediction(family: str, scheduler: dict[str, Any]) -> Any:
-    return "flow_prediction" if family in ("sd3", "flux") else scheduler.get("prediction_type", "epsilon")
+    row = families.FAMILIES[family]
+    return row.prediction if row.is_flow else scheduler.get("prediction_type", "epsilon")
 
 
 def _resolution(family: str, configs: dict[str, dict[str, Any]]) -> int | None:
-    """Side of the pictures in pixels: the network's sample size times the VAE's factor, 2 per level but the last."""
-    if family == "flux":  # its configuration names none
-        return families.FAMILIES[family].defaults.size
-    size = (configs.get("unet") or configs.get("transformer") or {}).get("sample_size")
-    if family == "unconditional":
+    """Side of the pictures in pixels: the network's sample size times the VAE's factor, 2 per level except the last.
+
+    Where the configuration names no sample size (FLUX.1), the family's size.
+    """
+    row = families.FAMILIES[family]
+    size = configs.get(row.denoiser, {}).get("sample_size")
+    if size is None:
+        return row.defaults.size
+    if "vae" not in row.parts:
         return size if type(size) is int else None
     levels = configs["vae"].get("block_out_channels")
     if type(size) is int and isinstance(levels, list) and 0 < len(levels) < 10:

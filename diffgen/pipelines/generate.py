@@ -14,7 +14,7 @@ from diffgen.generation.plan import Picture, finished
 
 from .loaded import LoadedModel
 from .plan import Options, Plan, make_plan
-from .sampling.batch import Run, Watch
+from .sampling.batch import Batches, Watch
 from .weights import adapters, export
 from .weights import quantize as quantization
 
@@ -50,7 +50,7 @@ class ImageGenerator(LoadedModel):
         of them. Where memory ends, fewer are made at once, then the autoencoder works in tiles; then OutOfMemory.
         """
         self._adapt(plan)
-        yield from Run(self, plan, on_step, on_denoised).pictures()
+        yield from Batches(self, plan, on_step, on_denoised).pictures()
 
     def save(self, folder: str | Path) -> None:
         """Write the model, as the last pictures were made with it, as a diffusers folder that is not there yet.

@@ -94,7 +94,7 @@ class LoadedModel:
         return [to_pil(coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
 
     def autoencoder(self, plan: Plan | None = None) -> Autoencoder:
-        dtype = vae_dtype(self.pipeline.vae, self.checked.family, self.dtype, self.offload)
+        dtype = vae_dtype(self.pipeline.vae, self.checked.row, self.dtype, self.offload)
         tiling, may_tile = (plan.vae_tiling, not plan.tile) if plan else (False, True)
         return Autoencoder(self.pipeline.vae, dtype, self.device, tiling, may_tile)
 

@@ -13,6 +13,7 @@ from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
 from diffgen.generation import options as sampling
 from diffgen.generation.options import DEFAULTS, MAX_SIDE, OTHERS, check_int, parse_size, which_seeds
+from diffgen.models.families import REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
@@ -23,7 +24,6 @@ from diffgen.prompts.wildcards import Wildcards
 from schedulers.explicit import is_grid_file
 
 from . import inputs, sizes
-from .classes import class_of
 from .inputs import Control, Embedding, Input, Inputs, Lora, Source, Upscale, Variation
 
 MAX_CLIP_SKIP = 12
@@ -112,8 +112,8 @@ class Plan(plan.Plan):
     wildcards: Wildcards = field(default_factory=lambda: Wildcards([]), compare=False, repr=False)
 
     @property
-    def way(self) -> str:
-        """How the pictures are made: one of `classes.NAMES`."""
+    def task(self) -> str:
+        """How the pictures are made: one of `families.TASKS`."""
         if self.mask is not None and self.checked.variant == "inpaint":
             return "mask"
         return ("control+" if self.controls else "") * (self.image is not None) + (
@@ -190,11 +190,11 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     sampling.sampling(DEFAULTS | said.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
     checked = check(model)
-    if checked.family == "unconditional":
+    if not checked.row.reads_prompts:
         _check_unconditional(model, options)
     elif options.get("controls"):
         class_of(checked.family, "control")  # before a ControlNet is asked for
-    texts, negative = said.texts(prompts, checked.family)
+    texts, negative = said.texts(prompts, checked.row.reads_prompts)
     about = info(model)
     begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
     plain = not begun and said.values["refiner"] is None
@@ -254,25 +254,25 @@ def _check_together(plan: Plan) -> None:
             f"the pictures would have {size} pixels, at most {MAX_SIDE} a side", "ask for less with --size"
         )
     transformer = "transformer" in plan.checked.components
-    if family == "unconditional":
+    if not plan.checked.row.reads_prompts:
         return
-    class_of(family, plan.way)
+    class_of(family, plan.task)
     embedded = plan.checked.guidance_is_input
     for asked, reason in (
         (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
-        (plan.way == "mask" and plan.controls, "an inpainting model takes no --control"),
+        (plan.task == "mask" and plan.controls, "an inpainting model takes no --control"),
         (plan.upscale and mask, "--upscale and a mask exclude each other: upscale the picture in a second run"),
-        (plan.tile and transformer, f"--tile is not there for {family}: its network has no convolutions"),
+        (plan.tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),
         (plan.tile and plan.vae_tiling, "--tile and --vae-tiling exclude each other: seams would show"),
-        (plan.embeddings and transformer, f"--embedding is not there for {family}"),
+        (plan.embeddings and transformer, f"--embedding is not supported for {family}"),
         (embedded and plan.rescale, "--guidance-rescale is not for a network that takes the guidance as an input"),
         (
             embedded and plan.interval != (0, 1),
             "--guidance-interval is not for a network that takes the guidance as an input",
         ),
-        (plan.refiner and family != "sdxl", f"--refiner is for Stable Diffusion XL, not for {family}"),
-        (plan.attention and transformer, f"--attention is not there for {family}: it has no cross-attention"),
-        (plan.refiner and (plan.way != "text" or plan.upscale), "--refiner is for text to image alone"),
+        (plan.refiner and plan.checked.row.refiner is None, f"--refiner is for Stable Diffusion XL, not for {family}"),
+        (plan.attention and transformer, f"--attention is not supported for {family}: it has no cross-attention"),
+        (plan.refiner and (plan.task != "text" or plan.upscale), "--refiner is for text to image alone"),
     ):
         if asked:
             raise UsageError(reason)
@@ -331,11 +331,11 @@ class _Said:
             "attention": _words(options.get("attention")),
         }
 
-    def texts(self, prompts: str | Sequence[str], family: str) -> tuple[tuple[str, ...], str]:
+    def texts(self, prompts: str | Sequence[str], reads_prompts: bool) -> tuple[tuple[str, ...], str]:
         """The prompts and the negative prompt, in their styles, all that any seed could choose checked."""
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         negative = self.options.get("negative", "")
-        if family == "unconditional":
+        if not reads_prompts:
             if given or negative.strip():
                 raise UsageError("this model reads no prompts", "leave the prompt out")
             return ("",), ""
@@ -407,6 +407,6 @@ def _refiner(name: str | None) -> Model | None:
     if name is None:
         return None
     model = find(name)
-    if model.family != "sdxl-refiner":
+    if model.family not in REFINERS:
         raise InputError(f"--refiner {name}: no refiner of Stable Diffusion XL, but of the family {model.family}")
     return model

@@ -10,21 +10,22 @@ from torch import Tensor
 
 from diffgen.devices import out_of_memory
 from diffgen.errors import OutOfMemory
+from diffgen.models.families import Family
 
 from .memory import HINT, release
 
 
-def vae_dtype(vae: Any, family: str, dtype: torch.dtype, offload: str) -> torch.dtype:
-    """What the autoencoder computes in: as the model, but for XL's, of which it is known that float16 is too narrow."""
-    narrow = dtype == torch.float16 and family.startswith("sdxl") and vae.config.force_upcast
+def vae_dtype(vae: Any, family: Family, dtype: torch.dtype, offload: str) -> torch.dtype:
+    """The autoencoder's dtype: the model's; float32 for Stable Diffusion XL, whose VAE overflows in float16."""
+    narrow = dtype == torch.float16 and family.vae_overflows and vae.config.force_upcast
     return torch.float32 if narrow or offload == "sequential" else dtype
 
 
 class Autoencoder:
     """A pipeline's autoencoder, one picture at a time.
 
-    `tiling` is whether it works in tiles; `float32` whether it had to be computed so where the model is in half
-    precision. Both stay once they were needed. With `may_tile` off, tiles are never taken (their seams would show).
+    `tiling`: it works in tiles. `float32`: it computes in float32 although the model is in half precision. Both stay
+    once they were needed. Without `may_tile` it never works in tiles, because their seams would show.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class Autoencoder:
             self.vae.disable_tiling()
 
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Latents [1, C, h, w] of one picture [1, 3, H, W] in [-1, 1], drawn from what the encoder thinks possible."""
-        spread = self._run(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
-        latents = DiagonalGaussianDistribution(spread.float()).sample(generator)
+        """Latents [1, C, h, w] of one picture [1, 3, H, W] in [-1, 1], sampled from the encoder's posterior."""
+        posterior = self._run(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)
+        latents = DiagonalGaussianDistribution(posterior.float()).sample(generator)
         if self._mean is not None and self._deviation is not None:
             latents = (latents - self._mean.to(latents)) / self._deviation.to(latents)
         return (latents - self._shift) * self.vae.config.scaling_factor
@@ -61,7 +62,7 @@ class Autoencoder:
         return self._run(lambda z: self.vae.decode(z, return_dict=False)[0], x + self._shift).float()
 
     def _run(self, function: Any, x: Tensor) -> Tensor:
-        """function(x) in the autoencoder's dtype; where memory ends again in tiles, where numbers end in float32."""
+        """function(x) in the autoencoder's dtype: in tiles where memory runs out, in float32 where it overflows."""
         result = self._try(function, x)
         if not result.isfinite().all() and self.vae.dtype != torch.float32 and x.isfinite().all():
             self.vae.to(torch.float32)

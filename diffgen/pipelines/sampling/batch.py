@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from diffgen.generation.plan import Picture
 from diffgen.images import fit
 from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
 from diffgen.images.strip import Step
+from diffgen.models.families import FAMILIES
 from schedulers.draws import normal
 
 from ..loaded import LoadedModel
@@ -23,64 +24,60 @@ from ..plan import Plan, Shot
 from ..weights import adapters
 from ..weights.load import load_controlnet
 from . import memory
-from . import pipeline as ways
 from .attention import Maps
 from .embed import embed, places
-from .latents import Start, latent_mask, slerp, unpacked
+from .latents import Start, latent_mask, slerp
+from .pipeline import Settings, call, pipeline_for, watched
 from .record import record_of
 
-REFINED = 0.8  # the share of the noise's way after which a refiner takes over, as its makers have it
-
-SCHNELL_TOKENS = 256  # what T5 reads for Flux schnell, as its makers say; other models: the pipeline's own default
+REFINED = 0.8  # the share of the noise's way after which a refiner takes over: its makers' value
 
 Watch = Callable[[list[Shot], int, Tensor], None]
 
 
-class Run:
-    """One plan being made."""
+class Batches:
+    """The pictures of one plan, made batch by batch."""
 
     def __init__(
         self,
-        generator: LoadedModel,
+        loaded: LoadedModel,
         plan: Plan,
         on_step: Callable[[int, int], None] | None,
         on_denoised: Watch | None,
     ) -> None:
-        self.generator, self.plan, self.on_step, self.on_denoised = generator, plan, on_step, on_denoised
-        self.device, self.dtype = generator.device, generator.dtype
-        self.scheduler = generator.scheduler(plan)
+        self.loaded, self.plan, self.on_step, self.on_denoised = loaded, plan, on_step, on_denoised
+        self.device, self.dtype = loaded.device, loaded.dtype
+        self.scheduler = loaded.scheduler(plan)
         try:
             self.nfe = self.scheduler.nfe(plan.steps)
         except ValueError as error:
             raise UsageError(f"--steps {plan.steps}: {error}") from error
-        self.limit = plan.batch_size  # pictures at once, less where memory ended
+        self.limit = plan.batch_size  # pictures at once, fewer where memory ran out
         self.done = self.count = 0
         groups = sum(1 for _ in plan.groups())
         self.total = groups * self.nfe
-        family = generator.checked.family
-        self.guided = plan.guidance != 1 and not generator.checked.guidance_is_input
-        self.pixels = "vae" not in generator.pipeline.components
+        self.guided = plan.guidance != 1 and not loaded.checked.guidance_is_input
+        self.pixels = "vae" not in loaded.pipeline.components
         self.trail: list[tuple[float, Any]] = []  # (t, latents or pictures [B] that were predicted) of each evaluation
         self.maps: Maps | None = None
         if plan.attention:
-            self.maps = Maps(generator.pipeline.unet, self.guided)
-        self.safety = generator.safety_checker() if plan.safety and not self.pixels else None
+            self.maps = Maps(loaded.pipeline.unet, self.guided)
+        self.safety = loaded.safety_checker() if plan.safety and not self.pixels else None
         if self.pixels:
             return
-        self.coder = generator.autoencoder(plan)
-        self.controlnets = [
-            load_controlnet(control.model, generator.pipeline.unet, self.device, self.dtype)
-            for control in plan.controls
+        self.coder = loaded.autoencoder(plan)
+        controlnets = [
+            load_controlnet(control.model, loaded.pipeline.unet, self.device, self.dtype) for control in plan.controls
         ]
-        for network in self.controlnets:
+        for network in controlnets:
             adapters.seamless_network(network, plan.tile)
-        more = {"controlnet": self.controlnets[0] if len(self.controlnets) == 1 else self.controlnets}
-        self.pipeline = ways.pipeline_for(generator.pipeline, family, plan.way, **(more if self.controlnets else {}))
-        memory.offload(self.pipeline, generator.offload, self.device)
-        self.second = None
-        if plan.upscale:
-            way = "control+image" if plan.controls else "image"
-            self.second = ways.pipeline_for(generator.pipeline, family, way, **(more if self.controlnets else {}))
+        self.parts = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
+        self.pipeline = self._pipeline(plan.task)
+        memory.offload(self.pipeline, loaded.offload, self.device)
+        self.second = self._pipeline("control+image" if plan.controls else "image") if plan.upscale else None
+
+    def _pipeline(self, task: str) -> Any:
+        return pipeline_for(self.loaded.pipeline, self.loaded.checked.family, task, **self.parts)
 
     def pictures(self) -> Iterator[Picture]:
         with self.maps or contextlib.nullcontext():
@@ -121,64 +118,50 @@ class Run:
                 return self._sample_pixels(shots, generators), ()
             embedded = embed(
                 self.pipeline,
+                plan.checked.row,
                 shots[0].prompt,
                 shots[0].negative,
                 syntax=plan.syntax,
                 clip_skip=plan.clip_skip,
                 guided=self.guided,
-                t5_length=SCHNELL_TOKENS if plan.checked.variant == "schnell" else None,
+                tokens=plan.checked.tokens,
             )
-            prompt = embedded.arguments(len(shots))
-            size = (plan.width, plan.height)
-            start, noise, masked = self._begin(size, generators)
+            embeddings = embedded.arguments(len(shots))
+            start = self._start((plan.width, plan.height), generators)
             ends = {"denoising_end": REFINED} if plan.refiner else {}
-            latents = self._call(
-                self.pipeline,
-                prompt,
-                shots,
-                generators,
-                start,
-                noise,
-                size=size,
-                strength=plan.strength,
-                masked=masked,
-                **ends,
-            )
+            latents = self._call(self.pipeline, embeddings, shots, generators, start, plan.strength, **ends)
             if plan.refiner:
                 latents = self._refined(latents, shots, generators)
             if plan.upscale:
-                latents = self._upscaled(latents, prompt, shots, generators)
+                latents = self._upscaled(latents, embeddings, shots, generators)
         return latents, embedded.warnings
 
-    def _begin(
-        self, size: tuple[int, int], generators: list[torch.Generator]
-    ) -> tuple[Start | None, Tensor, tuple[Tensor, Tensor] | None]:
-        """What to begin with. Numbers are drawn in the order in which diffusers' pipelines draw them."""
-        plan, mask = self.plan, None
-        network = plan.way == "mask"  # the network itself reads the mask
+    def _start(self, size: tuple[int, int], generators: list[torch.Generator]) -> Start:
+        """Where sampling starts. Numbers are drawn in the order in which diffusers' pipelines draw them."""
+        plan = self.plan
+        reads_mask = plan.task == "mask"  # the network itself does
         pure = plan.mask is not None and plan.strength == 1
         clean = None
-        if plan.image and not (network and pure):
+        if plan.image and not (reads_mask and pure):
             clean = self._encoded([plan.image.image] * len(generators), generators)
         noise = self._noise(size, generators)
         if plan.image is None:
-            return None, noise, None
+            return Start(noise)
         if clean is None:
             clean = torch.zeros_like(noise)
         if plan.mask is None:
-            return Start(clean, noise), noise, None
+            return Start(noise, clean)
         pixels = torch.from_numpy(from_pil(plan.mask.image.convert("RGB")))[None, :1].add(1).div(2)
         mask = latent_mask(pixels, *noise.shape[-2:]).to(noise)
-        start = Start(clean, noise, mask, pure)
-        if not network:
-            return start, noise, None
+        if not reads_mask:
+            return Start(noise, clean, mask, pure)
         hidden = torch.from_numpy(from_pil(plan.image.image))[None] * (pixels < 0.5)
         latents = torch.cat([self.coder.encode(hidden, generator) for generator in generators])
-        return start, noise, (latents.to(noise), pixels)
+        return Start(noise, clean, mask, pure, (latents.to(noise), pixels))
 
     def _noise(self, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
         """Standard normal latents, each from its generator, mixed with those of the variation's seed."""
-        config, scale = self.generator.pipeline.vae.config, self.pipeline.vae_scale_factor
+        config, scale = self.loaded.pipeline.vae.config, self.pipeline.vae_scale_factor
         shape = (len(generators), config.latent_channels, size[1] // scale, size[0] // scale)
         noise = normal(shape, generators)
         if variation := self.plan.variation:
@@ -188,100 +171,106 @@ class Run:
 
     def _encoded(self, pictures: list[Image.Image], generators: list[torch.Generator]) -> Tensor:
         """Clean latents of pictures, each drawn with its generator."""
-        found = [
+        latents = [
             self.coder.encode(torch.from_numpy(from_pil(picture))[None], generator)
             for picture, generator in zip(pictures, generators, strict=True)
         ]
-        return torch.cat(found).to(device=self.device, dtype=self.dtype)
+        return torch.cat(latents).to(device=self.device, dtype=self.dtype)
 
     def _call(
         self,
         pipeline: Any,
-        prompt: dict[str, Tensor],
+        embeddings: Mapping[str, Tensor],
         shots: list[Shot],
         generators: list[torch.Generator],
-        start: Start | None,
-        noise: Tensor,
-        *,
-        size: tuple[int, int],
+        start: Start,
         strength: float,
-        masked: tuple[Tensor, Tensor] | None = None,
         **more: Any,
     ) -> Tensor:
-        plan = self.plan
+        plan, (height, width) = self.plan, start.noise.shape[-2:]
         watch = None
         if plan.keep_steps or self.on_denoised is not None:
 
             def watch(i: int, t: float, x0: Tensor) -> None:
-                self._seen(shots, i, t, unpacked(pipeline, x0, *size))
+                self._observe(shots, i, t, pipeline.codec.unpack(x0, height, width))
 
-        pipeline.scheduler = ways.watched(self.generator.scheduler(plan), watch)
+        pipeline.scheduler = watched(self.loaded.scheduler(plan), watch)
         pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
-        return ways.call(
-            pipeline,
-            prompt,
-            start,
-            noise,
-            size=size,
+        size = (width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor)
+        settings = Settings(
             steps=plan.steps,
-            strength=strength,
             guidance=plan.guidance,
-            generators=generators,
-            on_evaluation=self._tick,
             rescale=plan.rescale,
             interval=plan.interval,
             controls=[fit.cover(control.map, size) for control in plan.controls],
             scales=[control.scale for control in plan.controls],
-            masked=masked,
+        )
+        return call(
+            pipeline,
+            embeddings,
+            start,
+            settings,
+            strength=strength,
+            generators=generators,
+            on_evaluation=self._tick,
             **more,
         )
 
     def _refined(self, latents: Tensor, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
-        """The last steps by the refiner, which goes on where the model stopped."""
-        plan = self.plan
+        """The last steps by the refiner, which continues where the model stopped."""
+        plan, family = self.plan, self.loaded.checked.row.refiner
         assert plan.refiner is not None
-        pipeline = ways.pipeline_for(self.generator.refiner(plan.refiner), "sdxl-refiner", "image")
-        embedded = embed(pipeline, shots[0].prompt, shots[0].negative, syntax=plan.syntax, guided=plan.guidance != 1)
-        start = Start(latents, torch.zeros_like(latents))
-        size, prompt = (plan.width, plan.height), embedded.arguments(len(shots))
-        return self._call(
-            pipeline, prompt, shots, generators, start, start.noise, size=size, strength=1.0, denoising_start=REFINED
+        assert family is not None
+        pipeline = pipeline_for(self.loaded.refiner(plan.refiner), family, "image")
+        embedded = embed(
+            pipeline,
+            FAMILIES[family],
+            shots[0].prompt,
+            shots[0].negative,
+            syntax=plan.syntax,
+            guided=plan.guidance != 1,
         )
+        start = Start(torch.zeros_like(latents), latents)
+        embeddings = embedded.arguments(len(shots))
+        return self._call(pipeline, embeddings, shots, generators, start, 1.0, denoising_start=REFINED)
 
     def _upscaled(
-        self, latents: Tensor, prompt: dict[str, Tensor], shots: list[Shot], generators: list[torch.Generator]
+        self,
+        latents: Tensor,
+        embeddings: Mapping[str, Tensor],
+        shots: list[Shot],
+        generators: list[torch.Generator],
     ) -> Tensor:
         """The second pass: image to image from the first one's latents or pixels, scaled up."""
         upscale, size = self.plan.upscale, self.plan.final_size
         assert upscale is not None
         if upscale.mode == "lanczos":
-            found = [to_pil(self.coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
-            clean = self._encoded([picture.resize(size, Image.Resampling.LANCZOS) for picture in found], generators)
+            pictures = [to_pil(self.coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
+            clean = self._encoded([picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures], generators)
             noise = self._noise(size, generators)
         else:
             noise = self._noise(size, generators)
             scaled = torch.nn.functional.interpolate(latents.float(), noise.shape[-2:], mode="bilinear")
             clean = scaled.to(latents.dtype)
-        start = Start(clean, noise)
-        return self._call(self.second, prompt, shots, generators, start, noise, size=size, strength=upscale.strength)
+        return self._call(self.second, embeddings, shots, generators, Start(noise, clean), upscale.strength)
 
     def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
         """Of a model without prompts and latents: pictures [B, C, H, W] in [-1, 1], by the native loop."""
-        unet = self.generator.pipeline.unet
+        unet = self.loaded.pipeline.unet
         scheduler = self.scheduler
         shape = (len(generators), unet.config.in_channels, self.plan.height, self.plan.width)
         x = scheduler.start(normal(shape, generators), self.plan.steps).to(device=self.device, dtype=self.dtype)
 
         def watch(i: int, point: Any, denoised: Any) -> None:
             self._tick()
-            self._seen(shots, i, float(torch.as_tensor(point.t, dtype=torch.float32).mean()), denoised.x0)
+            self._observe(shots, i, float(torch.as_tensor(point.t, dtype=torch.float32).mean()), denoised.x0)
 
         return scheduler.sample(lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch)
 
-    def _seen(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
+    def _observe(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
         """Evaluation i, at time t, predicted the clean latents or pixels x0 [B, C, h, w]."""
         if self.plan.keep_steps:
-            kept = [self.generator.sketch(x) for x in x0] if self.pixels else x0.float().cpu().clone()
+            kept = [self.loaded.sketch(x) for x in x0] if self.pixels else x0.float().cpu().clone()
             self.trail.append((t, kept))
         if self.on_denoised is not None:
             self.on_denoised(shots, i, x0)
@@ -294,7 +283,7 @@ class Run:
 
     def _finish(self, latent: Tensor, shot: Shot, row: int, together: int, warnings: tuple[str, ...]) -> Picture:
         """The picture of one latent [C, h, w], decoded by itself, so that it does not depend on its batch."""
-        record = record_of(self.generator, self.plan, self.scheduler, shot, self.count)
+        record = record_of(self.loaded, self.plan, self.scheduler, shot, self.count)
         record["warnings"] += warnings
         try:
             with out_of_memory():
@@ -357,6 +346,6 @@ class Run:
             found["vae_tiling"] = True
         if not self.pixels and self.coder.float32:
             found["vae_dtype"] = "float32"
-        if self.generator.offload != "none":
-            found["offload"] = self.generator.offload
+        if self.loaded.offload != "none":
+            found["offload"] = self.loaded.offload
         return found

@@ -7,12 +7,15 @@ Without weights, a prompt of one chunk gives exactly what the pipeline's own `en
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from diffgen.errors import UsageError
+from diffgen.models.families import Family
 from diffgen.prompts.syntax import is_weighted, parse, plain_text
 from diffgen.prompts.tokens import Chunk, chunks
 
@@ -21,54 +24,42 @@ WITHOUT_WEIGHTS = "this family of models reads prompts without weights and BREAK
 
 @dataclass(frozen=True)
 class Embedded:
-    """A prompt and its negative prompt, as a network reads them; None is what the family or the order does without."""
+    """A prompt and its negative prompt, as a network reads them."""
 
-    prompt: torch.Tensor  # [1, chunks·length, width]
-    negative: torch.Tensor | None  # the same shape
-    pooled: torch.Tensor | None  # [1, width]
-    negative_pooled: torch.Tensor | None
+    tensors: Mapping[str, torch.Tensor]  # [1, …], by the names of the pipeline's arguments: see Family.embeddings
     warnings: tuple[str, ...]  # what of the prompts was not read
 
     def arguments(self, count: int = 1) -> dict[str, torch.Tensor]:
         """The arguments of the pipeline's call, for `count` pictures."""
-        tensors = {
-            "prompt_embeds": self.prompt,
-            "negative_prompt_embeds": self.negative,
-            "pooled_prompt_embeds": self.pooled,
-            "negative_pooled_prompt_embeds": self.negative_pooled,
-        }
-        return {
-            name: tensor.repeat(count, *[1] * (tensor.ndim - 1))
-            for name, tensor in tensors.items()
-            if tensor is not None
-        }
+        return {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in self.tensors.items()}
 
 
 @torch.no_grad()
 def embed(
     pipeline: Any,
+    family: Family,
     prompt: str,
     negative: str = "",
     *,
     syntax: str = "a1111",
     clip_skip: int = 1,
     guided: bool = True,
-    t5_length: int | None = None,
+    tokens: int | None = None,
 ) -> Embedded:
     """The embeddings of a prompt and, where `guided`, of its negative prompt, both of the same length.
 
-    `pipeline` is a loaded diffusers pipeline of any family; tokens that textual inversion added to its tokenizers are
+    `pipeline` is a loaded diffusers pipeline of the family; tokens that textual inversion added to its tokenizers are
     read. With `syntax` "plain" a text is taken literally, and cut off after one chunk. `clip_skip` N takes the output
-    of the encoder's N-th last layer, counted from the one that is usual for the family, for both prompts. An empty
-    negative prompt is the empty text, or zeros where the pipeline is configured so (XL). `t5_length`: how many tokens
-    the T5 encoder of Stable Diffusion 3 and Flux reads, None for the pipeline's default.
-    Raises UsageError: what `prompt_syntax.parse` refuses, or more layers skipped than there are.
+    of the encoder's N-th last layer, counted from the family's usual one, for both prompts. An empty negative prompt is
+    the empty text, or zeros where the pipeline is configured so (XL). `tokens`: how many a family without chunks reads,
+    None for the pipeline's default.
+    Raises UsageError for what `prompts.syntax.parse` refuses, or more layers skipped than there are.
     """
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
-    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
-    if "transformer" in pipeline.components:
+    if not family.chunks:
         _check_skip(clip_skip, encoders[:1])
-        return _embed_text(pipeline, prompt, negative, syntax, clip_skip, guided, t5_length)
+        return _embed_text(pipeline, family, prompt, negative, syntax, clip_skip, guided, tokens)
+    tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
     _check_skip(clip_skip, encoders)
     readers = [
         _Reader(pipeline, tokenizer, encoder, clip_skip)
@@ -78,15 +69,22 @@ def embed(
     zeros = getattr(pipeline.config, "force_zeros_for_empty_prompt", False) and not negative.strip()
     texts = [prompt, negative] if guided and not zeros else [prompt]
     split = [[reader.chunks(text, syntax) for reader in readers] for text in texts]
-    count = max(len(found) for by_reader in split for found in by_reader)
+    count = max(len(chunked) for by_reader in split for chunked in by_reader)
     embedded = [
-        _join([reader.encode(found, count) for reader, found in zip(readers, by_reader, strict=True)])
+        _join([reader.encode(chunked, count) for reader, chunked in zip(readers, by_reader, strict=True)])
         for by_reader in split
     ]
     if guided and zeros:
         embedded.append((torch.zeros_like(embedded[0][0]), torch.zeros_like(embedded[0][1])))
-    (positive, pooled), (other, other_pooled) = embedded if guided else (embedded[0], (None, None))
-    return Embedded(positive, other, pooled, other_pooled, tuple(dict.fromkeys(w for r in readers for w in r.warnings)))
+    (positive, pooled), (opposite, opposite_pooled) = embedded if guided else (embedded[0], (None, None))
+    warnings = tuple(dict.fromkeys(warning for reader in readers for warning in reader.warnings))
+    return Embedded(_named(family, (positive, opposite, pooled, opposite_pooled)), warnings)
+
+
+def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """What the family's encode_prompt returns, by the names of the call's arguments, without what is None."""
+    pairs = zip(family.embeddings, tensors, strict=False)  # Flux's returns positions too
+    return {name: tensor for name, tensor in pairs if tensor is not None}
 
 
 def places(pipeline: Any, prompt: str, word: str, syntax: str = "a1111") -> list[int]:
@@ -174,30 +172,32 @@ def _join(read: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.T
 
 
 def _embed_text(
-    pipeline: Any, prompt: str, negative: str, syntax: str, clip_skip: int, guided: bool, t5_length: int | None
+    pipeline: Any,
+    family: Family,
+    prompt: str,
+    negative: str,
+    syntax: str,
+    clip_skip: int,
+    guided: bool,
+    tokens: int | None,
 ) -> Embedded:
-    """The pipeline's own embeddings (Stable Diffusion 3, Flux) of the prompts' texts."""
-    weighted = any(is_weighted(parse(text, syntax)) for text in (prompt, negative))
-    texts = [plain_text(text, syntax) for text in ((prompt, negative) if guided else (prompt,))]
-    length = {} if t5_length is None else {"max_sequence_length": t5_length}
-    warnings = (WITHOUT_WEIGHTS,) if weighted else ()
-    if "text_encoder_3" in pipeline.components:
-        skip = {} if clip_skip == 1 else {"clip_skip": clip_skip - 1}
-        read = pipeline.encode_prompt(
-            texts[0],
-            None,
-            None,
-            do_classifier_free_guidance=guided,
-            negative_prompt=texts[-1] if guided else None,
-            **skip,
-            **length,
-        )
-        return Embedded(read[0], read[1], read[2], read[3], warnings)
-    if clip_skip != 1:
+    """The pipeline's own embeddings of the prompts' texts: families without chunks."""
+    known = inspect.signature(pipeline.encode_prompt).parameters
+    if clip_skip != 1 and "clip_skip" not in known:
         raise UsageError("--clip-skip: this family of models reads no layer of a CLIP encoder that could be skipped")
-    read = [pipeline.encode_prompt(text, None, **length)[:2] for text in texts]
-    (positive, pooled), (other, other_pooled) = read if guided else (read[0], (None, None))
-    return Embedded(positive, other, pooled, other_pooled, warnings)
+    text, opposite = plain_text(prompt, syntax), plain_text(negative, syntax)
+    weighted = any(is_weighted(parse(source, syntax)) for source in (prompt, negative))
+    options: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in known}
+    if clip_skip != 1:
+        options["clip_skip"] = clip_skip - 1
+    if tokens is not None:
+        options["max_sequence_length"] = tokens
+    if "do_classifier_free_guidance" in known:
+        options |= {"do_classifier_free_guidance": guided, "negative_prompt": opposite if guided else None}
+    tensors = _named(family, pipeline.encode_prompt(text, **options))
+    if guided and "do_classifier_free_guidance" not in known:
+        tensors |= {f"negative_{n}": x for n, x in _named(family, pipeline.encode_prompt(opposite, **options)).items()}
+    return Embedded(tensors, (WITHOUT_WEIGHTS,) if weighted else ())
 
 
 def _check_skip(clip_skip: int, encoders: list[Any]) -> None:

@@ -1,7 +1,8 @@
-"""Latents: where sampling starts, packing, masks, and interpolation between noises."""
+"""Latents: their layouts, where sampling starts, masks, and interpolation between noises."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,48 +10,60 @@ import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Start:
-    """What an image to image begins with: clean latents and standard normal noise, both [B, C, h, w].
+    """Where sampling starts: standard normal noise [B, C, h, w] and, in image to image, clean latents of that shape.
 
     `mask` [B, 1, h, w] is 1 where latents are free and 0 where they follow the clean ones; None: all are free.
-    `pure`: begin with the noise alone, whatever is in the picture.
+    `pure`: begin with the noise alone, without the picture. `masked`, for a network that reads the mask: (latents
+    [B, C, h, w] of the picture without its free part, the mask [1, 1, H, W] in pixels).
     """
 
-    clean: Tensor
     noise: Tensor
+    clean: Tensor | None = None
     mask: Tensor | None = None
     pure: bool = False
+    masked: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A layout of latents: between [B, C, h, w] and what a family's network reads."""
+
+    pack: Callable[[Tensor], Tensor]
+    unpack: Callable[[Tensor, int, int], Tensor]  # of the packed latents, for that h and w
+
+
+def _pack(latents: Tensor) -> Tensor:
+    """Patches of 2×2 latents as Flux reads them: [B, C, h, w] to [B, h·w/4, 4C]."""
+    return latents.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def _unpack(latents: Tensor, height: int, width: int) -> Tensor:
+    patches = latents.unflatten(2, (-1, 2, 2)).unflatten(1, (height // 2, width // 2))
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+# By the names that a family's row has (`Family.latents`).
+CODECS = {
+    "plain": Codec(lambda latents: latents, lambda latents, height, width: latents),
+    "packed": Codec(_pack, _unpack),
+}
 
 
 def blend(pipeline: Any, start: Start, times: Tensor, i: int, latents: Tensor) -> Tensor:
     """Latents after evaluation i, outside the mask replaced by the picture's own at the noise of the next time."""
+    assert start.clean is not None
+    assert start.mask is not None
     own = start.clean
     if i + 1 < len(times):
         own = pipeline.scheduler.add_noise(own, start.noise, times[i + 1].reshape(1))
-    mask = start.mask
-    assert mask is not None
-    if latents.ndim == 3:
-        own, mask = packed(pipeline, own), packed(pipeline, mask.expand(start.clean.shape))
+    own, mask = pipeline.codec.pack(own), pipeline.codec.pack(start.mask.expand(start.clean.shape))
     return (1 - mask) * own + mask * latents
 
 
-def packed(pipeline: Any, latents: Tensor) -> Tensor:
-    """Latents [B, C, h, w] as Flux reads them, [B, h·w/4, 4C]; for other pipelines as they are."""
-    if not hasattr(pipeline, "_pack_latents"):
-        return latents
-    return pipeline._pack_latents(latents, *latents.shape)
-
-
-def unpacked(pipeline: Any, latents: Tensor, width: int, height: int) -> Tensor:
-    """The reverse, for a picture of that size in pixels."""
-    if latents.ndim != 3:
-        return latents
-    return pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
-
-
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Between two noises on the sphere: `a` at share 0, `b` at 1, and of their norms everywhere between.
+    """Interpolate between two noises on the sphere: `a` at share 0, `b` at 1; the norm stays between theirs.
 
     Shoemake 1985: sin((1−s)·θ)/sin θ · a + sin(s·θ)/sin θ · b, where θ is the angle between a and b.
     """
@@ -66,5 +79,5 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 
 
 def latent_mask(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask of pixels [1, 1, H, W] in [0, 1] as one of latents: free (1) where any of its pixels is half white."""
+    """A mask of latents from one of pixels [1, 1, H, W] in [0, 1]: free (1) where any of its pixels is half white."""
     return torch.nn.functional.adaptive_max_pool2d((mask >= 0.5).float(), (height, width))

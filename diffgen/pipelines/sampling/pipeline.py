@@ -1,12 +1,11 @@
-"""Which of diffusers' pipelines makes a picture, and what it is called with.
+"""Adjust diffusers' pipelines and call them.
 
-`classes` says which class does what for each family. It is used as it is, but for three things: guidance is
-uncond + scale·(cond − uncond) below 1 too, only inside an interval of steps if one is asked for, and rescaled in every
-way, not only where diffusers does it; and where a picture is the beginning, its latents and their noise are given to
-the pipeline instead of being made by it. That lets every way start from latents of any number of channels and from
-noise of our own choice. Inpainting is image to image whose latents outside the mask are replaced after each step by the
-picture's own, at that step's noise: the lines that diffusers' inpainting pipelines have, for every family. Models that
-read the mask (9 channels) use diffusers' own.
+A family's row says which class does what. The class is used as it is, with three changes. Guidance is
+uncond + scale·(cond − uncond) below 1 too, applies only inside an interval of steps, and is rescaled for every task.
+Where a picture is the start, the pipeline gets its latents and their noise instead of making them; so every task starts
+from latents of any number of channels and from noise of our choice. Inpainting is image to image whose latents outside
+the mask are replaced after each step by the picture's own, at that step's noise: the lines that diffusers' inpainting
+pipelines have, for every family. Models that read the mask (9 channels) use diffusers' own.
 """
 
 from __future__ import annotations
@@ -14,25 +13,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
 from diffgen.diffusion.guidance import rescale as guidance_rescaled
-from diffgen.models.families import guidance_is_input
+from diffgen.models.families import FAMILIES, Family, class_of, guidance_is_input
 from schedulers.scheduler import Scheduler
 
-from ..classes import class_of
-from .latents import Start, blend, packed, unpacked
+from ..families import code_of
+from ..weights.load import assemble
+from .latents import CODECS, Codec, Start, blend
 
 
-class Way:
+class Adjusted:
     """What is changed in diffusers' pipelines, as a base beside theirs."""
 
-    start: Start | None = None
-    guidance_is_input: bool = False
+    family: Family
+    codec: Codec
+    guidance_is_input: bool
+    start: Start
     interval: tuple[float, float] = (0.0, 1.0)
     position: float = 0.0  # of the coming evaluation, among all
     scheduler: Any
@@ -48,89 +52,78 @@ class Way:
         return self._guidance_scale != 1 and not self.guidance_is_input
 
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
-        """In image to image: the given latents at the noise of the first time. Elsewhere what the pipeline does."""
+        """In image to image: the start's latents at the noise of the first time. Else the pipeline's own."""
         start = self.start
-        if start is None:
+        if start.clean is None:
             return super().prepare_latents(*args, **kwargs)  # type: ignore[misc]
-        given = inspect.signature(super().prepare_latents).bind(*args, **kwargs).arguments  # type: ignore[misc]
-        if given.get("add_noise", True) is False:  # a refiner goes on where another model stopped
+        arguments = inspect.signature(super().prepare_latents).bind(*args, **kwargs).arguments  # type: ignore[misc]
+        if arguments.get("add_noise", True) is False:  # a refiner continues where another model stopped
             latents = start.clean
         elif start.pure:
             latents = start.noise * self.scheduler.init_noise_sigma
         else:
-            latents = self.scheduler.add_noise(start.clean, start.noise, given["timestep"])
-        if given.get("return_noise"):
+            latents = self.scheduler.add_noise(start.clean, start.noise, arguments["timestep"])
+        if arguments.get("return_noise"):
             return latents, start.noise
-        if hasattr(self, "_pack_latents"):
-            height, width = latents.shape[-2:]
-            ids = self._prepare_latent_image_ids(len(latents), height // 2, width // 2, latents.device, latents.dtype)  # type: ignore[attr-defined]
-            return packed(self, latents), ids
-        return latents
-
-
-# What a pipeline is told besides its parts.
-SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")
+        return code_of(self.family.name).prepared(self, latents)
 
 
 @functools.cache
 def _class(name: str) -> type:
-    import diffusers
-
-    return type(name, (Way, getattr(diffusers, name)), {})
+    return type(name, (Adjusted, getattr(diffusers, name)), {})
 
 
-def pipeline_for(loaded: Any, family: str, way: str, **more: Any) -> Any:
-    """The pipeline for a way, made of the parts of the loaded one. Raises UsageError if the family has none."""
-    cls = _class(class_of(family, way))
-    parts = loaded.components | more
-    known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    settings = {key: loaded.config[key] for key in SETTINGS if key in known and key in loaded.config}
-    settings |= {key: False for key in ("requires_safety_checker", "add_watermarker") if key in known}
-    pipeline = cls(**{key: value for key, value in parts.items() if key in known}, **settings)
-    pipeline.set_progress_bar_config(disable=True)
-    network = parts["unet" if "unet" in parts else "transformer"]
-    pipeline.guidance_is_input = guidance_is_input(family, network.config)
+def pipeline_for(loaded: Any, family: str, task: str, **more: Any) -> Any:
+    """The pipeline for a task, made of the parts of the loaded one.
+
+    `more` are parts that the loaded pipeline lacks, such as `controlnet`. Raises UsageError for an unsupported task.
+    """
+    row, parts = FAMILIES[family], loaded.components | more
+    settings = {key: loaded.config[key] for key in row.settings if key in loaded.config}
+    pipeline = assemble(_class(class_of(family, task)), row, parts, settings)
+    pipeline.family, pipeline.codec = row, CODECS[row.latents]
+    pipeline.guidance_is_input = guidance_is_input(family, parts[row.denoiser].config)
     return pipeline
 
 
 def watched(scheduler: Scheduler, watch: Callable[[int, float, Tensor], None] | None) -> Scheduler:
-    """The scheduler, telling `watch(evaluation, t, x0)` of each prediction of the clean latents if there is one."""
+    """The scheduler; it calls `watch(evaluation, t, x0)`, if given, with each prediction of the clean latents."""
     if watch is None:
         return scheduler
     step, count = scheduler.step, 0
 
     @functools.wraps(step)
-    def told(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+    def observed(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal count
         result = step(model_output, timestep, *args, **(kwargs | {"return_dict": True}))
         watch(count, float(timestep), result.pred_original_sample)
         count += 1
         return result if kwargs.get("return_dict", True) else (result.prev_sample, result.pred_original_sample)
 
-    scheduler.step = told  # type: ignore[method-assign]
+    scheduler.step = observed  # type: ignore[method-assign]
     return scheduler
 
 
 @contextlib.contextmanager
 def rescaling(pipeline: Any, share: float) -> Iterator[None]:
-    """Inside, what was guided has the conditional prediction's standard deviation, by that share (`guidance.rescale`).
+    """Inside, guided outputs get the conditional prediction's standard deviation, by that share (`guidance.rescale`).
 
-    Guided networks are asked for both predictions at once, the unconditional one first; others are left alone.
+    A guided network evaluates both predictions at once, the unconditional one first; outputs without guidance stay.
     """
     if not share:
         yield
         return
-    network = getattr(pipeline, "unet", None) or pipeline.transformer
-    said: list[Tensor] = []
+    network = pipeline.components[pipeline.family.denoiser]
+    last: list[Tensor] = []  # the network's last output
     step = pipeline.scheduler.step
 
     @functools.wraps(step)
     def rescaled(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if len(said[-1]) == 2 * len(model_output):
-            model_output = guidance_rescaled(model_output, said[-1].chunk(2)[1], share)
+        if len(last[-1]) == 2 * len(model_output):
+            model_output = guidance_rescaled(model_output, last[-1].chunk(2)[1], share)
         return step(model_output, *args, **kwargs)
 
-    hook = network.register_forward_hook(lambda module, given, output: said.__setitem__(slice(None), [output[0]]))
+    hook = network.register_forward_hook(lambda module, inputs, output: last.__setitem__(slice(None), [output[0]]))
     pipeline.scheduler.step = rescaled
     try:
         yield
@@ -143,45 +136,49 @@ def strength_for(steps: int, strength: float) -> float:
     return strength if int(steps * strength) else min(1.0, 1.001 / steps)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a pipeline samples."""
+
+    steps: int
+    guidance: float
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    controls: Sequence[Any] = ()  # the ControlNets' pictures, of the size of the result
+    scales: Sequence[float] = ()  # how strong each of them is
+
+
 def call(
     pipeline: Any,
-    prompt: dict[str, Tensor],
-    start: Start | None,
-    noise: Tensor,
+    embeddings: Mapping[str, Tensor],
+    start: Start,
+    settings: Settings,
     *,
-    size: tuple[int, int],
-    steps: int,
     strength: float,
-    guidance: float,
     generators: Sequence[torch.Generator],
     on_evaluation: Callable[[], None],
-    rescale: float = 0.0,
-    interval: tuple[float, float] = (0.0, 1.0),
-    controls: Sequence[Any] = (),
-    scales: Sequence[float] = (),
-    masked: tuple[Tensor, Tensor] | None = None,
     **more: Any,
 ) -> Tensor:
-    """Run the pipeline; clean latents [B, C, h, w].
+    """Run a pipeline that `pipeline_for` made; clean latents [B, C, h, w].
 
-    `prompt` holds the embeddings by the names of the call's arguments, [B, …]; `noise` is what text to image begins
-    with, `start` what image to image does, at `strength`. `masked` is (latents [B, C, h, w] of the picture without
-    what the mask frees, the mask [1, 1, H, W]) for a network that reads them.
+    `embeddings` go by the names of the call's arguments, [B, …]. Image to image runs at `strength`.
     """
-    width, height = size
+    height, width = (side * pipeline.vae_scale_factor for side in start.noise.shape[-2:])
     known = inspect.signature(pipeline.__call__).parameters
-    pipeline.start, pipeline.interval, pipeline.position = start, interval, 0.0
-    arguments: dict[str, Any] = {**prompt, **more}
-    if start is None:
-        arguments |= {"latents": packed(pipeline, noise)}
+    pipeline.start, pipeline.interval, pipeline.position = start, settings.interval, 0.0
+    arguments: dict[str, Any] = {**embeddings, **more}
+    if start.clean is None:
+        arguments["latents"] = pipeline.codec.pack(start.noise)
     else:
-        arguments |= {"image": torch.zeros(1, 3, height, width), "strength": strength_for(steps, strength)}
-    if masked is not None:
-        arguments |= {"masked_image_latents": masked[0], "mask_image": masked[1]}
-    if controls:
-        one = len(controls) == 1
-        arguments["image" if start is None else "control_image"] = controls[0] if one else list(controls)
-        arguments["controlnet_conditioning_scale"] = scales[0] if one else list(scales)
+        strength = strength_for(settings.steps, strength)
+        arguments |= {"image": torch.zeros(1, 3, height, width), "strength": strength}
+    if start.masked is not None:
+        arguments["masked_image_latents"], arguments["mask_image"] = start.masked
+    if settings.controls:
+        one = len(settings.controls) == 1
+        name = "image" if start.clean is None else "control_image"
+        arguments[name] = settings.controls[0] if one else list(settings.controls)
+        arguments["controlnet_conditioning_scale"] = settings.scales[0] if one else list(settings.scales)
     for key, value in (("width", width), ("height", height)):
         if key in known:
             arguments[key] = value
@@ -190,18 +187,19 @@ def call(
         on_evaluation()
         times = pipe.scheduler.timesteps[-pipe.num_timesteps :]
         pipe.position = (i + 1) / len(times)
-        if start is None or start.mask is None or masked is not None:
+        if start.mask is None or start.masked is not None:
             return {}
         return {"latents": blend(pipe, start, times, i, tensors["latents"])}
 
-    with rescaling(pipeline, rescale):
+    with rescaling(pipeline, settings.rescale):
         latents = pipeline(
             **arguments,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
             generator=list(generators),
             output_type="latent",
             callback_on_step_end=after,
             return_dict=False,
         )[0]
-    return unpacked(pipeline, latents, width, height)
+    result: Tensor = pipeline.codec.unpack(latents, *start.noise.shape[-2:])
+    return result

@@ -16,8 +16,8 @@ from diffgen.models import gate
 from diffgen.models.gate import Component
 from diffgen.training.run import Run, is_run, read_run, weights_file
 
-from ..weights.layouts import Layout, keep
-from ..weights.network import CLASSES, load_network
+from ..weights.network import load_network, make_network
+from ..weights.pieces import Layout, keep
 
 LIBRARIES = {"AutoencoderKL": "diffusers", "UNet2DConditionModel": "diffusers", "CLIPTextModel": "transformers"}
 
@@ -25,7 +25,7 @@ LIBRARIES = {"AutoencoderKL": "diffusers", "UNet2DConditionModel": "diffusers", 
 def build(class_name: str, config: Mapping[str, Any], where: str) -> Any:
     """A network of that class with fresh weights. Raises InputError where the configuration makes none."""
     try:
-        return CLASSES[class_name](dict(config))
+        return make_network(class_name, dict(config))
     except Exception as error:  # whatever a constructor raises for arguments that do not go together
         raise InputError(f"{where}: [network] makes no {class_name}: {error}") from error
 

@@ -24,22 +24,18 @@ from torch import Tensor, nn
 
 from diffgen.errors import InputError
 from diffgen.models import gate
+from diffgen.models.families import FAMILIES
 
+from ..families import code_of
 from ..inputs import Embedding, Lora
-from .layouts import Take, file_layout, keep
+from .layouts import file_layout
+from .pieces import Take, keep
 
 _END = re.compile(
     r"(?P<module>.+?)(?:"
     r"\.lora_(?P<peft>[AB])(?:\.\w+)?\.weight|"
     r"(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<kohya>down|up)\.weight|"
     r"\.(?P<alpha>alpha))"
-)
-# The pieces of the original names that have an underscore in them: in kohya's names every dot is one too.
-_WORDS = (
-    "input_blocks|middle_block|output_blocks|in_layers|emb_layers|out_layers|skip_connection|transformer_blocks|"
-    "proj_in|proj_out|to_q|to_k|to_v|to_out|time_embed|label_emb|double_blocks|single_blocks|img_attn|txt_attn|img_mlp|"
-    "txt_mlp|img_mod|txt_mod|img_in|txt_in|time_in|vector_in|guidance_in|in_layer|out_layer|final_layer|"
-    "adaLN_modulation|joint_blocks|context_block|x_block|context_embedder|x_embedder|t_embedder|y_embedder"
 )
 _ORIGINAL = ("lora_unet_", "lora_transformer_", "model.diffusion_model.", "diffusion_model.")
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
@@ -126,7 +122,8 @@ class _Places:
     def __init__(self, pipeline: Any, family: str) -> None:
         self.family = family
         parts = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-        self.denoiser = "unet" if "unet" in parts else "transformer"
+        self.denoiser = FAMILIES[family].denoiser
+        self.words = code_of(family).words  # in kohya's names every dot is an underscore too
         self.network: Any = parts[self.denoiser]
         self.weights = dict(self.network.named_parameters())
         self.known: dict[str, Any] = {}
@@ -146,7 +143,7 @@ class _Places:
             return []
         name = module.removeprefix(prefix)
         if "." not in prefix:
-            name = re.sub(_WORDS, lambda word: word[0].replace("_", "#"), name).replace("_", ".").replace("#", "_")
+            name = re.sub(self.words, lambda word: word[0].replace("_", "#"), name).replace("_", ".").replace("#", "_")
         pieces = file_layout(self.family, self.denoiser, self.network.config, ())(f"{name}.weight")
         if not all(target in self.weights for target, _ in pieces):
             return []

@@ -5,54 +5,27 @@ Nothing named in a file is imported, nothing is unpickled, nothing is fetched.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
-    StableDiffusionXLImg2ImgPipeline,
-)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from diffgen.errors import InputError
 from diffgen.models import gate
+from diffgen.models.families import Family
 from diffgen.models.gate import Checked, Component
 
-from .layouts import constants, controlnet_layout, file_layout
+from ..families import code_of
+from ..families.unet import controlnet as controlnet_names
+from .layouts import constants, file_layout, first_prefix, pieces_of
 from .network import load_network
-from .tokenizers import load_t5_tokenizer, load_tokenizer
-
-T5_LENGTH = 512
-
-# For each family the pipeline that its parts are put into, and those of its arguments that are no parts.
-_NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-PIPELINES: dict[str, tuple[type, dict[str, Any]]] = {
-    "sd1": (StableDiffusionPipeline, _NO_CHECKER),
-    "sd2": (StableDiffusionPipeline, _NO_CHECKER),
-    "sdxl": (StableDiffusionXLPipeline, {"add_watermarker": False}),
-    "sdxl-refiner": (
-        StableDiffusionXLImg2ImgPipeline,
-        {
-            "text_encoder": None,
-            "tokenizer": None,
-            "add_watermarker": False,
-            "requires_aesthetics_score": True,
-            "force_zeros_for_empty_prompt": False,
-        },
-    ),
-    "sd3": (StableDiffusion3Pipeline, {"text_encoder_3": None, "tokenizer_3": None}),
-    "flux": (FluxPipeline, {}),
-    "unconditional": (DDPMPipeline, {}),
-}
-SETTINGS = ("force_zeros_for_empty_prompt", "requires_aesthetics_score")  # of a folder's model_index.json
+from .tokenizers import tokenizer_of
 
 
 def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) -> Any:
@@ -68,17 +41,27 @@ def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) ->
             loaded[name] = _load(checked, component, device, torch.float32 if name == "vae" else dtype)
     for name, component in checked.components.items():
         if name.startswith("tokenizer"):
-            loaded[name] = _tokenizer(component, loaded[name.replace("tokenizer", "text_encoder")])
-    _check_fit(checked, loaded)
-    cls, others = PIPELINES[checked.family]
-    pipeline = cls(**{**others, **loaded, "scheduler": None, **_settings(checked, cls)})
+            encoder = loaded[name.replace("tokenizer", "text_encoder")]
+            loaded[name] = tokenizer_of(component, encoder.config)
+    _check_vocabularies(checked, loaded)
+    code_of(checked.family).check(checked.file or checked.folder, checked.row, checked.variant, loaded)
+    cls = getattr(diffusers, checked.row.pipelines[0])
+    return assemble(cls, checked.row, {**loaded, "scheduler": None}, _settings(checked))
+
+
+def assemble(cls: type, family: Family, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
+    """A pipeline of that class of diffusers, of the parts and switches that it takes; other parts are left out."""
+    known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    optional = {name: None for name, part in family.parts.items() if part.optional}
+    arguments = {**optional, **family.fixed, **parts, **settings}
+    pipeline = cls(**{key: value for key, value in arguments.items() if key in known})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def load_refiner(checked: Checked, device: torch.device, dtype: torch.dtype) -> Any:
     """The pipeline of SDXL's refiner, which takes a picture or latents. Raises InputError for any other model."""
-    if checked.family != "sdxl-refiner":
+    if not checked.row.is_refiner:
         raise InputError(f"{checked.folder}: no refiner of Stable Diffusion XL, but of the family {checked.family}")
     return load_pipeline(checked, device, dtype)
 
@@ -102,7 +85,8 @@ def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: to
     component = _controlnet_component(Path(path), unet)
     names = component.tensors or {}
     original = any(name.endswith("input_hint_block.0.weight") for name in names)
-    layout = controlnet_layout(component.config, names) if original else None
+    prefix = first_prefix(("control_model.",), names)
+    layout = functools.partial(pieces_of, controlnet_names, component.config, prefix) if original else None
     network = load_network(component, device, dtype, layout)
     for key in ("cross_attention_dim", "addition_embed_type"):
         ours, theirs = network.config[key], unet.config[key]
@@ -153,12 +137,6 @@ def _load(checked: Checked, component: Component, device: torch.device, dtype: t
     return load_network(component, device, dtype, layout, constants(family, name))
 
 
-def _tokenizer(component: Component, encoder: Any) -> Any:
-    if component.class_name.startswith("T5"):
-        return load_t5_tokenizer(component.folder, T5_LENGTH)
-    return load_tokenizer(component.folder, encoder.config.max_position_embeddings, component.config)
-
-
 def _processor(component: Component) -> CLIPImageProcessorPil:
     """CLIP's image processor: of its configuration the sizes and numbers."""
     known = {
@@ -172,80 +150,19 @@ def _processor(component: Component) -> CLIPImageProcessorPil:
         raise InputError(f"{path}: makes no image processor: {error}") from error
 
 
-def _settings(checked: Checked, cls: type) -> dict[str, bool]:
-    """What a folder's model_index.json says besides of the parts."""
+def _settings(checked: Checked) -> dict[str, bool]:
+    """The family's switches, as a folder's model_index.json has them."""
     if checked.file is not None and checked.folder == checked.file.parent:
         return {}  # a single file without a folder
     index = gate.read_json(checked.folder / "model_index.json")
-    wanted = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {key: index[key] for key in SETTINGS if key in wanted and isinstance(index.get(key), bool)}
+    return {key: index[key] for key in checked.row.settings if isinstance(index.get(key), bool)}
 
 
-def _check_fit(checked: Checked, loaded: Mapping[str, Any]) -> None:
-    """Do the parts fit together, as the family's pipeline needs them? Raises InputError."""
-    where = checked.file or checked.folder
+def _check_vocabularies(checked: Checked, loaded: Mapping[str, Any]) -> None:
+    """Has each text encoder a row for every token of its tokenizer? Raises InputError."""
     for name, tokenizer in loaded.items():
         if name.startswith("tokenizer"):
             rows = loaded[name.replace("tokenizer", "text_encoder")].config.vocab_size
             if (vocabulary := max(tokenizer.get_vocab().values()) + 1) > rows:
+                where = checked.file or checked.folder
                 raise InputError(f"{where}: the {name} has {vocabulary} tokens, its text encoder {rows}")
-    if "transformer" in loaded:
-        _check_transformer(where, checked.family, loaded)
-    elif "vae" in loaded:
-        _check_unet(where, checked, loaded)
-    else:
-        unet = loaded["unet"].config
-        if unet.in_channels != unet.out_channels or unet.class_embed_type or unet.num_class_embeds:
-            raise InputError(f"{where}: the UNet is not one that makes a picture of noise and nothing else")
-
-
-def _check_unet(where: Path, checked: Checked, loaded: Mapping[str, Any]) -> None:
-    unet, latent = loaded["unet"].config, loaded["vae"].config.latent_channels
-    more = latent + 1 if checked.variant == "inpaint" else 0  # the masked picture and the mask
-    if unet.in_channels != latent + more or unet.out_channels != latent:
-        raise InputError(
-            f"{where}: the UNet has {unet.in_channels} channels in and {unet.out_channels} out, the VAE has {latent}"
-        )
-    encoders = [loaded[name].config for name in ("text_encoder", "text_encoder_2") if name in loaded]
-    width = sum(encoder.hidden_size for encoder in encoders)
-    asked = unet.cross_attention_dim
-    if {width} != (set(asked) if isinstance(asked, list | tuple) else {asked}):
-        raise InputError(f"{where}: the UNet reads texts of width {asked}, the encoder writes {width}")
-    xl = "text_encoder_2" in loaded
-    wanted = {
-        "addition_embed_type": "text_time" if xl else None,
-        "class_embed_type": None,
-        "encoder_hid_dim_type": None,
-    }
-    for key, value in wanted.items():
-        if unet.get(key) != value:
-            raise InputError(
-                f"{where}: the UNet needs another input than {checked.family} gives ({key} = {unet[key]!r})"
-            )
-    if xl:
-        numbers = 5 if checked.family == "sdxl-refiner" else 6  # of size, crop, and target size or aesthetic score
-        given = encoders[-1].projection_dim + numbers * unet.addition_time_embed_dim
-        if given != (asked := unet.projection_class_embeddings_input_dim):
-            raise InputError(f"{where}: the UNet reads {asked} numbers about the text and the size, it gets {given}")
-
-
-def _check_transformer(where: Path, family: str, loaded: Mapping[str, Any]) -> None:
-    transformer, latent = loaded["transformer"].config, loaded["vae"].config.latent_channels
-    if family == "flux" and sum(transformer.axes_dims_rope) != transformer.attention_head_dim:
-        raise InputError(f"{where}: axes_dims_rope {transformer.axes_dims_rope} do not make up attention_head_dim")
-    channels = latent * 4 if family == "flux" else latent  # patches of 2×2 latents
-    if transformer.in_channels != channels or (transformer.out_channels or channels) != channels:
-        raise InputError(
-            f"{where}: the transformer has {transformer.in_channels} channels in, the VAE makes {channels}"
-        )
-    first, second = loaded["text_encoder"].config, loaded["text_encoder_2"].config
-    t5 = second if family == "flux" else loaded["text_encoder_3"].config if "text_encoder_3" in loaded else None
-    pooled = first.hidden_size if family == "flux" else first.projection_dim + second.projection_dim
-    if transformer.pooled_projection_dim != pooled:
-        asked = transformer.pooled_projection_dim
-        raise InputError(f"{where}: the transformer reads a text summary of width {asked}, the encoders write {pooled}")
-    width = t5.d_model if t5 is not None else transformer.joint_attention_dim
-    narrow = family == "sd3" and first.hidden_size + second.hidden_size > transformer.joint_attention_dim
-    if transformer.joint_attention_dim != width or narrow:
-        asked = transformer.joint_attention_dim
-        raise InputError(f"{where}: the transformer reads texts of width {asked}, the encoders write {width}")

@@ -14,13 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.controlnets.controlnet import ControlNetModel
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from safetensors import safe_open
 from torch import nn
@@ -30,9 +25,10 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
 from diffgen.errors import InputError
+from diffgen.models.families import FAMILIES
 from diffgen.models.gate import Component, Tensor
 
-from .layouts import Layout, Take, keep
+from .pieces import Layout, Take, keep
 
 # What is taken from a configuration of transformers. Others of its keys choose code (attention kernels) or do nothing.
 CLIP_TEXT = {
@@ -68,31 +64,34 @@ def _safety_checker(cls: type, config: dict[str, Any]) -> nn.Module:
     return cls(CLIPConfig(vision_config=vision, **width))
 
 
-def _diffusers(cls: type, config: dict[str, Any]) -> nn.Module:
-    return cls(**_known(inspect.signature(cls.__init__).parameters, config))  # type: ignore[misc]
-
-
 def _known(keys: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
-CLASSES: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
-    **{
-        cls.__name__: functools.partial(_diffusers, cls)
-        for cls in (
-            UNet2DConditionModel,
-            UNet2DModel,
-            SD3Transformer2DModel,
-            FluxTransformer2DModel,
-            AutoencoderKL,
-            ControlNetModel,
-        )
-    },
+# The classes of diffusers that a family's row names, and those of transformers, which each take other keys.
+_DIFFUSERS = {"ControlNetModel"} | {
+    name
+    for row in FAMILIES.values()
+    for part in row.parts.values()
+    for library, name in part.classes
+    if part.kind == "network" and library == "diffusers"
+}
+_TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "CLIPTextModel": functools.partial(_clip_text, CLIPTextModel),
     "CLIPTextModelWithProjection": functools.partial(_clip_text, CLIPTextModelWithProjection),
     "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
     "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
 }
+
+
+def make_network(class_name: str, config: dict[str, Any]) -> nn.Module:
+    """A network of a class in our tables, with fresh weights. Raises whatever its constructor raises."""
+    if class_name in _TRANSFORMERS:
+        return _TRANSFORMERS[class_name](config)
+    if class_name not in _DIFFUSERS:
+        raise ValueError(f"there is no class {class_name!r} in the table of families")
+    cls = getattr(diffusers, class_name)
+    return cls(**_known(inspect.signature(cls.__init__).parameters, config))
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def load_network(
     _check_bounds(component)
     try:
         with torch.device("meta"):
-            network: Any = CLASSES[component.class_name](component.config)
+            network: Any = make_network(component.class_name, component.config)
     except Exception as error:  # whatever a constructor raises for arguments that do not go together
         raise InputError(f"{component.folder / 'config.json'}: makes no {component.class_name}: {error}") from error
     expected, aliases = _tensors_of(network)

@@ -16,11 +16,22 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from diffgen.errors import InputError
-from diffgen.models.gate import MAX_TOKENIZER_FILE, read_json
+from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json
 from diffgen.prompts.tokens import special_tokens as known_tokens
 from diffgen.prompts.words import read_vocabulary
 
+T5_LENGTH = 512  # tokens
 T5_EXTRA = 100  # <extra_id_0> … <extra_id_99>, which spiece.model leaves out and tokenizer.json names
+
+
+def tokenizer_of(component: Component, encoder: Any) -> CLIPTokenizer | T5Tokenizer:
+    """The tokenizer of a component that has passed the gate, for an encoder of that configuration. Raises InputError.
+
+    CLIP's cuts a text where its encoder ends; T5's encoder has no end, and its pipelines cut at T5_LENGTH or before.
+    """
+    if component.class_name.startswith("T5"):
+        return load_t5_tokenizer(component.folder, T5_LENGTH)
+    return load_tokenizer(component.folder, encoder.max_position_embeddings, component.config)
 
 
 def load_tokenizer(folder: Path, length: int, special_tokens: Mapping[str, str] | None = None) -> CLIPTokenizer:

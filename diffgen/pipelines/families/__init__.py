@@ -1,0 +1,59 @@
+"""What a family does in its own way, where its row in `diffgen/models/families.py` is not enough: a module each.
+
+A row names its module. Nothing else does, so that a new family needs no edit here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffgen.errors import InputError
+from diffgen.models.families import FAMILIES, Family
+
+from ..weights.pieces import Rename
+
+
+@dataclass(frozen=True)
+class Code:
+    """A family's own functions. Every module here has one, `CODE`."""
+
+    layout: Rename  # of the denoiser in single files
+    # check(where, family, variant, parts): do the parts fit together? Raises InputError, which begins with `where`.
+    check: Callable[[Path, Family, str | None, Mapping[str, Any]], None]
+    # inputs(pipeline, embeddings, (width, height) in pixels, guidance or None): what the network reads besides x and t,
+    # each [B, …]. The embeddings go by the names of the pipeline's arguments; guidance is that of a network which takes
+    # it as an input.
+    inputs: Callable[[Any, Mapping[str, Tensor], tuple[int, int], float | None], dict[str, Tensor]]
+    # predict(pipeline, x, t, inputs): the network's output for x [B, …] at times t [B]
+    predict: Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+    # prepared(pipeline, latents [B, C, h, w]): what prepare_latents of the family's image-to-image pipeline returns
+    prepared: Callable[[Any, Tensor], Any] = lambda pipeline, latents: latents
+    words: str = ""  # a pattern: the pieces of the original names that have an underscore in them
+
+
+def check_transformer(where: Path, transformer: Any, *, channels: int, pooled: int, width: int) -> None:
+    """Does a transformer's configuration fit the latents' channels and the encoders' widths? Raises InputError."""
+    if transformer.in_channels != channels or (transformer.out_channels or channels) != channels:
+        raise InputError(
+            f"{where}: the transformer has {transformer.in_channels} channels in, the VAE makes {channels}"
+        )
+    if (needed := transformer.pooled_projection_dim) != pooled:
+        raise InputError(
+            f"{where}: the transformer reads a text summary of width {needed}, the encoders write {pooled}"
+        )
+    if (needed := transformer.joint_attention_dim) != width:
+        raise InputError(f"{where}: the transformer reads texts of width {needed}, the encoders write {width}")
+
+
+@functools.cache
+def code_of(family: str) -> Code:
+    """The functions of a family, by the module that its row names."""
+    code: Code = importlib.import_module(f"{__name__}.{FAMILIES[family].module}").CODE
+    return code

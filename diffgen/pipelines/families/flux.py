@@ -1,0 +1,140 @@
+"""FLUX.1: a transformer of packed latents that takes the guidance as an input (dev) or uses none (schnell)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffgen.errors import InputError
+from diffgen.models.families import Family
+
+from ..weights.pieces import Pieces, exchanged, keep, replaced, row_range, thirds
+from . import Code, check_transformer
+
+# The layout: black-forest-labs/flux src/flux/model.py and modules/layers.py
+
+_NAMES = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+}
+_DOUBLE = {
+    "img_mod.lin": "norm1.linear",
+    "txt_mod.lin": "norm1_context.linear",
+    "img_attn.proj": "attn.to_out.0",
+    "txt_attn.proj": "attn.to_add_out",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+}
+_DOUBLE_QKV = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+_DOUBLE_NORM = {
+    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
+    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
+    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
+    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
+}
+_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
+_SINGLE_NORM = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
+
+
+def _layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
+    stem, _, end = name.rpartition(".")
+    if stem == "final_layer.adaLN_modulation.1":
+        return [(f"norm_out.linear.{end}", exchanged)]
+    match = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
+    if match is None:
+        target = replaced(_NAMES, name)
+        return None if target is None else [(target, keep)]
+    double, inner = match[1] == "double", match[3]
+    block = f"{'' if double else 'single_'}transformer_blocks.{match[2]}"
+    stem = inner.rpartition(".")[0]
+    if double and stem in _DOUBLE_QKV:
+        return thirds(*(f"{block}.{target}.{end}" for target in _DOUBLE_QKV[stem]))
+    if not double and stem == "linear1":  # queries, keys, values, and the hidden layer
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        cuts = [functools.partial(row_range, i * width, (i + 1) * width if i < 3 else None) for i in range(4)]
+        names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+        return [(f"{block}.{target}.{end}", cut) for target, cut in zip(names, cuts, strict=True)]
+    place = (_DOUBLE_NORM if double else _SINGLE_NORM).get(inner)
+    place = place or replaced(_DOUBLE if double else _SINGLE, inner)
+    return None if place is None else [(f"{block}.{place}", keep)]
+
+
+def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
+    transformer = parts["transformer"].config
+    if sum(transformer.axes_dims_rope) != transformer.attention_head_dim:
+        raise InputError(f"{where}: axes_dims_rope {transformer.axes_dims_rope} do not make up attention_head_dim")
+    check_transformer(
+        where,
+        transformer,
+        channels=parts["vae"].config.latent_channels * family.patch**2,
+        pooled=parts["text_encoder"].config.hidden_size,
+        width=parts["text_encoder_2"].config.d_model,
+    )
+
+
+def _positions(pipeline: Any, count: int, height: int, width: int, like: Tensor) -> Tensor:
+    """Where each of the patches of 2×2 latents is [h·w/4, 3], for latents [count, C, height, width]."""
+    places: Tensor = pipeline._prepare_latent_image_ids(count, height // 2, width // 2, like.device, like.dtype)
+    return places
+
+
+def _inputs(
+    pipeline: Any, embeddings: Mapping[str, Tensor], size: tuple[int, int], guidance: float | None
+) -> dict[str, Tensor]:
+    text = embeddings["prompt_embeds"]
+    width, height = (side // pipeline.vae_scale_factor for side in size)
+    inputs = {"text": text, "pooled": embeddings["pooled_prompt_embeds"]}
+    inputs["positions"] = _positions(pipeline, len(text), height, width, text)  # no batch: [h·w/4, 3]
+    if guidance is not None and pipeline.transformer.config.guidance_embeds:
+        inputs["guidance"] = torch.full((len(text),), guidance, device=text.device)
+    return inputs
+
+
+def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    output: Tensor = pipeline.transformer(
+        hidden_states=x,
+        timestep=t / 1000,
+        guidance=inputs.get("guidance"),
+        encoder_hidden_states=inputs["text"],
+        pooled_projections=inputs["pooled"],
+        txt_ids=inputs["positions"].new_zeros(inputs["text"].shape[1], 3),
+        img_ids=inputs["positions"],
+        return_dict=False,
+    )[0]
+    return output
+
+
+def _prepared(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    count, _, height, width = latents.shape
+    return pipeline.codec.pack(latents), _positions(pipeline, count, height, width, latents)
+
+
+CODE = Code(
+    layout=_layout,
+    check=_check,
+    inputs=_inputs,
+    predict=_predict,
+    prepared=_prepared,
+    words=(
+        "double_blocks|single_blocks|img_attn|txt_attn|img_mlp|txt_mlp|img_mod|txt_mod|img_in|txt_in|time_in|vector_in|"
+        "guidance_in|in_layer|out_layer|final_layer|adaLN_modulation"
+    ),
+)
