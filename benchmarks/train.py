@@ -1,6 +1,6 @@
 """Training: images per second and held-out loss of `diffgen train`'s own step and of two peers', in turn, in one run.
 
-    pip install denoising-diffusion-pytorch
+    pip install denoising-diffusion-pytorch -c constraints.txt
     python benchmarks/train.py [--data samples/emoji32] [--images 6400] [--threads 2] [--device cpu]
 
 The peers are denoising-diffusion-pytorch's UNet with the step of its `Trainer`, and diffusers' UNet2DModel with the
