@@ -36,7 +36,7 @@ def load(
     model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare()
-    if model.family == "run":
+    if model.is_run:
         for option, value in (("offload", offload), ("quantize", quantize)):
             if value != "none":
                 raise UsageError(f"--{option} {value} is not supported for a run of `diffgen train`", "leave it out")

@@ -140,12 +140,13 @@ def reproduce(
 
 def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Model, Path | None]:
     """(the model that made the picture, the checkpoint of a run)."""
+    of_run = record.get("family") == "run"
     if name is not None:
         model = as_recorded(find(name), record.get("prediction"))
-        if (model.family == "run") != (record.get("family") == "run"):
+        if model.is_run != of_run:
             raise InputError(f"-m {name} is of the family {model.family}, the picture of {record.get('family')}")
-        return model, _checkpoint(model, record) if model.family == "run" else None
-    if record.get("family") == "run":
+        return model, _checkpoint(model, record) if model.is_run else None
+    if of_run:
         for model in _runs(record, path):
             try:
                 if (checkpoint := _checkpoint(model, record, strict=False)) is not None:
@@ -163,7 +164,7 @@ def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Mod
 
 def _runs(record: Mapping[str, Any], path: Path) -> Iterable[Model]:
     """Runs that may have made the picture: in the user's list, and of its name beside the picture or here."""
-    yield from (model for model in known_models() if model.family == "run")
+    yield from (model for model in known_models() if model.is_run)
     name = record.get("model")
     if name and name not in (".", ".."):
         for folder in dict.fromkeys((path.parent, Path(), Path("runs"), path.parent / "runs")):
@@ -205,7 +206,7 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
     }
     try:
         inputs.quantize_name(record.get("quantize", "none"))
-        if model.family == "run":
+        if model.is_run:
             return runs.make_plan(model, [record["prompt"]] if record["prompt"] else (), **options)
         prompts = () if not FAMILIES[model.family].reads_prompts else [record["prompt"]]
         return make_plan(model, prompts, **options, **_asked(record, model, files))

@@ -267,9 +267,9 @@ def _count(lines: list[Line], options: Any) -> int:
 
 def _plans(model: Model, lines: list[Line], options: Any) -> list[AnyPlan]:
     """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
-    make: Any = runs.make_plan if model.family == "run" else make_plan
+    make: Any = runs.make_plan if model.is_run else make_plan
     wildcards = Wildcards(options.get("wildcards"))
-    for line in lines if model.family != "run" else ():
+    for line in lines if not model.is_run else ():
         with _at(line.where):
             check_text(line.prompt, line.options.get("prompt_syntax", options["prompt_syntax"]), wildcards)
     if not lines:

@@ -100,7 +100,7 @@ def verify(
 ) -> None:
     say = Output("models verify", json, quiet)
     model = find.find(name)
-    files = _run_files(model) if model.family == "run" else _model_files(model)
+    files = _run_files(model) if model.is_run else _model_files(model)
     result = {"name": model.name, "folder": str(model.folder), "family": model.family, "files": files}
     wrong = [file["path"] for file in files if file["state"] == "wrong"]
     rows = list(table([[file["state"], file["sha256"], file["path"]] for file in files])) if files else []
@@ -134,7 +134,7 @@ def export(
 ) -> None:
     say = Output("models export", json, quiet)
     model = find.find(name)
-    is_run = model.family == "run"
+    is_run = model.is_run
     if weights != "ema" and not is_run:
         raise UsageError(f"--weights {weights} is for runs", "leave it out")
     if dtype_name(dtype) != "auto" and is_run:

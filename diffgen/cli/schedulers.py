@@ -46,7 +46,7 @@ def list_schedulers(
     ]
     if model is not None:
         chosen = find(model)
-        is_run = chosen.family == "run"
+        is_run = chosen.is_run
         noise, predicts = runs.noise_and_prediction(chosen) if is_run else noise_and_prediction(check(chosen))
         rows[0].insert(4, f"with {chosen.name}")
         for solver, entry, row in zip(found, entries, rows[1:], strict=True):

@@ -286,7 +286,7 @@ def subject_of(
     from diffgen.loading import load
 
     loaded = load(model, device, dtype)
-    if loaded.model.family == "run":
+    if loaded.model.is_run:
         return _of_run(cast("RunGenerator", loaded), tuple(prompts), tuple(guidance), drawn)
     subject = PipelineSubject(cast("ImageGenerator", loaded))
     if not subject.takes_prompts:

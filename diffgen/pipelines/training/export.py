@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import schedulers
 from diffgen.errors import InputError
 from diffgen.training.job import JOBS
 from diffgen.training.run import Run, diffusion_of, load_network
 
-from ..weights.export import _new_folder, _pair, _scheduler, _sound, _write_json, as_unet2d
+from ..weights.export import as_unet2d, new_folder, pair, write_json
 from ..weights.tokenizers import load_tokenizer
 from .parts import of_run, read_autoencoder
 
@@ -48,11 +50,11 @@ def save_pixel_run(run: Run, folder: Path, which: str = "ema") -> None:
         "variance_type": run.variance,
         "clip_sample": True,
     }
-    with _new_folder(folder) as new:
+    with new_folder(folder) as new:
         unet.save_pretrained(new / "unet")
-        _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(new / "scheduler" / "scheduler_config.json", scheduler)
         pairs = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
-        _write_json(new / "model_index.json", {"_class_name": "DDPMPipeline", **pairs})
+        write_json(new / "model_index.json", {"_class_name": "DDPMPipeline", **pairs})
 
 
 def save_latent_run(
@@ -79,12 +81,42 @@ def save_latent_run(
     parts["vae"] = read_autoencoder(run.folder / "vae")[0].to(dtype)
     parts["tokenizer"] = load_tokenizer(run.folder / "tokenizer", length)
     index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", scheduler["_class_name"]]}
-    index |= {name: _pair(parts.get(name)) for name in (*parts, "safety_checker", "feature_extractor", "image_encoder")}
-    with _new_folder(folder) as new:
+    index |= {name: pair(parts.get(name)) for name in (*parts, "safety_checker", "feature_extractor", "image_encoder")}
+    with new_folder(folder) as new:
         for name, part in parts.items():
             part.save_pretrained(new / name)
-        _write_json(new / "scheduler" / "scheduler_config.json", scheduler)
-        _write_json(new / "model_index.json", {**index, "requires_safety_checker": False})
+        write_json(new / "scheduler" / "scheduler_config.json", scheduler)
+        write_json(new / "model_index.json", {**index, "requires_safety_checker": False})
         if card is not None:
             text = json.dumps(card, indent=1, ensure_ascii=False)
             (new / "card.json").write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _sound(run: Run) -> Iterator[None]:
+    """Raise InputError where a run.json lacks something."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{run.folder / 'run.json'}: not a run on latents ({error})") from error
+
+
+def _scheduler(run: Run) -> dict[str, Any]:
+    """The scheduler_config.json of a run on latents. Raises KeyError and ValueError."""
+    name, T, zero = (run.noise[key] for key in ("name", "T", "zero_terminal_snr"))
+    noise = schedulers.NoiseSchedule.named(name, T=T)
+    table: dict[str, Any] = {"trained_betas": list(noise.betas)}
+    if name in ("linear", "scaled_linear"):
+        ends = {"beta_start": noise.recipe["beta_start"], "beta_end": noise.recipe["beta_end"]}
+        table = {**ends, "beta_schedule": name}
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": T,
+        **table,
+        "rescale_betas_zero_snr": bool(zero),
+        "prediction_type": run.prediction,
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 1,
+        "timestep_spacing": "trailing",
+    }

@@ -170,7 +170,7 @@ class LatentJob(DiffusionJob):
         begin as copies of its last one.
         """
         checked = gate.check_folder(folder)
-        if checked.family not in ("sd1", "sd2"):
+        if checked.row.tasks.get("text") != "StableDiffusionPipeline":
             raise InputError(f"{folder}: a model of the family {checked.family}; this job trains Stable Diffusion 1")
         cpu = torch.device("cpu")
         weights: dict[str, Tensor] = {}

@@ -1,5 +1,4 @@
-"""Models written as diffusers folders: a loaded pipeline, a run whose network diffusers has an equivalent of, a run on
-latents."""
+"""Write models as diffusers folders, and our UNet as diffusers' own."""
 
 from __future__ import annotations
 
@@ -17,71 +16,39 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
-import schedulers
 from diffgen import networks
 from diffgen.errors import InputError
 from diffgen.images.publish import Exists, cannot_write, sync_folder
 from diffgen.models.gate import Checked
-from diffgen.training.run import Run
 
 
 def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
-    """Write a loaded model as it is (LoRAs that were merged included) as a diffusers folder that does not exist yet.
+    """Write a loaded model, with the LoRAs that were merged into it, as a diffusers folder that does not exist yet.
 
     Its scheduler is the one that the model came with. A safety checker is left out. Raises CannotWrite.
     """
     scheduler = checked.components["scheduler"]
     index: dict[str, Any] = {"_class_name": type(pipeline).__name__}
     for name, part in pipeline.components.items():
-        index[name] = _pair(part)
+        index[name] = pair(part)
     index["scheduler"] = ["diffusers", scheduler.class_name]
     settings = {key: value for key, value in pipeline.config.items() if isinstance(value, bool)}
-    with _new_folder(folder) as new:
+    with new_folder(folder) as new:
         for name, part in pipeline.components.items():
             if part is not None and name != "scheduler":
                 part.save_pretrained(new / name)
-        _write_json(
+        write_json(
             new / "scheduler" / "scheduler_config.json", {"_class_name": scheduler.class_name, **scheduler.config}
         )
-        _write_json(new / "model_index.json", {**index, **settings})
-
-
-@contextlib.contextmanager
-def _sound(run: Run) -> Iterator[None]:
-    """Turn what a run.json that lacks something raises into InputError."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{run.folder / 'run.json'}: not a run on latents ({error})") from error
-
-
-def _scheduler(run: Run) -> dict[str, Any]:
-    """scheduler_config.json for the process of a run on latents. Raises KeyError and ValueError."""
-    name, T, zero = (run.noise[key] for key in ("name", "T", "zero_terminal_snr"))
-    noise = schedulers.NoiseSchedule.named(name, T=T)
-    table: dict[str, Any] = {"trained_betas": list(noise.betas)}
-    if name in ("linear", "scaled_linear"):
-        ends = {"beta_start": noise.recipe["beta_start"], "beta_end": noise.recipe["beta_end"]}
-        table = {**ends, "beta_schedule": name}
-    return {
-        "_class_name": "DDIMScheduler",
-        "num_train_timesteps": T,
-        **table,
-        "rescale_betas_zero_snr": bool(zero),
-        "prediction_type": run.prediction,
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "steps_offset": 1,
-        "timestep_spacing": "trailing",
-    }
+        write_json(new / "model_index.json", {**index, **settings})
 
 
 def as_unet2d(network: nn.Module, size: list[int], name: str) -> UNet2DModel:
-    """diffusers' network that computes the same as one of ours, with its weights.
+    """Convert one of our networks to diffusers' network that computes the same, with its weights.
 
     Only a UNet without classes and text has one, and only if all its normalisations have as many groups (a width of
-    128, 256, … gives each 32) and its attention heads fill the channels. Raises InputError, with the reason; `name`
-    is what the model is called there.
+    128, 256, … gives each 32) and its attention heads fill the channels. Raises InputError with the reason, which
+    calls the model `name`.
     """
     if not isinstance(network, networks.UNet):
         raise InputError(f"{name}: diffusers has no network like its {type(network).__name__}")
@@ -167,13 +134,13 @@ def _renamed(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
     return renamed
 
 
-def _pair(part: Any) -> list[str | None]:
+def pair(part: Any) -> list[str | None]:
     """(library, class) of a part, as model_index.json writes it."""
     return [None, None] if part is None else [type(part).__module__.split(".")[0], type(part).__name__]
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is in it. Raises CannotWrite."""
     if os.path.lexists(folder):
         raise Exists(folder)
@@ -192,6 +159,6 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     sync_folder(folder.parent)
 
 
-def _write_json(path: Path, table: Mapping[str, Any]) -> None:
+def write_json(path: Path, table: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
