@@ -1,11 +1,16 @@
-"""Load any model: a diffusion pipeline or a run of `diffgen train`. The one place that chooses between the two."""
+"""Load any model and plan its pictures: the one place that chooses between a pipeline and a run of `diffgen train`."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Unpack
 
 if TYPE_CHECKING:
+    from schedulers import NoiseSchedule
+
+    from .generation.options import Options
+    from .generation.plan import Plan
     from .models.find import Model
     from .pipelines.generate import ImageGenerator
     from .training.generate import RunGenerator
@@ -46,3 +51,29 @@ def load(
     from .pipelines.generate import ImageGenerator
 
     return ImageGenerator(model, device=device, dtype=dtype, offload=offload, quantize=quantize)
+
+
+def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Unpack[Options]) -> Plan:
+    """Check all that a request for pictures says, without torch; the model has a default for what is left out.
+
+    Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input file.
+    """
+    if model.family == "run":
+        from .training.plan import make_plan as plan_run
+
+        return plan_run(model, prompts, **options)
+    from .pipelines.plan import make_plan as plan_pipeline
+
+    return plan_pipeline(model, prompts, **options)
+
+
+def noise_and_prediction(model: Model) -> tuple[NoiseSchedule, str]:
+    """The noise schedule and the prediction that a model was trained with. Raises InputError."""
+    if model.family == "run":
+        from .training.plan import noise_and_prediction as of_run
+
+        return of_run(model)
+    from .models.find import check
+    from .pipelines.plan import noise_and_prediction as of_pipeline
+
+    return of_pipeline(check(model))

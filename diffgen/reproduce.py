@@ -17,14 +17,12 @@ from diffgen.images.metadata import label_of, read_record
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image, read_kind
 from diffgen.images.readers.own import plain
-from diffgen.loading import load
+from diffgen.loading import load, make_plan
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, known_models, network_hash
 from diffgen.models.families import FAMILIES, REFINERS
 from diffgen.models.find import Model, as_recorded, find
 from diffgen.pipelines import inputs
-from diffgen.pipelines.plan import make_plan
-from diffgen.training import plan as runs
 from diffgen.training.run import read_run, read_state
 from schedulers.explicit import is_grid_file
 
@@ -207,9 +205,11 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
     try:
         inputs.quantize_name(record.get("quantize", "none"))
         if model.is_run:
-            return runs.make_plan(model, [record["prompt"]] if record["prompt"] else (), **options)
-        prompts = () if not FAMILIES[model.family].reads_prompts else [record["prompt"]]
-        return make_plan(model, prompts, **options, **_asked(record, model, files))
+            reads_prompts = bool(record["prompt"])
+        else:
+            reads_prompts = FAMILIES[model.family].reads_prompts
+            options |= _asked(record, model, files)
+        return make_plan(model, [record["prompt"]] if reads_prompts else (), **options)
     except UsageError as error:  # what the record says, nobody said on the command line
         raise InputError(f"the record cannot be obeyed: {error.message}", error.hint) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import shutil
@@ -359,7 +360,8 @@ def test_the_guide(diffgen_: Callable[..., Result]) -> None:
         command, _, rest = block.partition("\n")
         code, out, err = diffgen_(*shlex.split(command))
         assert code == 0, err
-        shown = textwrap.dedent(rest.partition("\n\nIt reads")[0].partition("\n\nmakes")[0]).strip()
+        indented = itertools.takewhile(lambda line: not line.strip() or line.startswith("    "), rest.splitlines())
+        shown = textwrap.dedent("\n".join(indented)).strip()
         if command.startswith("inspect"):
             own = ("guidance", "scheduler", "grid", "diffgen")
             lines, expected = ([one for one in text.splitlines() if not one.startswith(own)] for text in (out, shown))

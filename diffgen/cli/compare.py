@@ -14,7 +14,7 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, DiffgenError, InputError, UsageError
-from diffgen.generation.options import check_int
+from diffgen.generation.checks import check_int
 
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text

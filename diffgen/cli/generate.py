@@ -15,16 +15,18 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
-from diffgen.generation.options import which_seeds
+from diffgen.generation.checks import which_seeds
+from diffgen.generation.options import Options
+from diffgen.generation.plan import Plan
 from diffgen.images.metadata import LEVELS, base_name, encode_png
 from diffgen.images.naming import Outputs
+from diffgen.loading import make_plan
 from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model, predicting
 from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
-from diffgen.pipelines.plan import Options, Plan, check_text, make_plan
+from diffgen.pipelines.plan import check_text
 from diffgen.prompts.files import Line, read_lines
 from diffgen.prompts.wildcards import Wildcards
-from diffgen.training import plan as runs
 
 from . import loaded, models
 from .observe import Seen, view_of
@@ -49,7 +51,6 @@ Text: TypeAlias = str | None
 Texts: TypeAlias = list[str] | None
 Whole: TypeAlias = int | None
 Real: TypeAlias = float | None
-AnyPlan: TypeAlias = Plan | runs.RunPlan
 
 
 def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> Any:
@@ -195,7 +196,7 @@ def generate(
     told: set[str] = set()
     nfe = None
     view = view_of(quiet) if preview else None
-    on_denoised = view and view.watch(generator)
+    on_denoised = view.watch(generator) if view is not None else None
     if view is not None:
         say.note(f"preview: {generator.sketched}")
     try:
@@ -265,26 +266,25 @@ def _count(lines: list[Line], options: Any) -> int:
     return total
 
 
-def _plans(model: Model, lines: list[Line], options: Any) -> list[AnyPlan]:
+def _plans(model: Model, lines: list[Line], options: Any) -> list[Plan]:
     """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
-    make: Any = runs.make_plan if model.is_run else make_plan
     wildcards = Wildcards(options.get("wildcards"))
     for line in lines if not model.is_run else ():
         with _at(line.where):
             check_text(line.prompt, line.options.get("prompt_syntax", options["prompt_syntax"]), wildcards)
     if not lines:
-        return [make(model, (), **options)]
-    plans: list[AnyPlan] = []
+        return [make_plan(model, (), **options)]
+    plans: list[Plan] = []
     for said, group in itertools.groupby(lines, lambda line: line.options):
         texts = list(group)
         with _at(texts[0].where if said else ""):
-            plans.append(make(model, [line.prompt for line in texts], **(options | said)))
+            plans.append(make_plan(model, [line.prompt for line in texts], **(options | said)))
         if not {"seed", "seeds"} & {*options, *said}:  # the random one: what a line names is its own
             options = options | {"seed": plans[-1].seed}
     return plans
 
 
-def _summary(plan: AnyPlan) -> str:
+def _summary(plan: Plan) -> str:
     """What will be made, in a line; "(model default)" stands beside what was not said."""
 
     def own(*names: str) -> str:
@@ -303,13 +303,13 @@ def _summary(plan: AnyPlan) -> str:
     return f"{plan.model.name}: {', '.join(parts)}"
 
 
-def _entry(plan: AnyPlan, prompt: str, seed: int) -> dict[str, Any]:
+def _entry(plan: Plan, prompt: str, seed: int) -> dict[str, Any]:
     width, height = plan.final_size
     return {"prompt": prompt, "seed": seed, "width": width, "height": height}
 
 
 def _result(
-    plans: list[AnyPlan], pictures: list[dict[str, Any]], nfe: int | None = None, started: float | None = None
+    plans: list[Plan], pictures: list[dict[str, Any]], nfe: int | None = None, started: float | None = None
 ) -> dict[str, Any]:
     first = plans[0]
     noted = [warning for plan in plans for text in plan.prompts for warning in plan.warnings(text)]

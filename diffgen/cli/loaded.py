@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import diffgen
 
-_kept: list[tuple[tuple[Any, ...], Any]] | None = None  # at most one; None outside a shell
+if TYPE_CHECKING:
+    from diffgen.generation.model import Generator
+    from diffgen.models.find import Model
+
+_kept: list[tuple[tuple[Model, str, str, str, str], Generator]] | None = None  # at most one; None outside a shell
 
 
-def load(*asked: Any) -> Any:
-    """`diffgen.load(*asked)`; inside `keeping`, what was loaded last if the same was asked for."""
+def load(model: Model, device: str, dtype: str, offload: str, quantize: str) -> Generator:
+    """`diffgen.load` with these arguments. Inside `keeping`, the last model if it was loaded with the same ones."""
+    arguments = (model, device, dtype, offload, quantize)
     if _kept is None:
-        return diffgen.load(*asked)
-    if not _kept or _kept[0][0] != asked:
-        _kept.clear()  # before the next one takes memory
-        _kept.append((asked, diffgen.load(*asked)))
+        return diffgen.load(*arguments)
+    if not _kept or _kept[0][0] != arguments:
+        _kept.clear()  # before the next model takes memory
+        _kept.append((arguments, diffgen.load(*arguments)))
     return _kept[0][1]
 
 
 @contextlib.contextmanager
 def keeping() -> Iterator[None]:
-    """Inside, the last model that was loaded stays so."""
+    """Keep the last model loaded until the end of the block."""
     global _kept
     _kept = []
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from diffgen.generation.model import Generator
 from diffgen.generation.plan import Picture
 from diffgen.images.heat import overlay
 from diffgen.images.naming import Beside, Outputs, slug
@@ -61,7 +62,7 @@ class View:
         """The colours, as rich calls them."""
         return "truecolor" if self.colours == "24bit" else "256"
 
-    def watch(self, generator: Any) -> Callable[[Any, int, Any], None]:
+    def watch(self, generator: Generator) -> Callable[[Any, int, Any], None]:
         """What `pictures` calls after each evaluation: shows the first picture of those that are made at once."""
 
         def look(shots: Any, i: int, x0: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from diffgen.errors import UsageError
-from diffgen.generation.options import MAX_SEED, check_int
+from diffgen.generation.checks import MAX_SEED, check_int
 from diffgen.models.find import check, find
 from diffgen.models.info import info
 from diffgen.prompts import words as prompts

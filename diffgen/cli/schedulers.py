@@ -14,9 +14,8 @@ import typer
 
 import schedulers
 from diffgen.errors import UsageError
-from diffgen.models.find import check, find
-from diffgen.pipelines.plan import noise_and_prediction
-from diffgen.training import plan as runs
+from diffgen.loading import noise_and_prediction
+from diffgen.models.find import find
 from schedulers import grids, prediction
 from schedulers.guide import advice
 from schedulers.registry import LABELS
@@ -46,8 +45,7 @@ def list_schedulers(
     ]
     if model is not None:
         chosen = find(model)
-        is_run = chosen.is_run
-        noise, predicts = runs.noise_and_prediction(chosen) if is_run else noise_and_prediction(check(chosen))
+        noise, predicts = noise_and_prediction(chosen)
         rows[0].insert(4, f"with {chosen.name}")
         for solver, entry, row in zip(found, entries, rows[1:], strict=True):
             reason = _why_not(solver, noise, predicts)

@@ -10,7 +10,7 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import UsageError
-from diffgen.generation.options import check_int
+from diffgen.generation.checks import check_int
 
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, table

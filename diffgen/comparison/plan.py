@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import schedulers
 from diffgen.errors import InputError, UsageError
+from diffgen.generation.checks import MAX_SEED, parse_numbers
 from diffgen.generation.grid_files import check_grid, check_grid_model
-from diffgen.generation.options import MAX_SEED, parse_numbers
 from diffgen.images.metadata import base_name
 from schedulers.explicit import is_grid_file
 

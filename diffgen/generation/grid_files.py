@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.models.gate import sha256_of
 from schedulers.explicit import is_grid_file
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_grid(name: str) -> str:
@@ -25,20 +22,20 @@ def check_grid(name: str) -> str:
         raise _unread(name, error) from error
 
 
-def of_grid(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What a grid file that is asked for was tuned for: scheduler, steps and guidance, the defaults beside it."""
-    tuned = _tuned(asked.get("grid"))
+def tuned_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler, steps and guidance that the grid file among the options was tuned for: the defaults beside it."""
+    tuned = _tuned(options.get("grid"))
     if tuned is None or not tuned.is_tuned:
         return {}
-    found = {"scheduler": tuned.solver, "steps": tuned.steps, "guidance": tuned.guidance}
-    return {key: value for key, value in found.items() if value is not None}
+    defaults = {"scheduler": tuned.solver, "steps": tuned.steps, "guidance": tuned.guidance}
+    return {key: value for key, value in defaults.items() if value is not None}
 
 
 def shipped_grid(paths: Iterable[Path], chosen: Mapping[str, Any]) -> str | None:
     """The first of a model's tuned grids that is for exactly this solver and number of steps, and for this guidance,
     or for any.
 
-    `chosen` is what `sampling` returned. Raises InputError.
+    `chosen` is what `checks.check_sampling` returned. Raises InputError.
     """
     label = schedulers.parse(chosen["label"])
     if label.grid or label.options:

@@ -1,106 +1,54 @@
-"""What can be asked of any model: prompts, seeds, steps, guidance, a scheduler, a size; checked without torch."""
+"""The options of generate: one row each."""
 
 from __future__ import annotations
 
-import re
-import secrets
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TypedDict
 
-import schedulers
-from diffgen.errors import UsageError
+from PIL import Image
 
-from .grid_files import check_grid
-
-if TYPE_CHECKING:
-    pass
-
-MAX_SEED = 2**32 - 1
-MAX_SIDE = 8192
-MAX_PICTURES = 100_000
-
-# Where neither the command nor the model says otherwise.
-DEFAULTS = {"steps": 25, "guidance": 7.5, "scheduler": "dpmpp_2m", "grid": None}
+Source = str | os.PathLike[str] | Image.Image
 
 
-def parse_size(size: Any) -> tuple[int, int]:
-    """(width, height) from that pair, "WxH", "N" or N. Raises UsageError."""
-    if isinstance(size, str):
-        match = re.fullmatch(r"(\d{1,5})(?:[xX×](\d{1,5}))?", size.strip())
-        size = (int(match[1]), int(match[2] or match[1])) if match else size
-    if isinstance(size, int):
-        size = (size, size)
-    if not (isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int for n in size)):
-        raise UsageError(f"--size must be WIDTHxHEIGHT in pixels (got {size!r})", "for example --size 512x512")
-    return check_int("--size: the width", size[0], 1, MAX_SIDE), check_int("--size: the height", size[1], 1, MAX_SIDE)
+class Options(TypedDict, total=False):
+    """What may be asked of pictures besides a prompt, by the names of the command's options; None is "not said"."""
 
-
-def check_int(what: str, value: Any, low: int, high: int) -> int:
-    """The value, a whole number in [low, high]. Raises UsageError."""
-    if type(value) is not int or not low <= value <= high:
-        raise UsageError(f"{what} must be a whole number from {low} to {high} (got {value!r})")
-    return value
-
-
-def parse_numbers(
-    option: str, text: str | Sequence[int], low: int, high: int, most: int = MAX_PICTURES
-) -> tuple[int, ...]:
-    """The numbers in "0-7", "1,5,9", "0-3,100", or the numbers, each once, at most `most`. Raises UsageError."""
-    found: list[int] = []
-    for part in text.split(",") if isinstance(text, str) else text:
-        first, dash, last = (piece.strip() for piece in str(part).partition("-"))
-        ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (first, last or first)]
-        if not max(low, 0) <= ends[0] <= ends[1] <= high or ends[1] - ends[0] >= most or (dash and not last):
-            raise UsageError(
-                f"{option} must be numbers and ranges from {low} to {high} (got {text!r})",
-                f"for example {low}-{low + 7},42",
-            )
-        found += range(ends[0], ends[1] + 1)
-    check_int(f"{option}: how many", len(found), 1, most)
-    return tuple(dict.fromkeys(found))
-
-
-def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
-    """The seeds in "0-7", "1,5,9", "0-3,100", or the numbers. Raises UsageError."""
-    return parse_numbers("--seeds", text, 0, MAX_SEED)
-
-
-def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None) -> dict[str, Any]:
-    """count, seed (random unless given) and seeds (empty unless given) of a plan, checked. Raises UsageError."""
-    check_int("--count", count, 1, MAX_PICTURES)
-    listed = () if seeds is None else parse_seeds(seeds)
-    if listed and (seed is not None or count != 1):
-        raise UsageError("--seeds says how many pictures and which seeds: leave --seed and --count out")
-    if seed is not None:
-        check_int("--seed", seed, 0, MAX_SEED)
-        check_int("the last seed, --seed plus --count less 1,", seed + count - 1, 0, MAX_SEED)
-    count = len(listed) or count
-    if seed is None:
-        seed = listed[0] if listed else secrets.randbelow(MAX_SEED - count + 2)
-    return {"count": count, "seed": seed, "seeds": listed}
-
-
-def sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
-    """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError.
-
-    `native`: for a model that is asked without a pipeline, which takes any solver.
-    """
-    check_int("--steps", values["steps"], 1, 1000)
-    guidance = values["guidance"]
-    if type(guidance) not in (int, float) or not 0 <= guidance <= 100:
-        raise UsageError(f"--guidance must be a number from 0 to 100 (got {guidance!r})", "1 is off; 3 to 9 are usual")
-    try:
-        name, named_grid = schedulers.resolve(str(values["scheduler"]))
-    except schedulers.UnknownName as error:
-        raise UsageError(str(error), "list: diffgen schedulers list") from error
-    solver = schedulers.info(name)
-    grid = check_grid(str(values["grid"] or named_grid or solver.grid))
-    if solver.upwards:
-        raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
-    if solver.native_only and not native:
-        raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")
-    label = str(values["scheduler"])
-    return {"steps": values["steps"], "guidance": float(guidance), "scheduler": name, "label": label, "grid": grid}
+    negative: str
+    style: str | Sequence[str] | None
+    prompt_syntax: str  # a1111 or plain
+    clip_skip: int  # 1 is off
+    count: int  # pictures of each prompt; picture i has seed + i
+    seed: int | None  # random unless given
+    seeds: str | Sequence[int] | None  # instead of seed and count: "0-7", "1,5,9"
+    size: str | int | tuple[int, int] | None  # (width, height), "WxH", or the side of a square
+    steps: int | None
+    guidance: float | None
+    guidance_rescale: float
+    guidance_interval: str | Sequence[float] | None  # (from, to), shares of the steps
+    scheduler: str | None
+    grid: str | None
+    batch_size: int
+    image: Source | None  # a file, or a picture of Pillow
+    strength: float | None
+    mask: Source | None  # white is made anew
+    outpaint: str | Sequence[int] | None  # (left, top, right, bottom) pixels
+    controls: Sequence[str]  # TYPE=IMAGE[:SCALE]
+    control_models: Sequence[str]  # [TYPE=]PATH
+    loras: Sequence[str]  # PATH[:SCALE]
+    embeddings: Sequence[str]  # WORD=FILE
+    upscale: float | None
+    upscale_mode: str | None  # lanczos (unless said) or latent
+    upscale_strength: float | None
+    refiner: str | None  # a model of the family sdxl-refiner
+    variation_seed: int | None
+    variation_strength: float | None
+    tile: bool
+    vae_tiling: bool
+    safety: bool
+    wildcards: Sequence[str] | None  # folders
+    keep_steps: bool  # pictures come with what each evaluation predicted
+    attention: str | Sequence[str] | None  # words whose cross-attention is wanted
 
 
 # Options that a run has not, by what stands for "not asked for"; everything that is empty does too.

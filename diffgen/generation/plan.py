@@ -1,37 +1,43 @@
-"""A plan, its pictures, and the record that every picture carries."""
+"""A plan, and its pictures."""
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from diffgen.errors import DiffgenError, InvalidOutput, UsageError
-from diffgen.version import __version__
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from diffgen.images.strip import Step
     from diffgen.models.find import Model
-    from schedulers.scheduler import Scheduler
-from .grid_files import grid_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """One picture of a plan."""
+
+    prompt: str  # as the network reads it
+    index: int  # among the pictures of its prompt
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A checked order for pictures: picture i of each prompt has the seed `seed + i`."""
+    """A checked request for pictures: picture i of each prompt has the seed `seed + i`, or the i-th of `seeds`."""
 
     model: Model
     prompts: tuple[str, ...]
+    given: frozenset[str]  # the options that the user set; the others are the model's defaults
     seed: int
+    seeds: tuple[int, ...] = ()
     count: int  # pictures for each prompt
     steps: int
     guidance: float
     scheduler: str  # canonical
-    label: str  # what it was asked for as: other tools' names can stand for options too
+    label: str  # the scheduler as the user named it: other tools' names can stand for options too
     grid: str
     width: int
     height: int
@@ -42,11 +48,25 @@ class Plan:
     def __len__(self) -> int:
         return len(self.prompts) * self.count
 
-    def batches(self) -> Iterator[tuple[str, range]]:
-        """(prompt, the numbers i of the pictures to make at once), prompts first, then seeds."""
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """(width, height) of the pictures."""
+        return self.width, self.height
+
+    @property
+    def details(self) -> list[str]:
+        """What else a summary of the plan says."""
+        return []
+
+    def seed_of(self, index: int) -> int:
+        """The seed of the index-th picture of each prompt."""
+        return self.seeds[index] if self.seeds else self.seed + index
+
+    def shots(self) -> Iterator[Shot]:
+        """Every picture: prompts first, then seeds."""
         for prompt in self.prompts:
-            for first in range(0, self.count, self.batch_size):
-                yield prompt, range(first, min(first + self.batch_size, self.count))
+            for index in range(self.count):
+                yield Shot(prompt=prompt, index=index, seed=self.seed_of(index))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
@@ -86,38 +106,3 @@ def finished(pictures: Iterable[Picture], metadata: str) -> list[Image.Image]:
         picture.image.info.update(info_of(picture.record, metadata))
         images.append(picture.image)
     return images
-
-
-def record_of(generator: Any, plan: Plan, scheduler: Scheduler, shot: Any, nfe: int, **more: Any) -> dict[str, Any]:
-    """What the record of any picture says, but for its pixels' hash; `more` is what this kind of model adds.
-
-    All that is needed to make the picture again: its keys are listed in images/metadata.py.
-    """
-    from diffgen.images.metadata import SCHEMA
-
-    versions = {"diffgen": __version__, "python": platform.python_version(), "torch": version("torch")}
-    record = {
-        "schema": SCHEMA,
-        "prompt": shot.prompt,
-        "negative": "",
-        "seed": shot.seed,
-        "index": shot.index,
-        "steps": plan.steps,
-        "nfe": nfe,
-        "guidance": plan.guidance,
-        "scheduler": scheduler.name,
-        "scheduler_options": scheduler.options,
-        "grid": scheduler.grid_name,
-        **grid_file(plan.grid),
-        "width": plan.width,
-        "height": plan.height,
-        "model": generator.model.name,
-        "model_hash": generator.model_hash,
-        "prediction": generator.prediction,
-        "device": generator.device.type,
-        "dtype": str(generator.dtype).removeprefix("torch."),
-        "batch_size": plan.batch_size,
-        "rng": "CPU",
-        "warnings": plan.warnings(shot.prompt),
-    }
-    return record | more | {"versions": versions | more.get("versions", {})}

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from diffgen.errors import UsageError
+from diffgen.generation.options import Options
 from diffgen.generation.plan import Picture, finished
 
 from .loaded import LoadedModel
-from .plan import Options, Plan, make_plan
+from .plan import Plan, make_plan
 from .sampling.batch import Batches, Watch
 from .weights import adapters, export
 from .weights import quantize as quantization
@@ -33,8 +34,8 @@ class ImageGenerator(LoadedModel):
         """Pictures of a prompt (of several: in their order, then in that of the seeds), RGB, their metadata in `.info`.
 
         Picture i of a prompt has the seed `seed + i` and does not depend on the others; `seed` is random unless given.
-        `options` are those of `plan.Options`; what is not given is the model's own default. `on_step(done, total)`
-        hears of each evaluation of the network. `metadata` is full, params (without our own record) or none.
+        `options` are those of `generation.options.Options`; the model has a default for each. `on_step(done, total)` is
+        called after each evaluation of the network. `metadata` is full, params (without our own record) or none.
         Raises UsageError (a number, name or combination), InputError (a file), OutOfMemory, InvalidOutput (not finite).
         """
         return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)

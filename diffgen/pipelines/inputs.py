@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,13 @@ from typing import Any
 from PIL import Image
 
 from diffgen.errors import InputError, UsageError
-from diffgen.generation.options import MAX_SEED, check_int
+from diffgen.generation.checks import MAX_SEED, check_int, check_number, check_share
+from diffgen.generation.options import Source
 from diffgen.images import edges, fit
 from diffgen.images.metadata import base_name
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image
 from diffgen.models import gate, single_file
-
-Source = str | os.PathLike[str] | Image.Image
 
 DRAWN = {"canny": edges.canny, "scribble": edges.scribble}  # the maps that are drawn here; others are given
 MODES = ("lanczos", "latent")
@@ -198,8 +196,8 @@ def check_upscale(factor: float | None, mode: str | None, strength: float | None
     strength = UPSCALE_STRENGTH if strength is None else strength
     if mode not in MODES:
         raise UsageError(f"--upscale-mode must be {' or '.join(MODES)} (got {mode!r})")
-    number("--upscale", factor, 1, 8)
-    return Upscale(float(factor), mode, share("--upscale-strength", strength))
+    check_number("--upscale", factor, 1, 8)
+    return Upscale(float(factor), mode, check_share("--upscale-strength", strength))
 
 
 def check_variation(seed: int | None, strength: float | None) -> Variation | None:
@@ -209,7 +207,7 @@ def check_variation(seed: int | None, strength: float | None) -> Variation | Non
     if seed is None or strength is None:
         raise UsageError("--variation-seed and --variation-strength go together")
     check_int("--variation-seed", seed, 0, MAX_SEED)
-    number("--variation-strength", strength, 0, 1)
+    check_number("--variation-strength", strength, 0, 1)
     return Variation(seed, float(strength))
 
 
@@ -234,34 +232,6 @@ def check_switch(what: str, value: str) -> bool:
     return value == "on"
 
 
-def number(what: str, value: Any, low: float, high: float) -> float:
-    """The value, a number in [low, high]. Raises UsageError."""
-    if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
-        raise UsageError(f"{what} must be a number from {low:g} to {high:g} (got {value!r})")
-    return float(value)
-
-
-def share(what: str, value: Any) -> float:
-    """The value, above 0 and up to 1. Raises UsageError."""
-    if number(what, value, 0, 1) == 0:
-        raise UsageError(f"{what} must be above 0: at 0 nothing is changed")
-    return float(value)
-
-
-def interval(value: str | Sequence[float]) -> tuple[float, float]:
-    """A part of the steps as (from, to), from "A,B" or the numbers, 0 ≤ A < B ≤ 1. Raises UsageError."""
-    try:
-        low, high = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
-    except (ValueError, TypeError):
-        low, high = math.nan, math.nan
-    if not 0 <= low < high <= 1:
-        raise UsageError(
-            f"--guidance-interval must be A,B with 0 ≤ A < B ≤ 1 (got {value!r})",
-            "0.2,0.8: not in the first and last fifth",
-        )
-    return low, high
-
-
 def _scaled(text: str, option: str) -> tuple[str, float]:
     """(path, scale) from PATH[:SCALE]; a colon that no number follows belongs to the path."""
     path, colon, scale = text.rpartition(":")
@@ -269,7 +239,7 @@ def _scaled(text: str, option: str) -> tuple[str, float]:
         raise UsageError(f"{option} names no file (got {text!r})")
     if not colon or not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)", scale) or os.path.lexists(text):
         return text, 1.0
-    return path, number(f"{option}: the scale", float(scale), -10, 10)
+    return path, check_number(f"{option}: the scale", float(scale), -10, 10)
 
 
 class Inputs:
@@ -293,7 +263,7 @@ class Inputs:
             raise InputError("the mask is all black: nothing would be made anew", "white is what is made anew")
         if strength is None:
             strength = 1.0 if self.image is None or self.mask or self.margins else STRENGTH
-        self.strength = share("--strength", strength)
+        self.strength = check_share("--strength", strength)
         models = options.get("control_models", ())
         self.controls = [read_control(text, models, folder) for text in options.get("controls", ())]
         if models and not self.controls:

@@ -6,13 +6,22 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
-from diffgen.generation import options as sampling
-from diffgen.generation.options import DEFAULTS, MAX_SIDE, OTHERS, check_int, parse_size, which_seeds
+from diffgen.generation.checks import (
+    DEFAULTS,
+    MAX_SIDE,
+    check_int,
+    check_number,
+    check_sampling,
+    parse_interval,
+    parse_size,
+    which_seeds,
+)
+from diffgen.generation.options import OTHERS, Options
 from diffgen.models.families import REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
@@ -24,60 +33,17 @@ from diffgen.prompts.wildcards import Wildcards
 from schedulers.explicit import is_grid_file
 
 from . import inputs, sizes
-from .inputs import Control, Embedding, Input, Inputs, Lora, Source, Upscale, Variation
+from .inputs import Control, Embedding, Input, Inputs, Lora, Upscale, Variation
 
 MAX_CLIP_SKIP = 12
 
 
-class Options(TypedDict, total=False):
-    """What may be asked of pictures besides a prompt, by the names of the command's options; None is "not said"."""
+@dataclass(frozen=True, kw_only=True)
+class Shot(plan.Shot):
+    """One picture of a plan, its prompts with their choices made."""
 
     negative: str
-    style: str | Sequence[str] | None
-    prompt_syntax: str  # a1111 or plain
-    clip_skip: int  # 1 is off
-    count: int  # pictures of each prompt; picture i has seed + i
-    seed: int | None  # random unless given
-    seeds: str | Sequence[int] | None  # instead of seed and count: "0-7", "1,5,9"
-    size: str | int | tuple[int, int] | None  # (width, height), "WxH", or the side of a square
-    steps: int | None
-    guidance: float | None
-    guidance_rescale: float
-    guidance_interval: str | Sequence[float] | None  # (from, to), shares of the steps
-    scheduler: str | None
-    grid: str | None
-    batch_size: int
-    image: Source | None  # a file, or a picture of Pillow
-    strength: float | None
-    mask: Source | None  # white is made anew
-    outpaint: str | Sequence[int] | None  # (left, top, right, bottom) pixels
-    controls: Sequence[str]  # TYPE=IMAGE[:SCALE]
-    control_models: Sequence[str]  # [TYPE=]PATH
-    loras: Sequence[str]  # PATH[:SCALE]
-    embeddings: Sequence[str]  # WORD=FILE
-    upscale: float | None
-    upscale_mode: str | None  # lanczos (unless said) or latent
-    upscale_strength: float | None
-    refiner: str | None  # a model of the family sdxl-refiner
-    variation_seed: int | None
-    variation_strength: float | None
-    tile: bool
-    vae_tiling: bool
-    safety: bool
-    wildcards: Sequence[str] | None  # folders
-    keep_steps: bool  # pictures come with what each evaluation predicted
-    attention: str | Sequence[str] | None  # words whose cross-attention is wanted
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One picture of a plan: its prompts with their choices made, its number for its prompt, its seed."""
-
-    prompt: str
-    negative: str
-    index: int
-    seed: int
-    template: str
+    template: str  # the prompt before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +52,8 @@ class Plan(plan.Plan):
 
     checked: Checked
     negative: str
-    given: frozenset[str]  # the options that were said; the others are the model's defaults
     own_grid: bool = False  # one of the model's files, which it takes by itself for the rest of what is asked
     known: frozenset[str] | None = None  # the words that the model was trained on
-    seeds: tuple[int, ...] = ()  # of the pictures of each prompt, where they are a list
     syntax: str = "a1111"
     styles: tuple[str, ...] = ()
     clip_skip: int = 1
@@ -141,18 +105,15 @@ class Plan(plan.Plan):
             found.append(f"safety checker {'on' if self.safety else 'off'}")
         return found
 
-    def seed_of(self, index: int) -> int:
-        return self.seeds[index] if self.seeds else self.seed + index
-
     def shots(self) -> Iterator[Shot]:
         """Every picture: prompts first, then seeds."""
         for template in self.prompts:
             for index in range(self.count):
                 seed = self.seed_of(index)
-                if self.syntax == "plain":
-                    yield Shot(template, self.negative, index, seed, template)
-                else:
-                    yield Shot(*self.wildcards.expand(template, seed, self.negative), index, seed, template)
+                prompt, negative = template, self.negative
+                if self.syntax != "plain":
+                    prompt, negative = self.wildcards.expand(template, seed, self.negative)
+                yield Shot(prompt=prompt, negative=negative, template=template, index=index, seed=seed)
 
     def groups(self, size: int | None = None) -> Iterator[list[Shot]]:
         """The pictures to make at once: neighbours of the same prompts, at most `size` (the plan's batch size)."""
@@ -187,7 +148,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     """
     said = _Said(options)
     # What was asked for is checked first, so that a wrong option is never blamed on the model.
-    sampling.sampling(DEFAULTS | said.sampling)
+    check_sampling(DEFAULTS | said.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
     checked = check(model)
     if not checked.row.reads_prompts:
@@ -317,8 +278,8 @@ class _Said:
             "styles": self.styles,
             "wildcards": self.wildcards,
             "clip_skip": check_int("--clip-skip", options.get("clip_skip", 1), 1, MAX_CLIP_SKIP),
-            "rescale": inputs.number("--guidance-rescale", options.get("guidance_rescale", 0.0), 0, 1),
-            "interval": (0.0, 1.0) if window is None else inputs.interval(window),
+            "rescale": check_number("--guidance-rescale", options.get("guidance_rescale", 0.0), 0, 1),
+            "interval": (0.0, 1.0) if window is None else parse_interval(window),
             "upscale": inputs.check_upscale(
                 options.get("upscale"), options.get("upscale_mode"), options.get("upscale_strength")
             ),
@@ -386,14 +347,14 @@ def _sampling(
         own["grid"] = None  # the model's grid is for its own scheduler
     try:
         if plain and not users:
-            said = grid_files.of_grid({"grid": str(named)}) if named else {}
+            said = grid_files.tuned_defaults({"grid": str(named)}) if named else {}
             said = {k: v for k, v in said.items() if k not in model.defaults and (k != "guidance" or k not in card)}
             grids = [*([named] if named else []), *checked.grids]
             for values in (own | said, own):
-                chosen = sampling.sampling(values | dict(asked))
+                chosen = check_sampling(values | dict(asked))
                 if (grid := grid_files.shipped_grid(grids, chosen)) is not None:
                     return chosen | {"grid": grid}
-        return sampling.sampling(own | grid_files.of_grid(asked) | dict(asked))
+        return check_sampling(own | grid_files.tuned_defaults(asked) | dict(asked))
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffgen.errors import InputError, UsageError
-from diffgen.generation.options import parse_size
+from diffgen.generation.checks import parse_size
 from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model
 from diffgen.models.gate import Checked

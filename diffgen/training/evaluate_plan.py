@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from diffgen.generation.options import MAX_PICTURES, check_int
+from diffgen.generation.checks import MAX_PICTURES, check_int
 from diffgen.models.find import Model
 
 from .plan import RunPlan, Shot, make_plan
@@ -28,7 +28,7 @@ class EvaluationPlan(RunPlan):
         if not self.labels:
             yield from super().shots()
         for i, label in enumerate(self.labels):
-            yield Shot(self.run.data["classes"][label], label, i, self.seed + i)
+            yield Shot(prompt=self.run.data["classes"][label], label=label, index=i, seed=self.seed + i)
 
 
 def make_evaluation_plan(

@@ -16,7 +16,8 @@ from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.generation.grid_files import check_grid_model
-from diffgen.generation.plan import Picture, finished, record_of
+from diffgen.generation.plan import Picture, finished
+from diffgen.generation.record import record_of
 from diffgen.images.pixels import pixels_sha256, to_pil
 from diffgen.images.strip import Step
 from diffgen.models import gate

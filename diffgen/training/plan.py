@@ -11,8 +11,8 @@ from typing import Any
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
-from diffgen.generation import options as sampling
-from diffgen.generation.options import OTHERS, check_int, parse_size, which_seeds
+from diffgen.generation.checks import DEFAULTS, check_int, check_sampling, parse_size, which_seeds
+from diffgen.generation.options import OTHERS
 from diffgen.models.find import Model
 
 from . import config as configuration
@@ -22,14 +22,11 @@ from .run import Run, read_run
 MAX_SIDE = 1024
 
 
-@dataclass(frozen=True)
-class Shot:
-    """One picture of a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Shot(plan.Shot):
+    """One picture of a run. Its prompt is the name of its class, "" without classes."""
 
-    prompt: str  # the name of its class, "" without classes
     label: int | None
-    index: int
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +34,18 @@ class RunPlan(plan.Plan):
     """A checked order for pictures of a run. The prompts are names of classes; "" is a class drawn from the seed."""
 
     run: Run
-    given: frozenset[str]  # the options that were said; the others are the run's defaults
-    seeds: tuple[int, ...] = ()  # of the pictures of each class, where they are a list
-
-    details = ()
-
-    @property
-    def final_size(self) -> tuple[int, int]:
-        """(width, height)"""
-        return self.width, self.height
 
     def shots(self) -> Iterator[Shot]:
         """Every picture: prompts first, then seeds."""
         classes = self.run.data["classes"]
         for prompt in self.prompts:
             for index in range(self.count):
-                seed = self.seeds[index] if self.seeds else self.seed + index
+                seed = self.seed_of(index)
                 if classes is None:
-                    yield Shot("", None, index, seed)
+                    yield Shot(prompt="", label=None, index=index, seed=seed)
                 else:
                     label = classes.index(prompt) if prompt else drawn_class(seed, len(classes))
-                    yield Shot(classes[label], label, index, seed)
+                    yield Shot(prompt=classes[label], label=label, index=index, seed=seed)
 
     def groups(self) -> Iterator[list[Shot]]:
         """The pictures to make at once."""
@@ -82,7 +70,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
             flag = name.removesuffix("s" if name in ("controls", "control_models", "loras", "embeddings") else "")
             raise UsageError(f"--{flag.replace('_', '-')} is not there for a run of `diffgen train`", "leave it out")
     asked = {key: options[key] for key in ("steps", "guidance", "scheduler", "grid") if options.get(key) is not None}
-    sampling.sampling(sampling.DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
+    check_sampling(DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
     size = None if options.get("size") is None else parse_size(options["size"])
     which = which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))
     batch_size = check_int("--batch-size", options.get("batch_size", 1), 1, 4096)
@@ -97,10 +85,10 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -
         "grid": None,
     }
     try:
-        sampling.sampling(own, native=True)
+        check_sampling(own, native=True)
     except UsageError as error:
         raise InputError(f"{run.folder / 'run.json'}: {error.message}") from error
-    chosen = sampling.sampling(own | asked, native=True)
+    chosen = check_sampling(own | asked, native=True)
     if chosen["guidance"] != 1 and not guides:
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
         raise UsageError(f"--guidance {chosen['guidance']:g}: {run.name} was trained {why}", "leave it out")

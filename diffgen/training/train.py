@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diffgen import environment
 from diffgen.devices import device_name
 from diffgen.errors import InputError, UsageError, check_keywords
-from diffgen.generation.options import MAX_SEED, check_int
+from diffgen.generation.checks import MAX_SEED, check_int
 
 from . import config as configuration
 from .job import JOBS

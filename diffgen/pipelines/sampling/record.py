@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffgen.generation.plan import record_of as plan_record
+from diffgen.generation.record import record_of as plan_record
 from diffgen.images.metadata import base_name
 from schedulers.scheduler import Scheduler
 
