@@ -15,11 +15,12 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .loading import load
+    from .training.evaluate import evaluate
     from .training.train import train
 
 # name: the module that defines it, imported at the first use
-FUNCTIONS = {"load": "loading", "train": "training.train"}
-__all__ = ["__version__", "load", "train"]
+FUNCTIONS = {"load": "loading", "train": "training.train", "evaluate": "training.evaluate"}
+__all__ = ["__version__", "evaluate", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -144,10 +144,10 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     assert said["samples"] == 60
     found = evaluate(run, open_data("digits"), samples=60, steps=4, scheduler="ddim", guidance=1.0, bits=False)
     for name, value in said["rows"][0]["values"].items():
-        assert value == pytest.approx(found["metrics"][name]["value"], rel=1e-5), name
-        assert said["scales"][name]["floor"] == pytest.approx(found["metrics"][name]["floor"])
+        assert value == pytest.approx(found.metrics[name].value, rel=1e-5), name
+        assert said["scales"][name]["floor"] == pytest.approx(found.metrics[name].floor)
     spread = {name: scale["deviation"] for name, scale in said["scales"].items() if scale["deviation"] is not None}
-    assert spread == pytest.approx(found["floor_deviation"], rel=1e-5)
+    assert spread == pytest.approx(found.floor_deviation, rel=1e-5)
     page = Path("c/report.html").read_text()
     assert "Against the data" in page
     scale = said["scales"]["sliced_wasserstein"]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from PIL import Image
 
 from diffgen.cli import run as command
 from diffgen.errors import InputError, UsageError
-from diffgen.training import classifier, reference
+from diffgen.training import classifier, real_pictures
 from diffgen.training.data import open_data
-from diffgen.training.evaluate import Evaluation, Ticks, data_of, evaluate, in_proportion
+from diffgen.training.evaluate import evaluate
 from diffgen.training.evaluate_plan import make_evaluation_plan
+from diffgen.training.evaluation import Evaluation, Ticks, data_of, in_proportion
+from diffgen.training.listener import Listener
 from diffgen.training.neighbours import neighbours
-from diffgen.training.reference import Reference
+from diffgen.training.real_pictures import RealPictures
 
 CONFIG = """
 [data]
@@ -67,7 +70,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def real(digits):
-    return Reference(digits)
+    return RealPictures(digits)
 
 
 @pytest.fixture(scope="module")
@@ -81,44 +84,45 @@ def evaluation(runs, digits):
 def test_real_pictures_are_as_good_as_real_pictures(real, digits):
     """A third of the training part, taken for samples, against its own floors."""
     some = torch.arange(0, len(real.train), 3)
-    found, deviation, left_out = real.measure(real.train[some], digits.labels[real.train_index[some]])
-    assert left_out == {}
-    assert list(found) == [*DISTANCES, "memorisation_ratio", "classification_accuracy_score"]
+    result = real.measure(real.train[some], digits.labels[real.train_index[some]])
+    metrics = result.metrics
+    assert result.left_out == {}
+    assert list(metrics) == [*DISTANCES, "memorisation_ratio", "classification_accuracy_score"]
     for name in DISTANCES:
-        figures = found[name]
-        reach = abs(figures["ceiling"] - figures["floor"])
-        assert abs(figures["value"] - figures["floor"]) < 0.1 * reach, name
-        assert 0 < deviation[name] < 0.1 * reach, name
-    assert found["memorisation_ratio"]["value"] == 0
-    assert found["memorisation_ratio"]["floor"] == pytest.approx(1, abs=0.05)
-    assert found["memorisation_ratio"]["ceiling"] > 3
-    score = found["classification_accuracy_score"]
-    assert score["floor"] > score["value"] - 0.1 > 0.7
-    assert score["ceiling"] == pytest.approx(0.1, abs=0.02)
-    assert found["nearest_neighbour_accuracy"]["ceiling"] > 0.99
+        figures = metrics[name]
+        reach = abs(figures.ceiling - figures.floor)
+        assert abs(figures.value - figures.floor) < 0.1 * reach, name
+        assert 0 < result.floor_deviation[name] < 0.1 * reach, name
+    assert metrics["memorisation_ratio"].value == 0
+    assert metrics["memorisation_ratio"].floor == pytest.approx(1, abs=0.05)
+    assert metrics["memorisation_ratio"].ceiling > 3
+    score = metrics["classification_accuracy_score"]
+    assert score.floor > score.value - 0.1 > 0.7
+    assert score.ceiling == pytest.approx(0.1, abs=0.02)
+    assert metrics["nearest_neighbour_accuracy"].ceiling > 0.99
     assert real.classifier_accuracy > 0.95
 
 
 def test_wrong_labels_make_a_bad_classifier(real, digits):
     labels = digits.labels[real.train_index]
-    assert real._classification(real.train, (labels + 1) % 10)["value"] < 0.05
+    assert real._classification(real.train, (labels + 1) % 10).value < 0.05
 
 
 def test_few_pictures(digits, quick):
     """Density and coverage need six held-out pictures, everything two."""
     few = digits.__class__("few", digits.images[:8], None, None, None, 17, digits.digests[:8])
-    _, deviation, left_out = Reference(few, held_out=0.5).measure(digits.images[20:25])
-    assert left_out.keys() == {"density", "coverage"}
-    assert "more than 5 real examples, there are 4" in left_out["density"]
-    assert deviation["sliced_wasserstein"] is None  # there are no several draws of five of four
+    result = RealPictures(few, held_out=0.5).measure(digits.images[20:25])
+    assert result.left_out.keys() == {"density", "coverage"}
+    assert "more than 5 real examples, there are 4" in result.left_out["density"]
+    assert result.floor_deviation["sliced_wasserstein"] is None  # five of four pictures cannot be drawn several times
     with pytest.raises(InputError, match="0 that are held out"):
-        Reference(few, held_out=0)
+        RealPictures(few, held_out=0)
 
 
 def test_large_data_is_looked_at_in_part(digits, monkeypatch):
-    monkeypatch.setattr(reference, "MOST_TRAIN", 100)
-    assert Reference(digits).notes == ["of 1618 training pictures, 100 are looked at"]
-    assert Reference(digits).train_index[-1] == digits.split()[0][-1]
+    monkeypatch.setattr(real_pictures, "MOST_TRAIN", 100)
+    assert RealPictures(digits).notes == ["of 1618 training pictures, 100 are used"]
+    assert RealPictures(digits).train_index[-1] == digits.split()[0][-1]
 
 
 def test_in_proportion():
@@ -134,13 +138,13 @@ def test_in_proportion():
 
 
 def test_held_out_loss_is_that_of_the_training(evaluation, runs):
-    told = [json.loads(line) for line in (runs / "digits/metrics.jsonl").read_text().splitlines()]
-    last = next(line for line in reversed(told) if "held_out_ema" in line)
+    lines = [json.loads(line) for line in (runs / "digits/metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(lines) if "held_out_ema" in line)
     figures, quartiles = evaluation._held_out(Ticks(1, None))
-    assert figures["value"] == pytest.approx(last["held_out_ema"], rel=1e-6)
+    assert figures.value == pytest.approx(last["held_out_ema"], rel=1e-6)
     assert quartiles == pytest.approx(last["held_out_ema_quartiles"], rel=1e-6)
-    assert figures["floor"] == pytest.approx(figures["value"], rel=0.1)
-    assert figures["value"] < figures["ceiling"]
+    assert figures.floor == pytest.approx(figures.value, rel=0.1)
+    assert figures.value < figures.ceiling
 
 
 @pytest.mark.parametrize("name", ["digits", "plain"])
@@ -148,7 +152,7 @@ def test_bits_per_dim_is_the_bound(name, runs, digits):
     """Against all terms for all held-out pictures."""
     made = Evaluation(make_evaluation_plan(runs / name, samples=250), digits)
     part = made._parts[0]
-    x0, model = made._asked(part)
+    x0, model = made._inputs(part)
     expected = made.process.bits_per_dim(model, x0, torch.Generator().manual_seed(1), clip=(-1, 1)).mean().item()
     assert made._bound(part, Ticks(1, None)) == pytest.approx(expected, rel=0.02)
     assert made._bound(part, Ticks(1, None)) == made._bound(part, Ticks(1, None))
@@ -156,13 +160,18 @@ def test_bits_per_dim_is_the_bound(name, runs, digits):
 
 def test_bits_per_dim_by_the_ode(evaluation):
     part = evaluation._parts[0][:20]
-    x0, model = evaluation._asked(part)
+    x0, model = evaluation._inputs(part)
     expected = evaluation.process.bits_per_dim_ode(model, x0, torch.Generator().manual_seed(1), probes=6).mean()
     assert evaluation._ode(part, Ticks(1, None)) == pytest.approx(expected.item(), rel=0.05)
 
 
 def test_the_command(runs, digits, diffgen_, quick):
     heard = []
+
+    class Recorder(Listener):
+        def progress(self, *call):
+            heard.append(call)
+
     options = {"samples": 60, "seed": 3, "steps": 3}
     code, out, err = diffgen_(
         "evaluate", runs / "digits", "--data", "digits", "--samples", 60, "--seed", 3, "--steps", 3, "-o", "found/",
@@ -184,7 +193,7 @@ def test_the_command(runs, digits, diffgen_, quick):
     assert Image.open("found/neighbours.png").width > 300
     assert result["files"] == ["found/neighbours.png", "found/evaluation.json"]
 
-    again = evaluate(runs / "digits", digits, **options, progress=lambda *told: heard.append(told))
+    again = asdict(evaluate(runs / "digits", digits, **options, listener=Recorder()))
     same = result["metrics"] | {}
     del same["bits_per_dim_ode"]
     assert again["metrics"] == same
@@ -204,7 +213,7 @@ def test_without_classes(runs, diffgen_, quick):
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:-2]] == ["metric", *DISTANCES, "memorisation_ratio", "held_out_loss"]
     assert lines[0].split() == ["metric", "value", "floor", "ceiling", "better"]
-    assert lines[-2:] == ["classification_accuracy_score is left out: the run knows no classes", "n.png"]
+    assert lines[-2:] == ["classification_accuracy_score is left out: the run has no classes", "n.png"]
     assert "30 samples" in err
     assert Image.open("n.png").mode == "RGB"
 
@@ -265,9 +274,9 @@ def test_other_data_that_fits(runs, digits, quick):
     plan = make_evaluation_plan(runs / "digits", samples=30, bits=False)
     with pytest.raises(InputError, match="other pictures"):
         data_of(plan, other)
-    found = evaluate(runs / "digits", other, samples=30, bits=False, any_data=True)
-    assert "trained on other pictures" in found["left_out"]["memorisation_ratio"]
-    assert "bits_per_dim" not in found["metrics"]
+    result = evaluate(runs / "digits", other, samples=30, bits=False, any_data=True)
+    assert "trained on other pictures" in result.left_out["memorisation_ratio"]
+    assert "bits_per_dim" not in result.metrics
     letters = digits.__class__("letters", digits.images, digits.labels, list("abcdefghij"), None, 17, digits.digests)
     with pytest.raises(InputError, match="letters does not fit digits: its classes: a, b, c"):
         evaluate(runs / "digits", letters, samples=30, any_data=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json as json_
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from io import BytesIO
-from pathlib import Path
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
-from diffgen import environment
-from diffgen.devices import device_name
-from diffgen.errors import UsageError
+import diffgen
+from diffgen.training.listener import Listener
 
 from .output import Debug, Json, Output, Quiet, table
 
@@ -84,107 +81,55 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    say, device = Output("evaluate", json, quiet), device_name(device)
-    picture_file, figures_file = _files(out, overwrite)
-    from diffgen.training.evaluate_plan import make_evaluation_plan
-
-    plan = make_evaluation_plan(
-        run,
-        samples=samples,
-        seed=seed,
-        steps=steps,
-        guidance=guidance,
-        scheduler=scheduler,
-        grid=grid,
-        batch_size=batch_size,
-        any_data=any_data,
-        bits=bits,
-        ode=ode,
-    )
-    environment.prepare()
+    say = Output("evaluate", json, quiet)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
-    from diffgen.training.evaluate import Evaluation, data_of
-    from diffgen.training.neighbours import neighbours
-
-    with say.progress("reading pictures") as on_picture:
-        pictures = data_of(plan, data, on_picture)
-    for note in pictures.notes:
-        say.note(note)
-    evaluation = Evaluation(plan, pictures, device)
-    say.note(
-        f"{plan.run.name}: {len(plan)} samples, {plan.scheduler} on {plan.grid}, {plan.steps} steps, guidance "
-        f"{plan.guidance:g}, seed {plan.seed}; {len(evaluation.real.test)} held-out pictures"
-    )
-    with say.progress(plan.run.name) as bar:
-        result = evaluation.result(bar or _lines(say))
-    for note in result["notes"]:
-        say.warn(note)
-    written = [str(file) for file in (picture_file, figures_file) if file is not None]
-    result["files"] = written
-    if picture_file is not None:
-        image = BytesIO()
-        neighbours(evaluation.real, evaluation.samples).save(image, "PNG")
-        _write(picture_file, image.getvalue(), overwrite)
-    if figures_file is not None:
-        _write(figures_file, (json_.dumps(result, indent=1) + "\n").encode(), overwrite)
-    say.result(result, [*table(list(_rows(result))), *_left_out(result), *written])
-
-
-def _files(out: str | None, overwrite: bool) -> tuple[Path | None, Path | None]:
-    """(the picture, the figures). Raises UsageError, CannotWrite before any work is done."""
-    from diffgen.images.publish import Exists, cannot_write
-
-    if out is None:
-        return None, None
-    path = Path(out)
-    if path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".json"):
-        raise UsageError(f"-o must be a .png file or a folder (got {out!r})", "for example -o evaluation/")
-    alone = path.suffix.lower() == ".png"
-    picture, figures = (path, None) if alone else (path / "neighbours.png", path / "evaluation.json")
-    for file in (picture, figures):
-        if file is not None and file.exists() and (file.is_dir() or not overwrite):
-            raise Exists(file)
-    if alone and not path.parent.is_dir():
-        raise cannot_write(path, FileNotFoundError(2, "no such folder"))
-    if not alone and path.exists() and not path.is_dir():
-        raise cannot_write(picture, NotADirectoryError(20, "not a folder"))
-    return picture, figures
-
-
-def _write(path: Path, data: bytes, overwrite: bool) -> None:
-    from diffgen.images.publish import cannot_write, publish
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    publish(path, data, overwrite)
+    with say.progress("evaluate") as bar:
+        result = diffgen.evaluate(
+            run,
+            data,
+            samples=samples,
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            scheduler=scheduler,
+            grid=grid,
+            batch_size=batch_size,
+            any_data=any_data,
+            bits=bits,
+            ode=ode,
+            out=out,
+            overwrite=overwrite,
+            device=device,
+            listener=Screen(say, bar),
+        )
+    document = asdict(result)
+    missing = [f"{name} is left out: {reason}" for name, reason in result.left_out.items()]
+    say.result(document, [*table(list(_rows(document))), *missing, *result.files])
 
 
 def _rows(result: dict[str, Any]) -> Iterator[list[str]]:
+    """The table of the metrics."""
     yield ["metric", "value", "floor", "ceiling", "better"]
-    for name, found in result["metrics"].items():
+    for name, figures in result["metrics"].items():
         deviation = result["floor_deviation"].get(name)
-        floor = f"{found['floor']:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
-        yield [name, f"{found['value']:.4g}", floor, f"{found['ceiling']:.4g}", result["better"][name]]
+        floor = f"{figures['floor']:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+        yield [name, f"{figures['value']:.4g}", floor, f"{figures['ceiling']:.4g}", result["better"][name]]
 
 
-def _left_out(result: dict[str, Any]) -> Iterator[str]:
-    for name, why in result["left_out"].items():
-        yield f"{name} is left out: {why}"
+class Screen(Listener):
+    """Shows an evaluation: a bar on a terminal; elsewhere a line for each stage, and then now and then."""
 
+    def __init__(self, say: Output, bar: Callable[..., None] | None) -> None:
+        self.note, self.warn, self.bar = say.note, say.warn, bar  # type: ignore[method-assign]
+        self.began, self.last_line, self.last_text = time.monotonic(), 0.0, ""
 
-def _lines(say: Output) -> Callable[[int, int, str], None]:
-    """Where no bar can be shown: a line for each part, and then now and then."""
-    began, told, last = time.monotonic(), 0.0, ""
-
-    def on_step(done: int, total: int, text: str) -> None:
-        nonlocal told, last
+    def progress(self, done: int, total: int, text: str) -> None:
+        if self.bar is not None:
+            self.bar(done, total, text)
+            return
         now = time.monotonic()
-        if text != last or now - told >= SILENCE:
-            left = f", about {(now - began) / done * (total - done):.0f} s left" if done else ""
-            say.note(f"{text}{left}")
-            told, last = now, text
-
-    return on_step
+        if text != self.last_text or now - self.last_line >= SILENCE:
+            left = f", about {(now - self.began) / done * (total - done):.0f} s left" if done else ""
+            self.note(f"{text}{left}")
+            self.last_line, self.last_text = now, text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.publish import publish
-from diffgen.training.evaluate import data_of, in_proportion
 from diffgen.training.evaluate_plan import make_evaluation_plan
+from diffgen.training.evaluation import data_of, in_proportion
 from diffgen.training.metrics import METRICS
-from diffgen.training.reference import Reference
+from diffgen.training.real_pictures import RealPictures
 
 from .plan import Entry
 from .run import FAILURES, Comparison, versions
@@ -42,7 +43,7 @@ class Distribution:
             self.data = data_of(plan, data)
         except InputError as error:
             raise InputError(error.message, "give the data that it was trained on") from error
-        self.real = Reference(self.data, plan.run.config.get("data", {}).get("held_out", 0.1))
+        self.real = RealPictures(self.data, plan.run.config.get("data", {}).get("held_out", 0.1))
         self.labels: Tensor | None = None
         if subject.data["classes"]:
             assert self.data.labels is not None
@@ -112,10 +113,10 @@ class Distribution:
         known = self.comparison.folder.read(folder / f"{key}.json", SCHEMA)
         if known is not None:
             return known["metrics"]
-        found, spread, _ = self.real.measure(self._pictures(entry, steps, guidance), self.labels)
+        measured = self.real.measure(self._pictures(entry, steps, guidance), self.labels)
         plain: dict[str, dict[str, float | None]] = {
-            name: {**{k: float(v) for k, v in figures.items()}, "deviation": spread.get(name)}
-            for name, figures in found.items()
+            name: {**asdict(figures), "deviation": measured.floor_deviation.get(name)}
+            for name, figures in measured.metrics.items()
         }
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"schema": SCHEMA, "metrics": plain}, indent=1, allow_nan=False)

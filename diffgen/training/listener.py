@@ -1,4 +1,4 @@
-"""Who is told how a training goes."""
+"""Who is told how a training or an evaluation goes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Listener:
         """Something is wrong, and the training goes on."""
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """`done` of `total` pictures are read or encoded, as `text` says."""
+        """`done` of `total` pictures are read, encoded or evaluated: `text` names the stage."""
 
     def step(self, step: int, steps: int) -> None:
         """`step` of `steps` steps are done."""

@@ -1,4 +1,4 @@
-"""The picture of an evaluation: samples above their nearest training pictures, with the distance between them."""
+"""The picture of an evaluation: samples above their nearest training pictures, with the distances."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffgen.images.pixels import to_pil
 
-from .reference import Reference
+from .real_pictures import RealPictures
 
 SIDE = 72  # smaller pictures are enlarged to about this by a whole factor, larger ones reduced
 GAP, LINE = 6, 16
@@ -16,7 +16,7 @@ COLUMNS, ROWS = 8, 4
 PAPER, INK = "white", "black"
 
 
-def neighbours(real: Reference, samples: Tensor) -> Image.Image:
+def neighbours(real: RealPictures, samples: Tensor) -> Image.Image:
     """Up to 32 pairs of samples uint8 [N, C, H, W], from the nearest to a training picture to the farthest from any."""
     distance, number = real.nearest(samples)
     order = distance.argsort(stable=True)
