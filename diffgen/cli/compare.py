@@ -133,7 +133,7 @@ def compare(
     from diffgen.comparison.verdict import missing
 
     subject, prompts, scales = subject_of(model, prompt or [], scales, device, dtype)
-    aim = Reference.parse(reference, exact=subject.family == "mixture")
+    aim = Reference.parse(reference, exact=subject.is_mixture)
     axes = plan.Axes(entries, budgets, seed_list, prompts, scales)
     comparison = Comparison(subject, axes, aim, folder)
     distribution = None

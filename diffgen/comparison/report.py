@@ -29,7 +29,7 @@ from schedulers.noise import level_symbol
 
 from . import plots
 from .plots import Point, Series
-from .tables import as_csv, floor_text, name_of, numbered, shown
+from .tables import as_csv, floor_text, name_of, numbered, of_mixture, shown
 
 MAX_EMBEDDED = 20_000_000  # bytes of pictures; beyond, smaller ones are embedded
 MAX_DRAWN = 24  # prompts × guidance scales that get plots
@@ -186,7 +186,7 @@ class _Cells:
 
     def __init__(self, found: dict[str, Any], pictures: _Pictures) -> None:
         self.found, self.pictures = found, pictures
-        self.mixture = found["model"]["family"] == "mixture"
+        self.mixture = of_mixture(found)
         self.command = _Command.read(found["command"])
         self.by_place = {_place(cell): cell for cell in found["cells"]}
         self.by_row = {_place(row, seed=False): row for row in found["rows"]}
@@ -377,7 +377,7 @@ def _levels(found: dict[str, Any]) -> Markup | None:
 
 def _table(found: dict[str, Any]) -> dict[str, Any]:
     """All rows with every figure: heads (key, title, is it a number) and lines of (text, value to sort by)."""
-    axes, mixture = found["axes"], found["model"]["family"] == "mixture"
+    axes, mixture = found["axes"], of_mixture(found)
     heads = [("scheduler", "scheduler", False), ("grid", "grid", False)]
     heads += [("prompt", "prompt", False)] if len(axes["prompts"]) > 1 else []
     heads += [("guidance", "guidance", True)] if len(axes["guidance"]) > 1 else []

@@ -151,7 +151,7 @@ def _judge(comparison: Comparison, cells: list[dict[str, Any]], references: list
             cell |= _moments(comparison.subject, x0, cell["seed"])
         if reference is None or cell["stochastic"]:
             continue
-        pictures = comparison.subject.family != "mixture"  # whose picture is a plot
+        pictures = not comparison.subject.is_mixture  # whose picture is a plot
         if reference["key"] not in solutions:
             image = _picture(comparison, reference["image"]) if pictures else None
             solutions = {reference["key"]: (comparison.folder.result(reference["key"]).numpy(), image)}
@@ -207,7 +207,7 @@ def _rows(
             "rank": None,
         }
         row |= {name: _summary(done, name) for name in ("error", "psnr", "ssim", "seconds", "seconds_per_nfe")}
-        if comparison.subject.family == "mixture":
+        if comparison.subject.is_mixture:
             row |= {n: _summary(done, n) for n in ("mean_error", "covariance_error", "sliced_wasserstein")}
         rows.append(row)
     for group in _by_setting(rows).values():

@@ -39,6 +39,7 @@ class Subject(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the network
     takes_prompts: bool
+    is_mixture: bool  # whether its exact answer is known, and its pictures are plots
     options: dict[str, Any]  # what its schedulers are made with besides
     module: torch.nn.Module | None  # the network itself, whose calls are counted
     remarks: Sequence[str]  # what to know before looking at its pictures
@@ -104,6 +105,7 @@ class MixtureSubject:
     name, family, prediction = "mixture", "mixture", "epsilon"
     device, dtype = torch.device("cpu"), torch.float32
     takes_prompts = False
+    is_mixture = True
     module: torch.nn.Module | None = None
     remarks: Sequence[str] = ()
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
@@ -168,6 +170,8 @@ class MixtureSubject:
 class RunSubject:
     """A training run: the average of its weights, x0 kept in the range of pixels, as `generate` has it."""
 
+    is_mixture = False
+
     def __init__(self, generator: RunGenerator) -> None:
         run = generator.run
         self.generator, self.data, self.name, self.family = generator, run.data, run.name, "run"
@@ -199,6 +203,7 @@ class PipelineSubject:
     """
 
     takes_prompts = True
+    is_mixture = False
 
     def __init__(self, generator: ImageGenerator) -> None:
         from diffgen.models.info import info

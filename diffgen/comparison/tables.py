@@ -14,6 +14,11 @@ def numbered(count: int, name: str) -> str:
     return f"{count} {name}{'s' * (count != 1)}"
 
 
+def of_mixture(results: dict[str, Any]) -> bool:
+    """Whether results are the mixture's, whose metrics compare distributions."""
+    return bool(results["model"]["family"] == "mixture")
+
+
 def name_of(row: dict[str, Any]) -> str:
     return f"{row['label']} on {row['grid']}"
 
@@ -46,7 +51,7 @@ def as_csv(found: dict[str, Any]) -> str:
 
 def as_table(found: dict[str, Any]) -> Iterator[list[str]]:
     """The rows for a terminal; the best of each budget is marked with a star."""
-    mixture = found["model"]["family"] == "mixture"
+    mixture = of_mixture(found)
     yield ["scheduler", "grid", "NFE", "error", "rank", "s", *(["sliced W"] if mixture else ["PSNR", "SSIM"]), ""]
     for row in sorted(found["rows"], key=lambda r: (r["prompt"], r["guidance"], r["budget"], _last(r))):
         notes = ["stochastic"] if row["stochastic"] else []

@@ -323,7 +323,7 @@ class SolverOnModel:
 
     def learn(self, learned: Learned, starts: Starts, size: int) -> float:
         """The mean error over the seeds, its gradient added to that of the parameters, `size` seeds at a time."""
-        total, size = 0.0, len(starts.seeds) if self.subject.family == "mixture" else size
+        total, size = 0.0, len(starts.seeds) if self.subject.is_mixture else size
         for first in range(0, len(starts.seeds), size):
             some = starts.part(range(first, min(first + size, len(starts.seeds))))
             try:
@@ -343,7 +343,7 @@ class SolverOnModel:
     def sampled(self, scheduler: schedulers.Scheduler, grid: Grid, starts: Starts, gradients: bool = False) -> Tensor:
         """The results [S·B, …] in batches, on the CPU."""
         results = []
-        size = len(starts.x) if self.subject.family == "mixture" or gradients else BATCH
+        size = len(starts.x) if self.subject.is_mixture or gradients else BATCH
         for first in range(0, len(starts.x), size):
             rows = slice(first, first + size)
             network = self.network(tuple(starts.prompts[rows]))

@@ -27,7 +27,7 @@ def picture(subject: Subject, found: dict[str, Any], prompt_of: Callable[[int], 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    count = 1 if subject.family == "mixture" else SHOWN
+    count = 1 if subject.is_mixture else SHOWN
     seeds = [SEEDS_BELOW - 1 - i for i in range(count)]
     before = Entry(found["solver"], found["solver"], found["built_in"]["grid"])
     with TemporaryDirectory() as folder:
