@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.main import get_command
 
 from diffgen.cli.app import app
 
@@ -64,7 +63,7 @@ def pages(maker: ModuleType) -> dict[str, Any]:
 def test_every_command_parses(name: str) -> None:
     """The command and its options exist, and so does each file of the samples that it reads."""
     for words in commands((ROOT / name).read_text("utf-8")):
-        command, rest = get_command(app), words
+        command, rest = app, words
         while subcommands := getattr(command, "commands", None):
             command, rest = subcommands[rest[0]], rest[1:]
         command.make_context("diffgen", list(rest))
