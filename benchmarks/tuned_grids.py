@@ -30,8 +30,8 @@ from torch import Tensor
 
 import schedulers
 from diffgen import environment
+from diffgen.comparison.search import SolverOnModel, Starts
 from diffgen.comparison.subjects import Subject, subject_of
-from diffgen.comparison.tune import SolverOnModel, Starts
 
 SHORTLIST = 12
 Run = Callable[[Any, Tensor], Tensor]
@@ -87,7 +87,7 @@ def main(model: str, guidance: float, grids: list[str], choose: int, judge: int)
         )
         for starts in (few, many):
             with torch.inference_mode():
-                starts.aim = solver.teacher(starts, 128)
+                starts.solution = solver.teacher(starts, 128)
         runs = candidates(subject, budget)
         first = {name: errors(solver, run, few) for name, run in runs.items()}
         best = sorted(first, key=lambda name: first[name])

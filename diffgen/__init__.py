@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .comparison.compare import compare
+    from .comparison.tune import tune
     from .loading import load
     from .training.evaluate import evaluate
     from .training.train import train
 
 # name: the module that defines it, imported at the first use
-FUNCTIONS = {"load": "loading", "train": "training.train", "evaluate": "training.evaluate"}
-__all__ = ["__version__", "evaluate", "load", "train"]
+FUNCTIONS = {
+    "compare": "comparison.compare",
+    "evaluate": "training.evaluate",
+    "load": "loading",
+    "train": "training.train",
+    "tune": "comparison.tune",
+}
+__all__ = ["__version__", "compare", "evaluate", "load", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from PIL import Image
 
 import schedulers
 from diffgen.comparison import metrics, plan
-from diffgen.comparison.results import results
-from diffgen.comparison.run import Comparison, Reference
+from diffgen.comparison.measure import measure
+from diffgen.comparison.results import Results
+from diffgen.comparison.run import Comparison, ReferenceSpec
 from diffgen.comparison.subjects import MixtureSubject
 from diffgen.comparison.tables import as_csv
-from diffgen.comparison.verdict import missing
+from diffgen.comparison.verdict import failure
 from diffgen.errors import ExitCode, InputError, UsageError
 
 
@@ -31,9 +33,9 @@ def compared(folder: Path, labels: str = "euler,heun,deis,euler_ancestral", nfe:
         plan.parse_entries(labels.split(",")), plan.parse_budgets(nfe), plan.parse_seeds(seeds), ("",), (1.0,)
     )
     folder.mkdir(exist_ok=True)
-    comparison = Comparison(MixtureSubject(), axes, Reference.parse("auto", exact=True), folder)
-    made = [job.key for job in comparison.make()]
-    return comparison, results(comparison, "diffgen compare"), made
+    comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("auto", exact=True), folder)
+    made = [task.key for task in comparison.make()]
+    return comparison, measure(comparison, "diffgen compare"), made
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +48,20 @@ def small(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_budgets_pay_for_the_most_steps_and_are_counted(small) -> None:
-    _, found, _ = small
-    for cell in found["cells"]:
-        assert cell["status"] == "done"
-        scheduler = schedulers.get(cell["scheduler"], grid=cell["grid"])
-        assert cell["nfe"] <= cell["budget"] < scheduler.nfe(cell["steps"] + 1)
-    heun = {cell["budget"]: cell["nfe"] for cell in found["cells"] if cell["scheduler"] == "heun"}
+    _, results, _ = small
+    for cell in results.cells:
+        assert cell.status == "done"
+        scheduler = schedulers.get(cell.scheduler, grid=cell.grid)
+        assert cell.nfe <= cell.budget < scheduler.nfe(cell.steps + 1)
+    heun = {cell.budget: cell.nfe for cell in results.cells if cell.scheduler == "heun"}
     assert heun == {5: 5, 10: 9}  # two evaluations a step, one in the last
 
 
 def test_cells_of_one_seed_begin_alike(small) -> None:
-    _, found, _ = small
+    _, results, _ = small
     by_seed: dict[int, set[str]] = {}
-    for cell in found["cells"]:
-        by_seed.setdefault(cell["seed"], set()).add(cell["noise_sha256"])
+    for cell in results.cells:
+        by_seed.setdefault(cell.seed, set()).add(cell.noise_sha256)
     assert all(len(hashes) == 1 for hashes in by_seed.values())
     assert len(set.union(*by_seed.values())) == len(by_seed) == 3
 
@@ -111,7 +113,7 @@ def test_errors_are_distances_to_the_solution(small) -> None:
     """Against an independent solution: SciPy's integrator on the probability-flow ODE of the mixture."""
     from scipy.integrate import solve_ivp
 
-    comparison, found, _ = small
+    comparison, results, _ = small
     subject = comparison.subject
     noise, _ = subject.start(1)
     few = noise[:8].double()
@@ -127,68 +129,68 @@ def test_errors_are_distances_to_the_solution(small) -> None:
     aim, _ = subject.mixture.denoise(torch.from_numpy(end).reshape(-1, 2), last.alpha, last.sigma)
     assert torch.allclose(subject.exact(noise)[:8].double(), aim, atol=2e-6)
 
-    cell = next(c for c in found["cells"] if c["scheduler"] == "deis" and c["budget"] == 10 and c["seed"] == 1)
+    cell = next(c for c in results.cells if c.scheduler == "deis" and c.budget == 10 and c.seed == 1)
     network = subject.network()
     x = noise * math.hypot(first.alpha, first.sigma)
-    again = schedulers.get("deis", noise=subject.noise).sample(network, x, cell["steps"])
-    assert cell["error"] == pytest.approx(float((again - subject.exact(noise)).square().mean().sqrt()), rel=1e-5)
+    again = schedulers.get("deis", noise=subject.noise).sample(network, x, cell.steps)
+    assert cell.error == pytest.approx(float((again - subject.exact(noise)).square().mean().sqrt()), rel=1e-5)
 
 
 def test_stochastic_solvers_have_no_error_and_no_rank(small) -> None:
-    _, found, _ = small
-    for row in found["rows"]:
-        if row["scheduler"] == "euler_ancestral":
-            assert row["stochastic"]
-            assert row["error"] is None
-            assert row["rank"] is None
-            assert row["sliced_wasserstein"]["mean"] > 0
-            assert row["covariance_error"]["mean"] > 0
-    floor = np.mean([start["sliced_wasserstein"] for start in found["reference"]["starts"]])
-    coarse = next(r for r in found["rows"] if r["scheduler"] == "euler_ancestral" and r["budget"] == 5)
-    assert coarse["sliced_wasserstein"]["mean"] > floor
+    _, results, _ = small
+    for row in results.rows:
+        if row.scheduler == "euler_ancestral":
+            assert row.stochastic
+            assert row.error is None
+            assert row.rank is None
+            assert row.metrics["sliced_wasserstein"].mean > 0
+            assert row.metrics["covariance_error"].mean > 0
+    floor = np.mean([start.metrics["sliced_wasserstein"] for start in results.reference.starts])
+    coarse = next(r for r in results.rows if r.scheduler == "euler_ancestral" and r.budget == 5)
+    assert coarse.metrics["sliced_wasserstein"].mean > floor
 
 
 def test_ranks_follow_the_intervals(small) -> None:
-    _, found, _ = small
+    _, results, _ = small
     for budget in (5, 10):
-        rows = [r for r in found["rows"] if r["budget"] == budget and r["error"] is not None]
-        rows.sort(key=lambda r: r["error"]["mean"])
-        assert rows[0]["rank"] == 1
+        rows = [r for r in results.rows if r.budget == budget and r.error is not None]
+        rows.sort(key=lambda r: r.error.mean)
+        assert rows[0].rank == 1
         for row in rows[1:]:
-            apart = row["error"]["low"] > rows[0]["error"]["high"]
-            assert (row["rank"] > 1) == apart
-    words = " ".join(found["verdict"])
+            apart = row.error.low > rows[0].error.high
+            assert (row.rank > 1) == apart
+    words = " ".join(results.verdict)
     assert "At 5 evaluations" in words
-    assert "euler_ancestral draws noise" in words
+    assert "euler_ancestral draws noise: it has no fixed solution to measure against, so it is not ranked." in words
 
 
 def test_one_seed_ranks_nothing(tmp_path: Path) -> None:
-    _, found, _ = compared(tmp_path / "one", "euler,deis", "6", "3")
-    assert all(row["rank"] is None and row["error"]["low"] is None for row in found["rows"])
-    assert "one seed ranks nothing" in found["verdict"][0]
+    _, results, _ = compared(tmp_path / "one", "euler,deis", "6", "3")
+    assert all(row.rank is None and row.error.low is None for row in results.rows)
+    assert "one seed is too few to rank" in results.verdict[0]
 
 
 def test_a_numerical_reference_knows_its_own_error(tmp_path: Path) -> None:
     axes = plan.Axes(plan.parse_entries(["euler"]), (5,), (0, 1), ("",), (1.0,))
-    comparison = Comparison(MixtureSubject(), axes, Reference.parse("dpmpp_2m:64", exact=True), tmp_path)
+    comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("dpmpp_2m:64", exact=True), tmp_path)
     list(comparison.make())
-    found = results(comparison, "")
-    assert found["reference"]["kind"] == "numerical"
-    for start in found["reference"]["starts"]:
+    results = measure(comparison, "")
+    assert results.reference.kind == "numerical"
+    for start in results.reference.starts:
         true = metrics.rms(
-            comparison.folder.result(start["key"]).numpy(),
-            comparison.subject.exact(comparison.subject.start(start["seed"])[0]).numpy(),
+            comparison.folder.result(start.key).numpy(),
+            comparison.subject.exact(comparison.subject.start(start.seed)[0]).numpy(),
         )
-        assert true / 5 < start["error"] < true * 5  # an estimate from half the evaluations
+        assert true / 5 < start.error < true * 5  # an estimate from half the evaluations
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=40))
 def test_intervals_are_students(values: list[float]) -> None:
-    found = metrics.interval(values)
+    mean = metrics.interval(values)
     se = scipy.stats.sem(values)
-    assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
+    assert mean.mean == pytest.approx(np.mean(values), abs=1e-9)
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * se
-    assert found.high - found.mean == pytest.approx(half, rel=1e-3, abs=1e-9)
+    assert mean.high - mean.mean == pytest.approx(half, rel=1e-3, abs=1e-9)
 
 
 def test_ssim_and_psnr() -> None:
@@ -232,9 +234,9 @@ def test_nothing_is_done_twice_and_a_comparison_grows(tmp_path: Path) -> None:
     assert compared(tmp_path / "c", "euler,deis", "5", "0-1")[2] == []
     _, after, made = compared(tmp_path / "c", "euler,deis", "5,7", "0-1")
     assert len(made) == 4
-    old = [cell for cell in after["cells"] if cell["budget"] == 5]
-    assert [cell["error"] for cell in old] == [cell["error"] for cell in before["cells"]]
-    assert [cell["seconds"] for cell in old] == [cell["seconds"] for cell in before["cells"]]
+    old = [cell for cell in after.cells if cell.budget == 5]
+    assert [cell.error for cell in old] == [cell.error for cell in before.cells]
+    assert [cell.seconds for cell in old] == [cell.seconds for cell in before.cells]
 
 
 def test_a_cell_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
@@ -251,38 +253,40 @@ def test_a_cell_that_cannot_be_is_shown_and_the_rest_goes_on(tmp_path: Path) -> 
     axes = plan.Axes(
         plan.parse_entries(["euler", "dpmpp_2m"], [str(tmp_path / "tuned.json")]), (3,), (0, 1), ("",), (1.0,)
     )
-    comparison = Comparison(MixtureSubject(), axes, Reference.parse("auto", exact=True), tmp_path)
+    comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("auto", exact=True), tmp_path)
     list(comparison.make())
-    found = results(comparison, "")
-    by = {(cell["scheduler"], cell["seed"]): cell for cell in found["cells"]}
-    assert {cell["grid"] for cell in found["cells"]} == {"tuned.json"}
-    assert by["dpmpp_2m", 1]["status"] == "done"
-    assert by["dpmpp_2m", 1]["nfe"] == 3
-    assert by["euler", 0]["status"] == "failed"
-    assert "tuned for dpmpp_2m" in by["euler", 0]["reason"]
-    assert any("2 of 4 cells failed" in sentence for sentence in found["verdict"])
+    results = measure(comparison, "")
+    by = {(cell.scheduler, cell.seed): cell for cell in results.cells}
+    assert {cell.grid for cell in results.cells} == {"tuned.json"}
+    assert by["dpmpp_2m", 1].status == "done"
+    assert by["dpmpp_2m", 1].nfe == 3
+    assert by["euler", 0].status == "failed"
+    assert "tuned for dpmpp_2m" in by["euler", 0].reason
+    assert any("2 of 4 cells failed" in sentence for sentence in results.verdict)
 
 
 def test_equal_pictures_are_pointed_out(tmp_path: Path) -> None:
     """At one evaluation every solver's step is x' = x0."""
-    _, found, _ = compared(tmp_path / "c", "dpmpp_2m,deis,unipc", "1", "0-1")
-    assert len(found["duplicates"]) == 3
-    assert all(d["expected"] for d in found["duplicates"])
+    _, results, _ = compared(tmp_path / "c", "dpmpp_2m,deis,unipc", "1", "0-1")
+    assert len(results.duplicates) == 3
+    assert all(d.expected for d in results.duplicates)
 
 
 def test_the_csv_is_safe_in_a_spreadsheet(small) -> None:
-    _, found, _ = small
-    cells = [found["cells"][0] | {"prompt": "=HYPERLINK(1)", "label": "+x"}]
-    row = next(csv.DictReader(io.StringIO(as_csv({"cells": cells}))))
+    _, results, _ = small
+    cell = replace(results.cells[0], prompt="=HYPERLINK(1)", label="+x")
+    row = next(csv.DictReader(io.StringIO(as_csv([cell]))))
     assert row["prompt"] == "'=HYPERLINK(1)"
     assert row["label"] == "'+x"
-    assert float(row["error"]) == found["cells"][0]["error"]
+    assert float(row["error"]) == results.cells[0].error
 
 
 def test_results_are_json(small) -> None:
-    _, found, _ = small
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["schema"] == "diffgen.compare/1"
+    _, results, _ = small
+    content = results.to_json()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["schema"] == "diffgen.compare/1"
+    assert Results.from_json(content, results.folder) == results
 
 
 # What goes wrong
@@ -291,14 +295,14 @@ def test_results_are_json(small) -> None:
 @pytest.mark.parametrize("number", ["²", "9" * 5000, "-8", "", "3"])
 def test_no_reference(number: str) -> None:
     with pytest.raises(UsageError, match="--reference must be"):
-        Reference.parse(f"euler:{number}", exact=False)
+        ReferenceSpec.parse(f"euler:{number}", exact=False)
 
 
 def test_many_seeds_have_students_interval_too() -> None:
     for n in (31, 32, 60, 400):
-        found = metrics.interval([0.0, 1.0] * (n // 2) + [0.5] * (n % 2))
+        mean = metrics.interval([0.0, 1.0] * (n // 2) + [0.5] * (n % 2))
         half = scipy.stats.t.ppf(0.975, n - 1) * np.std([0.0, 1.0] * (n // 2) + [0.5] * (n % 2), ddof=1) / math.sqrt(n)
-        assert found.high - found.mean == pytest.approx(half, rel=2e-4)
+        assert mean.high - mean.mean == pytest.approx(half, rel=2e-4)
 
 
 @pytest.mark.parametrize("damage", ["no picture", "half a picture", "no count", "cut off"])
@@ -323,22 +327,22 @@ def test_half_a_cell_is_made_again(tmp_path: Path, damage: str) -> None:
 def test_what_the_reference_cannot_tell_is_not_ranked(tmp_path: Path) -> None:
     """Its own error is known; below three times that, any order would be chance. And it has no rank itself."""
     axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "deis"]), (20, 40), (0, 1, 2), ("",), (1.0,))
-    comparison = Comparison(MixtureSubject(), axes, Reference.parse("dpmpp_2m:40", exact=True), tmp_path)
+    comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("dpmpp_2m:40", exact=True), tmp_path)
     list(comparison.make())
-    found = results(comparison, "diffgen compare")
-    rows = {(row["label"], row["budget"]): row for row in found["rows"]}
-    floor = found["reference"]["error"]
+    results = measure(comparison, "diffgen compare")
+    rows = {(row.label, row.budget): row for row in results.rows}
+    floor = results.reference.error
     itself = rows["dpmpp_2m", 40]
-    assert (itself["is_reference"], itself["rank"], itself["error"]["mean"]) == (True, None, 0.0)
+    assert (itself.is_reference, itself.rank, itself.error.mean) == (True, None, 0.0)
     near = [rows["dpmpp_2m", 20], rows["deis", 20]]
-    assert max(row["error"]["mean"] for row in near) < 3 * floor
-    assert [row["rank"] for row in near] == [1, 1]
-    assert "No rank for the reference itself: dpmpp_2m on karras at 40." in found["verdict"]
-    assert "tell none of the 2 schedulers apart" in found["verdict"][0]
+    assert max(row.error.mean for row in near) < 3 * floor
+    assert [row.rank for row in near] == [1, 1]
+    assert "The reference itself is not ranked: dpmpp_2m on karras at 40." in results.verdict
+    assert "the 2 schedulers are statistically tied over 3 seeds" in results.verdict[0]
 
 
 class Failing(MixtureSubject):
-    """The mixture, whose network answers nothing useful for one seed, or whose solution cannot be found."""
+    """The mixture, with a network that is not finite for one seed, or without an exact solution."""
 
     def __init__(self, seed: int | None) -> None:
         super().__init__()
@@ -356,14 +360,14 @@ class Failing(MixtureSubject):
 
 def made(subject: MixtureSubject, folder: Path) -> Comparison:
     axes = plan.Axes(plan.parse_entries(["euler", "deis"]), (5,), (0, 1, 2), ("",), (1.0,))
-    comparison = Comparison(subject, axes, Reference.parse("auto", exact=True), folder)
+    comparison = Comparison(subject, axes, ReferenceSpec.parse("auto", exact=True), folder)
     for _ in comparison.make():
         pass
     return comparison
 
 
 def of(subject: MixtureSubject, folder: Path) -> dict:
-    return results(made(subject, folder), "diffgen compare")
+    return measure(made(subject, folder), "diffgen compare")
 
 
 def test_what_failed_has_its_exit_code(tmp_path: Path) -> None:
@@ -373,19 +377,19 @@ def test_what_failed_has_its_exit_code(tmp_path: Path) -> None:
 
 
 def test_a_mean_over_the_seeds_that_went_well_is_not_ranked(tmp_path: Path) -> None:
-    found = of(Failing(1), tmp_path)
-    assert [(row["done"], row["failed"], row["rank"]) for row in found["rows"]] == [(2, 1, None)] * 2
-    assert not any("nearest" in sentence for sentence in found["verdict"])
-    assert any("2 of 6 cells failed: not finite" in sentence for sentence in found["verdict"])
-    assert "2 of 6 cells failed: not finite" in (missing(found) or "")
+    results = of(Failing(1), tmp_path)
+    assert [(row.done, row.failed, row.rank) for row in results.rows] == [(2, 1, None)] * 2
+    assert not any("nearest" in sentence for sentence in results.verdict)
+    assert any("2 of 6 cells failed: not finite" in sentence for sentence in results.verdict)
+    assert "2 of 6 cells failed: not finite" in str(failure(results))
 
 
 def test_a_reference_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    found = of(Failing(None), tmp_path)
-    assert found["reference"]["reason"] == "no solution"
-    assert missing(found) == "a reference could not be made: no solution"
-    assert "A reference could not be made: no solution." in found["verdict"]
-    assert {cell["status"] for cell in found["cells"]} == {"done"}
+    results = of(Failing(None), tmp_path)
+    assert results.reference.reason == "no solution"
+    assert str(failure(results)) == "a reference could not be computed: no solution"
+    assert "A reference could not be computed: no solution." in results.verdict
+    assert {cell.status for cell in results.cells} == {"done"}
 
 
 def test_a_tuned_grid_at_another_budget_is_told(tmp_path: Path) -> None:
@@ -397,4 +401,4 @@ def test_a_tuned_grid_at_another_budget_is_told(tmp_path: Path) -> None:
     assert comparison.notes() == ["the grid mine.json was tuned for 4 steps; it is interpolated to 6"]
     for _ in comparison.make():
         pass
-    assert results(comparison, "")["verdict"][-1].startswith("The grid mine.json was tuned for 4 steps")
+    assert measure(comparison, "").verdict[-1].startswith("The grid mine.json was tuned for 4 steps")

@@ -19,10 +19,11 @@ from PIL import Image
 import diffgen
 import schedulers
 from diffgen.comparison import plan
+from diffgen.comparison.results import Results
 from diffgen.comparison.run import Comparison
 from diffgen.comparison.subjects import PipelineSubject, subject_of
 from diffgen.comparison.tables import distribution_table
-from diffgen.comparison.verdict import missing
+from diffgen.comparison.verdict import failure
 from diffgen.models.find import find
 from diffgen.training.data import open_data
 from diffgen.training.evaluate import evaluate
@@ -84,7 +85,7 @@ def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) 
     subject, prompts, guidance = subject_of(model, prompt, guidance, "cpu", "float32")
     axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "euler_ancestral"]), (3,), (5,), prompts, guidance)
     comparison = Comparison(subject, axes, None, tmp_path / "made")
-    made = [comparison.folder.record(job.key) for job in comparison.make()]
+    made = [comparison.folder.record(task.key) for task in comparison.make()]
     generator = diffgen.load(model, "cpu", "float32")
     options = {} if family == "unconditional" else {"guidance": 3.0}
     for cell, record in zip(comparison.cells, made, strict=True):
@@ -104,7 +105,7 @@ def test_calls_of_the_network_are_counted_apart(diffgen_, tmp_path: Path) -> Non
     cells = json.loads(out)["result"]["cells"]
     assert [(c["guidance"], c["nfe"], c["network_calls"]) for c in cells] == [(1.0, 3, 3)] * 2 + [(3.0, 3, 6)] * 2
     page = (Path("c") / "report.html").read_text()
-    assert "1 an evaluation at guidance 1, 2 an evaluation at guidance 3" in page
+    assert "1 per evaluation at guidance 1, 2 per evaluation at guidance 3" in page
     with Image.open("c/grid.png") as picture:
         assert picture.width > 100
 
@@ -157,14 +158,17 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()} == before
     stored = json.loads(Path("c/results.json").read_text())
-    assert missing(stored) is None
+    assert failure(Results.from_json(stored)) is None
     stored["distribution"]["rows"][1] |= {"values": None, "reason": "the values are <not> finite"}
     Path("c/results.json").write_text(json.dumps(stored))
-    assert missing(stored) == "the pictures of 1 setting could not be measured: the values are <not> finite"
+    assert (
+        str(failure(Results.from_json(stored)))
+        == "the pictures of 1 setting could not be measured: the values are <not> finite"
+    )
     assert diffgen_("compare", "--report", "c")[0] == 0
     assert '<td colspan="' in Path("c/report.html").read_text()
     assert "the values are &lt;not&gt; finite</td>" in Path("c/report.html").read_text()
-    assert list(distribution_table(stored))[2][-1] == "the values are <not> finite"
+    assert list(distribution_table(Results.from_json(stored).distribution))[2][-1] == "the values are <not> finite"
 
 
 def test_a_grid_of_another_model_is_told_and_ends_with_its_exit_code(diffgen_) -> None:
@@ -194,8 +198,8 @@ def test_a_grid_of_another_model_is_told_and_ends_with_its_exit_code(diffgen_) -
         (["-m", "nothing", "a", "-o", "c"], 3, "there is no model 'nothing'"),
         (["-o", "c"], 2, "needs a prompt"),
         (["--report", "nowhere"], 3, "holds no comparison"),
-        (["--report", "nowhere", "--nfe", "5"], 2, "--nfe is not for it"),
-        (["a", "--report", "nowhere", "--dry-run"], 2, "--dry-run, a prompt is not for it"),
+        (["--report", "nowhere", "--nfe", "5"], 2, "it takes no --nfe"),
+        (["a", "--report", "nowhere", "--dry-run"], 2, "it takes no --dry-run, a prompt"),
     ],
 )  # fmt: skip
 def test_what_compare_refuses(diffgen_, args: list[str], code: int, says: str) -> None:
@@ -253,7 +257,7 @@ def test_stopped_it_leaves_the_page_of_what_is_done(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "go on with --resume" in err
+    assert "continue with --resume" in err
     said = json.loads(out)
     assert (said["ok"], said["error"]["code"]) == (False, 130)
     status = [cell["status"] for cell in said["result"]["cells"]]

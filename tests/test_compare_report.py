@@ -20,10 +20,11 @@ import pytest
 from PIL import Image
 
 from diffgen.comparison import plots, report
+from diffgen.comparison.measure import measure
 from diffgen.comparison.plan import Axes, parse_entries
 from diffgen.comparison.report import page
-from diffgen.comparison.results import results
-from diffgen.comparison.run import Comparison, Reference
+from diffgen.comparison.results import Results
+from diffgen.comparison.run import Comparison, ReferenceSpec
 from diffgen.comparison.subjects import MixtureSubject
 
 HOSTILE = '</script><b>bold</b><img src=x onerror=alert(1)> & "quoted" \u202e'
@@ -35,10 +36,10 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     """A real comparison: three schedulers, two budgets, two seeds."""
     folder = tmp_path_factory.mktemp("mixture")
     axes = Axes(parse_entries(["euler", "dpmpp_2m", "euler_ancestral"]), (4, 12), (0, 1), ("",), (1.0,))
-    comparison = Comparison(MixtureSubject(), axes, Reference(None), folder)
+    comparison = Comparison(MixtureSubject(), axes, ReferenceSpec(None), folder)
     for _ in comparison.make():
         pass
-    return written(results(comparison, "diffgen compare -m mixture -o mixture/", 1.5), folder)
+    return written(measure(comparison, "diffgen compare -m mixture -o mixture/", 1.5).to_json(), folder)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +48,16 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
     return made_up(tmp_path_factory.mktemp("hostile"), [HOSTILE, "a cat"], [1.0, 3.0], [5, 10], [0, 1, 7])
 
 
-def written(found: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
+def written(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
+    """The content of results.json, with the keys that it may lack, and the folder."""
+    found = Results.from_json(content).to_json()
     (folder / "results.json").write_text(json.dumps(found))
-    (folder / "report.html").write_bytes(page(found, folder).encode())
+    (folder / "report.html").write_bytes(page_of(found, folder).encode())
     return found, folder
+
+
+def page_of(found: dict[str, Any], folder: Path) -> str:
+    return page(Results.from_json(found, folder), folder)
 
 
 def made_up(
@@ -201,7 +208,7 @@ def test_hostile_texts_stay_texts(hostile: tuple[dict[str, Any], Path]) -> None:
 def test_half_a_surrogate_and_numbers_that_are_none(tmp_path: Path) -> None:
     found, folder = made_up(tmp_path, ["a \udce4 b"], [1.0], [5, 10], [0])
     found["cells"][0]["error"], found["rows"][0]["error"]["high"] = float("nan"), float("inf")
-    text = page(found, folder)
+    text = page_of(found, folder)
     assert "a ? b" in text.encode().decode()
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"schema"'))
     assert json.loads(stored)["cells"][0]["error"] is None
@@ -229,7 +236,7 @@ def test_every_picture_is_there_once(hostile: tuple[dict[str, Any], Path]) -> No
 def test_too_large_pictures_are_reduced(hostile: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     found, folder = hostile
     monkeypatch.setattr(report, "MAX_EMBEDDED", 1000)
-    text = page(found, folder)
+    text = page_of(found, folder)
     assert "data:image/png" not in text
     data = re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", text)
     with Image.open(io.BytesIO(b64decode(data[0]))) as image:
@@ -244,7 +251,7 @@ def test_only_pictures_of_the_folder(mixture: tuple[dict[str, Any], Path], name:
     found, folder = mixture
     cells = [found["cells"][0] | {"image": name}, *found["cells"][1:]]
     with pytest.raises(ValueError, match="no picture of this folder"):
-        page(found | {"cells": cells}, folder)
+        page_of(found | {"cells": cells}, folder)
 
 
 def test_command_of_a_cell_is_one(tmp_path: Path, diffgen_: Callable[..., tuple[int, str, str]]) -> None:
@@ -264,7 +271,7 @@ def test_command_of_a_cell_is_one(tmp_path: Path, diffgen_: Callable[..., tuple[
 
 def test_grid_files_and_devices_come_back_into_commands(hostile: tuple[dict[str, Any], Path]) -> None:
     found, folder = hostile
-    text = page(found | {"command": found["command"] + " --device cuda:1 --dtype=float16"}, folder)
+    text = page_of(found | {"command": found["command"] + " --device cuda:1 --dtype=float16"}, folder)
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"prompts"'))
     cells = json.loads(stored)["starts"][0][0]["cells"]
     words = shlex.split(cells[3]["command"])  # heun at 10
@@ -275,7 +282,7 @@ def test_grid_files_and_devices_come_back_into_commands(hostile: tuple[dict[str,
 
 def test_a_model_that_was_typed_without_a_space(hostile: tuple[dict[str, Any], Path]) -> None:
     found, folder = hostile
-    text = page(found | {"command": "diffgen compare -mruns/digits 3"}, folder)
+    text = page_of(found | {"command": "diffgen compare -mruns/digits 3"}, folder)
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"prompts"'))
     words = shlex.split(json.loads(stored)["starts"][0][0]["cells"][3]["command"])
     assert words[words.index("-m") + 1] == "runs/digits"
@@ -300,7 +307,7 @@ def test_five_hundred_cells(tmp_path: Path) -> None:
 
 def test_contrast_is_enough() -> None:
     """WCAG 2.2 AA: 4.5 for text, 3 for curves, in both themes."""
-    style = str(report._part("report.css"))
+    style = str(report.template("report.css"))
     light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
     for theme in (light, dark):
         colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", theme))

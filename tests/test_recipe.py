@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scripts import scripts_of
 
 import diffgen
-from diffgen.comparison.tune import Settings
+from diffgen.comparison.search import Settings
 from diffgen.training.data import open_data
 
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"

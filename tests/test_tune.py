@@ -9,20 +9,24 @@ import pytest
 import torch
 
 import schedulers
-from diffgen.comparison import tune as tuning
+from diffgen.comparison import search
 from diffgen.comparison.plan import Entry
+from diffgen.comparison.search import Learned, NotBetter, Settings, Starts, TunedGrid, Tuner
 from diffgen.comparison.subjects import MixtureSubject
-from diffgen.comparison.tune import Learned, NotBetter, Settings, Starts, Tuner, tune
 
 QUICK = Settings(iterations=48, noises=6, held_out=6, every=8)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
-    made = tune(MixtureSubject(), "dpmpp_2m", 5, lambda seed: "", settings=QUICK)
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TunedGrid, Path]:
+    grid = tune("dpmpp_2m", 5, QUICK)
     path = tmp_path_factory.mktemp("tune") / "grid.json"
-    path.write_text(tuning.as_json(made))
-    return made, path
+    path.write_text(search.as_json(grid))
+    return grid, path
+
+
+def tune(label: str, nfe: int, settings: Settings = QUICK) -> TunedGrid:
+    return Tuner(MixtureSubject(), label, lambda seed: "", settings=settings).tune(nfe)
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +48,33 @@ def error(label: str, grid: str, unseen: list[tuple[torch.Tensor, torch.Tensor]]
     return sum(distances) / len(distances)
 
 
-def test_the_learned_grid_is_better_on_noises_never_seen(found: tuple[dict, Path], unseen: list) -> None:
+def test_the_learned_grid_is_better_on_noises_never_seen(tuned: tuple[TunedGrid, Path], unseen: list) -> None:
     built_in = min(error("dpmpp_2m", name, unseen) for name in schedulers.grid_names())
-    assert error("dpmpp_2m", str(found[1]), unseen) < 0.5 * built_in
+    assert error("dpmpp_2m", str(tuned[1]), unseen) < 0.5 * built_in
 
 
-def test_the_file_says_what_it_is_for(found: tuple[dict, Path]) -> None:
-    made, path = found
-    said = json.loads(path.read_text())
-    assert said["schema"] == "diffgen.grid/1"
-    assert said["solver"] == "dpmpp_2m"
-    assert said["nfe"] == 5
-    assert said["model_hash"] == MixtureSubject().model_hash
-    assert said["guidance"] == 1.0
-    assert said["ratio"] == pytest.approx(said["error"] / said["built_in"]["error"])
-    assert min(point["error"] for point in said["validation"]) == pytest.approx(said["error"])
+def test_the_file_says_what_it_is_for(tuned: tuple[TunedGrid, Path]) -> None:
+    grid, path = tuned
+    content = json.loads(path.read_text())
+    assert content["schema"] == "diffgen.grid/1"
+    assert content["solver"] == "dpmpp_2m"
+    assert content["nfe"] == 5
+    assert content["model_hash"] == MixtureSubject().model_hash
+    assert content["guidance"] == 1.0
+    assert content["ratio"] == pytest.approx(content["error"] / content["built_in"]["error"])
+    assert min(point["error"] for point in content["validation"]) == pytest.approx(content["error"])
     scheduler = schedulers.get("dpmpp_2m", grid=str(path))
     assert scheduler.nfe(5) == 5
-    assert len(made["gains"]) == 5
-    assert [len(row) for row in made["corrections"]] == [4] * 5
-    for i, row in enumerate(made["corrections"]):
+    assert len(grid.gains) == 5
+    assert [len(row) for row in grid.corrections] == [4] * 5
+    for i, row in enumerate(grid.corrections):
         assert all(row[:i])  # a row has as many numbers as there are earlier answers
         assert not any(row[i:])
 
 
-def test_it_begins_at_the_best_built_in_grid(found: tuple[dict, Path]) -> None:
-    made, _ = found
-    first = made["validation"][0]["error"]
-    assert first == pytest.approx(min(made["built_in"]["all"].values()), rel=0.25)
+def test_it_begins_at_the_best_built_in_grid(tuned: tuple[TunedGrid, Path]) -> None:
+    grid, _ = tuned
+    assert grid.validation[0].error == pytest.approx(min(grid.built_in.all.values()), rel=0.25)
 
 
 @pytest.mark.parametrize("noise", [schedulers.NoiseSchedule.scaled_linear(), schedulers.NoiseSchedule.flow(3.0)])
@@ -86,7 +89,7 @@ def test_the_parameters_mean_the_grid_that_they_began_with(noise: schedulers.Noi
     learned = Learned(noise, points, corrections=True)
     with torch.no_grad():
         learned.gaps += torch.randn(len(points), generator=torch.Generator().manual_seed(1)) * 3
-        learned.told += 500
+        learned.offsets += 500
         moved = learned.points()
     sigmas = [float(p.sigma / p.alpha) if float(p.alpha) else float("inf") for p in moved]
     assert sigmas == sorted(sigmas, reverse=True)
@@ -104,21 +107,18 @@ def test_errors_are_counted_for_each_seed() -> None:
 
 
 def test_nothing_better_is_no_file() -> None:
-    with pytest.raises(NotBetter, match="nothing better") as caught:
-        tune(
-            MixtureSubject(), "dpmpp_2m", 5, lambda seed: "",
-            settings=Settings(iterations=1, noises=1, held_out=2, margin=0.9),
-        )  # fmt: skip
+    with pytest.raises(NotBetter, match="no better grid") as caught:
+        tune("dpmpp_2m", 5, Settings(iterations=1, noises=1, held_out=2, margin=0.9))
     assert caught.value.code == 1
 
 
 def test_what_cannot_be_tuned() -> None:
     with pytest.raises(ValueError, match="draws noise"):
-        tune(MixtureSubject(), "euler_ancestral", 5, lambda seed: "")
-    with pytest.raises(ValueError, match="which a grid file does not say"):
-        tune(MixtureSubject(), "uni_pc_bh1", 5, lambda seed: "")
+        tune("euler_ancestral", 5)
+    with pytest.raises(ValueError, match="which a grid file does not record"):
+        tune("uni_pc_bh1", 5)
     with pytest.raises(ValueError, match="exactly 4"):
-        tune(MixtureSubject(), "heun", 4, lambda seed: "")
+        tune("heun", 4)
 
 
 def test_a_result_that_is_not_finite_is_only_a_bad_one() -> None:
@@ -126,13 +126,13 @@ def test_a_result_that_is_not_finite_is_only_a_bad_one() -> None:
     subject = MixtureSubject()
     tuner = Tuner(subject, "dpmpp_2m", lambda seed: "", settings=Settings(iterations=1, noises=1, held_out=1))
     for starts in (tuner.train, tuner.test):
-        starts.aim = tuner.solver.teacher(starts, 1)
+        starts.solution = tuner.solver.teacher(starts, 1)
     learned = Learned(subject.noise, tuner.solver.scheduler("karras").grid(3).points[:-1], corrections=True)
     with torch.no_grad():
         learned.corrections[:, 0] = 1e30
-    assert {look["error"] for look in tuner._search(learned, None)} == {tuning.FAR}
+    assert {check.error for check in tuner._search(learned)} == {search.NOT_FINITE}
 
 
 def test_held_out_noises_are_never_learned_from() -> None:
     with pytest.raises(ValueError, match="769 are too many"):
-        tune(MixtureSubject(), "dpmpp_2m", 5, lambda seed: "", settings=Settings(noises=769))
+        tune("dpmpp_2m", 5, Settings(noises=769))

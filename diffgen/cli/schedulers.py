@@ -7,6 +7,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -203,15 +204,22 @@ def plot(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    from diffgen.comparison import grid_plot as schedulers_plot
+    from diffgen.comparison import grid_plot
 
-    chosen = _split("--schedulers", names), _split("--grids", grid_names), steps, _split("--nfe", nfe), noise
-    drawn = schedulers_plot.draw(Path(out), *chosen, overwrite)
-    Output("schedulers plot", json, quiet).result(drawn, [drawn["path"]])
+    figures = grid_plot.plot(
+        Path(out),
+        _split("--schedulers", names),
+        _split("--grids", grid_names),
+        steps,
+        _split("--nfe", nfe),
+        noise,
+        overwrite,
+    )
+    Output("schedulers plot", json, quiet).result(asdict(figures), [figures.path or out])
 
 
 def _split(option: str, text: str) -> list[str]:
-    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not found:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
         raise UsageError(f"{option} names nothing (got {text!r})")
-    return found
+    return names

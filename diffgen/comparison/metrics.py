@@ -1,4 +1,7 @@
-"""How far apart two results are, and what a handful of them says about the rest."""
+"""Metrics of a cell, means with their intervals, and the order of convergence.
+
+A metric is a function, a line in one of the three tables at the end, and a row in `training.metrics.METRICS`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
+
+from diffgen.training.metrics import METRICS, sliced_wasserstein
+
+from .subjects import MixtureSubject
 
 # Student's t at 97.5 %, for 1, 2, … degrees of freedom.
 T_975 = (
@@ -18,7 +27,7 @@ T_975 = (
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95 % confidence interval; with one value there is no interval: low and high are None."""
+    """A mean and its 95 % confidence interval; low and high are None for a single value."""
 
     mean: float
     low: float | None
@@ -26,14 +35,14 @@ class Interval:
     n: int
 
     def overlaps(self, other: Interval) -> bool:
-        """True too where one of them is unknown: then nothing can be told apart."""
+        """True if the intervals overlap, or one of them is unknown."""
         if self.low is None or self.high is None or other.low is None or other.high is None:
             return True
         return self.low <= other.high and other.low <= self.high
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """Mean ± t·s/√n (Student 1908). `values` must not be empty."""
+    """Mean ± t·s/√n (Student 1908) of at least one value."""
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return Interval(mean, None, None, 1)
@@ -43,7 +52,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def _t(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; beyond the table by its expansion (Abramowitz and Stegun, 26.7.5)."""
+    """The 97.5 % quantile of Student's t, beyond the table by its expansion (Abramowitz and Stegun, 26.7.5)."""
     if freedom <= len(T_975):
         return T_975[freedom - 1]
     z = 1.959964
@@ -51,21 +60,21 @@ def _t(freedom: int) -> float:
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
-    """The root-mean-square distance of two arrays of one shape."""
+    """The root-mean-square distance of two arrays of the same shape."""
     return float(np.sqrt(np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))))
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float | None:
-    """Peak signal-to-noise ratio of two 8-bit pictures in dB: 20·log10(255/rms); None if they are the same."""
+    """Peak signal-to-noise ratio of two 8-bit pictures in dB, 20·log10(255/rms); None if they are equal."""
     distance = rms(_pixels(a), _pixels(b))
     return None if distance == 0 else 20 * math.log10(255 / distance)
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Structural similarity of two 8-bit pictures (Wang et al. 2004, eq. 13), 1 for equal ones.
+    """Structural similarity of two 8-bit pictures (Wang et al. 2004, eq. 13), 1 if they are equal.
 
-    Mean over pixels and colour channels, with the paper's Gaussian window: σ = 1.5, 11 pixels wide (as wide as the
-    picture, where that is smaller), K1 = 0.01, K2 = 0.03; only windows that lie inside the picture.
+    The mean over pixels and colour channels with the paper's Gaussian window: σ = 1.5, 11 pixels wide (or as wide as a
+    smaller picture), K1 = 0.01, K2 = 0.03, only windows inside the picture.
     """
     x, y = _pixels(a), _pixels(b)
     size = min(11, x.shape[0], x.shape[1])
@@ -81,7 +90,10 @@ def ssim(a: Image.Image, b: Image.Image) -> float:
 
 
 def order(nfe: Sequence[float], errors: Sequence[float]) -> float | None:
-    """The measured order of convergence: minus the slope of ln error over ln NFE, by least squares; None below 3."""
+    """The measured order of convergence: minus the slope of ln error over ln NFE, by least squares.
+
+    None for fewer than three points.
+    """
     if len(nfe) < 3:
         return None
     x, y = np.log(np.asarray(nfe, dtype=np.float64)), np.log(np.asarray(errors, dtype=np.float64))
@@ -99,3 +111,29 @@ def _blur(x: np.ndarray, window: np.ndarray) -> np.ndarray:
         views = np.lib.stride_tricks.sliding_window_view(x, len(window), axis)
         x = views @ window
     return x
+
+
+def mean_error(x0: Tensor, subject: MixtureSubject, seed: int) -> float:
+    """The distance between the mean of a cloud [N, 2] and that of the data."""
+    return float((x0.double().mean(0) - subject.moments[0]).norm())
+
+
+def covariance_error(x0: Tensor, subject: MixtureSubject, seed: int) -> float:
+    """The Frobenius distance between the covariance of a cloud [N, 2] and that of the data."""
+    return float((torch.cov(x0.double().T) - subject.moments[1]).norm())
+
+
+def wasserstein_error(x0: Tensor, subject: MixtureSubject, seed: int) -> float:
+    """The sliced Wasserstein distance between a cloud [N, 2] and four times as many points of the data."""
+    return sliced_wasserstein(x0, subject.draw(4 * len(x0), seed + 1))
+
+
+# Which metrics a cell has, by their names in METRICS.
+RESULT = {"error": rms}  # of the result and the reference
+PICTURE = {"psnr": psnr, "ssim": ssim}  # of the decoded pictures of the result and the reference
+CLOUD = {  # of a cloud of points, against the distribution that the mixture knows exactly
+    "mean_error": mean_error,
+    "covariance_error": covariance_error,
+    "sliced_wasserstein": wasserstein_error,
+}
+COMPARED = tuple(name for name in METRICS if name in {**RESULT, **PICTURE, **CLOUD})

@@ -1,10 +1,9 @@
-"""What is compared: every combination of the axes as a cell, with the steps that its budget pays for."""
+"""The plan of a comparison: every combination of the axes is a cell, with the most steps that its budget allows."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import schedulers
@@ -16,12 +15,17 @@ from schedulers.explicit import is_grid_file
 
 MAX_CELLS = 20_000
 MAX_BUDGET = 10_000
-SEEDS_BELOW = 800  # tuning draws its noises from seeds below, so that those from there on have never been seen
-HELD_OUT = 32  # the last of those seeds: tuning chooses by them, and learns nothing from them
+SEEDS_BELOW = 800  # tuning takes its noises from seeds below this, so that the seeds from here on stay unseen
+HELD_OUT = 32  # the last of those seeds: tuning selects by them and does not learn from them
+SETS = {
+    "fast": "euler,dpmpp_2m,deis,unipc",
+    "all": "euler,heun,dpm2,dpmpp_2m,dpmpp_2s,dpmpp_3m,deis,unipc,lms,ipndm,res_multistep,pndm,"
+    "euler_ancestral,dpmpp_2m_sde,dpmpp_sde,ddpm",
+}  # names for several schedulers
 
 
-class Asked(Protocol):
-    """What a scheduler must know of the model that it asks."""
+class ModelSpec(Protocol):
+    """What a scheduler must know about the model."""
 
     name: str
     model_hash: str
@@ -32,24 +36,24 @@ class Asked(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the comparison: a scheduler on a grid, as it was asked for."""
+    """A scheduler on a grid."""
 
-    label: str
-    scheduler: str  # canonical
+    label: str  # the name as requested, with its options
+    scheduler: str  # the canonical name
     grid: str  # a name, or the path of a grid file
 
     @property
     def grid_name(self) -> str:
-        """A grid from a file is called by its base name."""
+        """The name of the grid; of a file its base name."""
         return base_name(self.grid)
 
     @property
     def stochastic(self) -> bool:
-        """Does it draw noise on the way, so that no single solution is what it aims at?"""
+        """True if it draws noise, so that it has no fixed solution."""
         return is_stochastic(self.label)
 
-    def build(self, model: Asked) -> schedulers.Scheduler:
-        """The scheduler for a model. Raises ValueError where they do not go together, InputError for another's grid."""
+    def build(self, model: ModelSpec) -> schedulers.Scheduler:
+        """The scheduler for a model. Raises ValueError if they do not fit, InputError for a grid of another model."""
         check_grid_model(self.grid, model.name, model.model_hash)
         return schedulers.get(
             self.label, noise=model.noise, prediction=model.prediction, grid=self.grid, **model.options
@@ -58,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of the comparison. `steps` and `nfe` are None where the budget pays for none: `failure` says why."""
+    """One picture of the comparison. `steps` and `nfe` are None if it cannot be made; `failure` is the reason."""
 
     entry: Entry
     budget: int
@@ -72,7 +76,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Axes:
-    """What was asked for. A budget is a number of function evaluations (NFE)."""
+    """The values of every axis. A budget is a number of function evaluations (NFE)."""
 
     entries: tuple[Entry, ...]
     budgets: tuple[int, ...]
@@ -80,14 +84,14 @@ class Axes:
     prompts: tuple[str, ...]
     guidance: tuple[float, ...]
 
-    def cells(self, model: Asked) -> list[Cell]:
-        """All of them, interleaved: the schedulers take turns, so that a slow minute of the machine hits them alike.
+    def cells(self, model: ModelSpec) -> list[Cell]:
+        """All cells. The schedulers take turns, so that a slow minute of the machine affects them alike.
 
-        Each solver gets the most steps that the budget pays for. Raises UsageError if there are too many.
+        Each solver gets the most steps that the budget allows. Raises UsageError for too many cells.
         """
         count = len(self.entries) * len(self.budgets) * len(self.seeds) * len(self.prompts) * len(self.guidance)
         if count > MAX_CELLS:
-            raise UsageError(f"{count} cells are too many; at most {MAX_CELLS} are compared", "leave some values out")
+            raise UsageError(f"{count} cells are too many; the most is {MAX_CELLS}", "leave some values out")
         paid = {(e, b): _paid(e, b, model) for e in self.entries for b in self.budgets}
         return [
             Cell(entry, budget, *paid[entry, budget][:2], seed, prompt, guidance, paid[entry, budget][2])
@@ -99,27 +103,15 @@ class Axes:
         ]
 
     def starts(self) -> Iterator[tuple[int, str, float]]:
-        """(seed, prompt, guidance): what has one solution, which the cells approach."""
+        """Every (seed, prompt, guidance): each has one solution, which the cells approach."""
         for prompt in self.prompts:
             for guidance in self.guidance:
                 for seed in self.seeds:
                     yield seed, prompt, guidance
 
-    def asdict(self) -> dict[str, Any]:
-        said = asdict(self)
-        for entry, shown in zip(self.entries, said["entries"], strict=True):
-            info = schedulers.info(entry.scheduler)
-            shown |= {
-                "grid": entry.grid_name,
-                "stochastic": entry.stochastic,
-                "order": info.order,
-                "evaluations_per_step": info.evaluations_per_step,
-            }
-        return json.loads(json.dumps(said))
-
 
 def is_stochastic(label: str) -> bool:
-    """Does this scheduler draw noise? Of those with an amount of it as an option, none at 0."""
+    """True if this scheduler draws noise; with the option eta = 0 it draws none."""
     name, _, options = schedulers.parse(label)
     solver = schedulers.info(name)
     eta = (solver.options | options).get("eta", 1)
@@ -129,9 +121,9 @@ def is_stochastic(label: str) -> bool:
 def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tuple[Entry, ...]:
     """Every scheduler on every grid; without grids each on its own (the one in its name, else its default).
 
-    Raises UsageError for an unknown name, and InputError for a grid file that is none.
+    Raises UsageError for an unknown name, InputError for a broken grid file.
     """
-    found: dict[tuple[str, str], Entry] = {}
+    entries: dict[tuple[str, str], Entry] = {}
     for label in labels:
         try:
             name, own, options = schedulers.parse(label)
@@ -139,27 +131,29 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
             raise UsageError(str(error), "list: diffgen schedulers list") from error
         solver = schedulers.info(name)
         if solver.native_only:
-            raise UsageError(f"{name} chooses its own number of evaluations: it cannot be held to a budget")
+            raise UsageError(f"{name} chooses its own number of evaluations: it cannot be compared at a budget")
         if solver.upwards:
             raise UsageError(f"{name} goes from a picture to noise: it cannot be compared")
         for grid in grid_names or [own or solver.grid]:
             grid = check_grid(grid)
-            found.setdefault(
+            entries.setdefault(
                 (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)
             )
-    files = {entry.grid for entry in found.values() if is_grid_file(entry.grid)}
+    files = {entry.grid for entry in entries.values() if is_grid_file(entry.grid)}
     if len({base_name(file) for file in files}) < len(files):
         raise UsageError("two grid files have the same name: give them different ones")
-    if not found:
+    if not entries:
         raise UsageError("there is no scheduler to compare", "for example --schedulers euler,dpmpp_2m,unipc")
-    return tuple(found.values())
+    return tuple(entries.values())
 
 
 def parse_budgets(text: str) -> tuple[int, ...]:
+    """Budgets from "5,10,20", sorted. Raises UsageError."""
     return tuple(sorted(parse_numbers("--nfe", text, 1, MAX_BUDGET, MAX_CELLS)))
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from "0-7" or "1,5". Raises UsageError."""
     return parse_numbers("--seeds", text, 0, MAX_SEED, MAX_CELLS)
 
 
@@ -174,8 +168,8 @@ def parse_guidance(text: str) -> tuple[float, ...]:
     return values
 
 
-def _paid(entry: Entry, budget: int, model: Asked) -> tuple[int | None, int | None, Exception | None]:
-    """(steps, evaluations, None) that a budget pays for, or (None, None, why it does not)."""
+def _paid(entry: Entry, budget: int, model: ModelSpec) -> tuple[int | None, int | None, Exception | None]:
+    """(steps, evaluations, None) for a budget, or (None, None, the reason why there are none)."""
     try:
         scheduler = entry.build(model)
         steps = scheduler.steps_for(budget)

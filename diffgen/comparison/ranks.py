@@ -1,42 +1,56 @@
-"""Rank settings whose errors the reference can separate."""
+"""Rank the rows of a setting by their error, as far as seeds and reference can separate them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
-from .metrics import Interval
+from .results import Place, RowResult
+
+BELOW = 3  # a reference separates errors from this many times its own error on
 
 
-def _by_setting(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, str, float], list[dict[str, Any]]]:
-    """Rows that may be compared with each other."""
-    groups: dict[tuple[int, str, float], list[dict[str, Any]]] = defaultdict(list)
+def by_setting(rows: Sequence[RowResult]) -> dict[tuple[int, str, float], list[RowResult]]:
+    """The rows that can be compared with each other, by budget, prompt and guidance scale."""
+    groups: dict[tuple[int, str, float], list[RowResult]] = defaultdict(list)
     for row in rows:
-        groups[row["budget"], row["prompt"], row["guidance"]].append(row)
+        groups[row.budget, row.prompt, row.guidance].append(row)
     return groups
 
 
-def _judged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that can be ranked, the nearest first: of all seeds, since a mean over those that went well flatters."""
-    whole = (
-        r for r in rows if r["error"] is not None and not r["failed"] and not r["missing"] and not r["is_reference"]
-    )
-    return sorted(whole, key=lambda r: r["error"]["mean"])
+def rankable(rows: Sequence[RowResult]) -> list[RowResult]:
+    """The rows that can be ranked, the nearest first. Rows that lack a seed cannot: their mean would flatter."""
+    complete = [r for r in rows if r.error is not None and not r.failed and not r.missing and not r.is_reference]
+    return sorted(complete, key=mean_error)
 
 
-BELOW = 3  # times its own error are what a reference tells apart
+def mean_error(row: RowResult) -> float:
+    """The mean error of a row that has one."""
+    assert row.error is not None
+    return row.error.mean
 
 
-def _rank(rows: list[dict[str, Any]], floor: float) -> None:
-    """1 is nearest to the reference. A row whose interval overlaps that of the best of a rank shares it, and so does
-    one whose error is, like that one's, below what the reference can tell; of one seed there is no rank."""
-    judged = _judged(rows)
-    if any(r["error"]["n"] < 2 for r in judged):
-        return
-    for i, row in enumerate(judged):
-        first = next((r for r in judged[:i] if r["rank"] == judged[i - 1]["rank"]), None)  # of those that share a rank
-        tied = first is not None and (
-            row["error"]["mean"] < BELOW * floor or Interval(**row["error"]).overlaps(Interval(**first["error"]))
-        )
-        row["rank"] = first["rank"] if tied and first else i + 1
+def ranked(rows: Sequence[RowResult], floor: float) -> tuple[RowResult, ...]:
+    """The rows with their ranks, each setting by itself; `floor` is the error of the reference itself."""
+    ranks: dict[Place, int] = {}
+    for group in by_setting(rows).values():
+        ranks |= _ranks(rankable(group), floor)
+    return tuple(replace(row, rank=ranks.get(row.place)) for row in rows)
+
+
+def _ranks(rows: Sequence[RowResult], floor: float) -> dict[Place, int]:
+    """Ranks from 1, the nearest. A row shares the rank before it if its interval overlaps that of the best with that
+    rank, or if the reference cannot separate their errors. One seed gives no ranks."""
+    ranks: dict[Place, int] = {}
+    best: RowResult | None = None  # of the rows that share a rank
+    for i, row in enumerate(rows):
+        assert row.error is not None
+        if row.error.n < 2:
+            return {}
+        if best is None or not (row.error.mean < BELOW * floor or (best.error and row.error.overlaps(best.error))):
+            best = row
+            ranks[row.place] = i + 1
+        else:
+            ranks[row.place] = ranks[best.place]
+    return ranks

@@ -1,294 +1,323 @@
-"""From finished cells to results: errors, summaries with intervals, measured orders, what may be said in words."""
+"""The results of a comparison, typed. JSON only at the border: `Results.to_json` and `Results.from_json`.
+
+The metrics of a cell, a row or a reference are a dictionary by the names in `METRICS`; in JSON they are keys beside the
+others, so that a new metric needs no new field here.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
-import torch
-from PIL import Image
+from diffgen.errors import ExitCode
+from diffgen.training.metrics import METRICS
 
-import schedulers
-from diffgen.training.metrics import sliced_wasserstein
-
-from . import metrics
-from .metrics import interval
-from .plan import Cell, Entry
-from .ranks import BELOW, _by_setting, _rank
-from .run import Comparison, versions
-from .subjects import MixtureSubject
-from .verdict import verdict
+from .metrics import Interval
 
 SCHEMA = "diffgen.compare/1"
-Row = tuple[Entry, int, str, float]  # what a summary is about: a scheduler at a budget, for a prompt and a guidance
+Place = tuple[str, str, int, str, float]  # label, grid, budget, prompt, guidance
 
 
-def results(
-    comparison: Comparison, command: str, seconds: float | None = None, distribution: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """The whole of results.json; `distribution` is what distribution.py found, for a run with data."""
-    subject = comparison.subject
-    cells = [_cell(comparison, i, cell) for i, cell in enumerate(comparison.cells)]
-    references = [r for start in comparison.axes.starts() if (r := _reference(comparison, *start)) is not None]
-    _judge(comparison, cells, references)
-    known = [r["error"] for r in references if r["error"] is not None]
-    floor = max(known) if known else 0.0  # how well the reference itself is known
-    rows = _rows(comparison, cells, {r["key"] for r in references}, floor)
-    found = {
-        "schema": SCHEMA,
-        "command": command,
-        "seconds": seconds,
-        "model": {
-            "name": subject.name,
-            "family": subject.family,
-            "hash": subject.model_hash,
-            "noise": subject.noise.name,
-            "prediction": subject.prediction,
-            "device": subject.device.type,
-            "dtype": str(subject.dtype).removeprefix("torch."),
-        },
-        "axes": comparison.axes.asdict(),
-        "reference": {
-            "kind": _kind(comparison),
-            "name": None if comparison.reference is None else _reference_name(comparison),
-            "error": floor if known else None,
-            "reason": comparison.reference_failure,
-            "starts": references,
-        },
-        "cells": cells,
-        "rows": rows,
-        "orders": _orders(comparison, rows, floor),
-        "grids": _grids(comparison),
-        "duplicates": _duplicates(comparison, cells),
-        "distribution": distribution,
-        "versions": versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return found | {"verdict": [*verdict(found), *(f"{n[0].upper()}{n[1:]}." for n in comparison.notes())]}
+@dataclass(frozen=True)
+class SubjectInfo:
+    """The model that was compared on."""
+
+    name: str
+    family: str
+    hash: str
+    noise: str
+    prediction: str
+    device: str
+    dtype: str
+
+    @property
+    def is_mixture(self) -> bool:
+        """True for the mixture: its answer is known exactly, and its pictures are plots of points."""
+        return self.family == "mixture"
 
 
-def _kind(comparison: Comparison) -> str:
-    if comparison.reference is None:
-        return "none"
-    return "exact" if comparison.reference.entry is None else "numerical"
+@dataclass(frozen=True)
+class EntryInfo:
+    """A scheduler on a grid."""
+
+    label: str
+    scheduler: str
+    grid: str
+    stochastic: bool
+    order: int
+    evaluations_per_step: int
 
 
-def _reference_name(comparison: Comparison) -> str:
-    reference = comparison.reference
-    assert reference is not None
-    if reference.entry is None:
-        return "exact solution"
-    return f"{reference.entry.label} on {reference.entry.grid_name}, {reference.nfe} evaluations"
+@dataclass(frozen=True)
+class AxesInfo:
+    """The values of every axis."""
+
+    entries: tuple[EntryInfo, ...]
+    budgets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    prompts: tuple[str, ...]
+    guidance: tuple[float, ...]
 
 
-def _cell(comparison: Comparison, i: int, cell: Cell) -> dict[str, Any]:
-    key = comparison.key(cell)
-    record = comparison.folder.record(key) if key else None
-    failure = comparison.failures.get(i)
-    done = record is not None and failure is None
-    seconds, nfe = (record["seconds"], record["nfe"]) if done and record else (None, cell.nfe)
-    return {
-        "scheduler": cell.entry.scheduler,
-        "label": cell.entry.label,
-        "grid": cell.entry.grid_name,
-        "budget": cell.budget,
-        "nfe": nfe,
-        "steps": cell.steps,
-        "seed": cell.seed,
-        "prompt": cell.prompt,
-        "guidance": cell.guidance,
-        "stochastic": cell.entry.stochastic,
-        "seconds": seconds,
-        "seconds_per_nfe": seconds / nfe if seconds is not None and nfe else None,
-        "network_calls": record.get("network_calls") if done and record else None,
-        "peak_memory": record.get("peak_memory") if done and record else None,
-        "error": None,
-        "psnr": None,
-        "ssim": None,
-        "image": record["image"] if done and record else None,
-        "pixels_sha256": record["pixels_sha256"] if done and record else None,
-        "noise_sha256": record["noise_sha256"] if done and record else None,
-        "status": "done" if done else "failed" if failure else "missing",
-        "reason": failure,
-        "key": key,
-    }
+@dataclass(frozen=True)
+class StartResult:
+    """The reference solution of one start: a seed, a prompt and a guidance scale."""
+
+    seed: int
+    prompt: str
+    guidance: float
+    key: str
+    error: float | None  # an estimate of its own error; 0 if it is exact
+    nfe: int
+    image: str | None
+    metrics: dict[str, float | None] = field(default_factory=dict)
 
 
-def _reference(comparison: Comparison, seed: int, prompt: str, guidance: float) -> dict[str, Any] | None:
-    """The reference of a start; its own error is that of half the evaluations, divided by 2^order − 1."""
-    jobs = comparison.reference_jobs(seed, prompt, guidance)
-    records = [comparison.folder.record(job.key) for job in jobs]
-    if not jobs or records[0] is None:
-        return None
-    error = 0.0 if len(jobs) == 1 else None
-    if len(jobs) == 2 and records[1] is not None:
-        entry = comparison.reference.entry if comparison.reference else None
-        assert entry is not None
-        whole, half = (comparison.folder.result(job.key).numpy() for job in jobs)
-        order = min(schedulers.info(entry.scheduler).order, 2)  # of guided networks no more can be hoped for
-        error = metrics.rms(whole, half) / (2**order - 1)
-    said: dict[str, Any] = {"seed": seed, "prompt": prompt, "guidance": guidance, "key": jobs[0].key, "error": error}
-    said |= {"nfe": records[0]["nfe"], "image": records[0]["image"]}
-    if isinstance(comparison.subject, MixtureSubject):  # how near so small a cloud can come
-        said |= _moments(comparison.subject, comparison.folder.result(jobs[0].key), seed)
-    return said
+@dataclass(frozen=True)
+class ReferenceResult:
+    """The reference solutions that errors are distances to."""
+
+    kind: str  # none, exact or numerical
+    name: str | None
+    error: float | None  # the largest of its own errors
+    starts: tuple[StartResult, ...]
+    reason: str | None = None  # why one could not be computed
 
 
-def _judge(comparison: Comparison, cells: list[dict[str, Any]], references: list[dict[str, Any]]) -> None:
-    """Fill in the errors. A stochastic solver has none: no single solution is what it aims at."""
-    by_start = {(r["seed"], r["prompt"], r["guidance"]): r for r in references}
-    solutions: dict[str, Any] = {}  # of the start that was looked at last: its cells follow each other
-    for cell in cells:
-        reference = by_start.get((cell["seed"], cell["prompt"], cell["guidance"]))
-        if cell["status"] != "done":
-            continue
-        x0 = comparison.folder.result(cell["key"])
-        if isinstance(comparison.subject, MixtureSubject):
-            cell |= _moments(comparison.subject, x0, cell["seed"])
-        if reference is None or cell["stochastic"]:
-            continue
-        pictures = not comparison.subject.is_mixture  # whose picture is a plot
-        if reference["key"] not in solutions:
-            image = _picture(comparison, reference["image"]) if pictures else None
-            solutions = {reference["key"]: (comparison.folder.result(reference["key"]).numpy(), image)}
-        aim, image = solutions[reference["key"]]
-        cell["error"] = metrics.rms(x0.numpy(), aim)
-        if image is not None:
-            made = _picture(comparison, cell["image"])
-            cell["psnr"], cell["ssim"] = metrics.psnr(made, image), metrics.ssim(made, image)
+@dataclass(frozen=True)
+class CellResult:
+    """One picture of the comparison."""
+
+    scheduler: str
+    label: str
+    grid: str
+    budget: int
+    nfe: int | None  # counted, not computed
+    steps: int | None
+    seed: int
+    prompt: str
+    guidance: float
+    stochastic: bool
+    status: str  # done, failed or missing
+    seconds: float | None = None
+    seconds_per_nfe: float | None = None
+    network_calls: int | None = None  # calls of the network for each example
+    peak_memory: int | None = None  # bytes
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    image: str | None = None  # relative to the folder
+    pixels_sha256: str | None = None
+    noise_sha256: str | None = None
+    reason: str | None = None  # of a failure
+    key: str | None = None
+
+    @property
+    def error(self) -> float | None:
+        """The root-mean-square distance to the reference; None where there is none."""
+        return self.metrics.get("error")
+
+    @property
+    def place(self) -> Place:
+        """The row that it belongs to."""
+        return self.label, self.grid, self.budget, self.prompt, self.guidance
 
 
-def _moments(subject: MixtureSubject, x0: torch.Tensor, seed: int) -> dict[str, float]:
-    """How far mean, covariance and distribution of a cloud are from those of the data, known exactly."""
-    mean, covariance = subject.moments
-    return {
-        "mean_error": float((x0.double().mean(0) - mean).norm()),
-        "covariance_error": float((torch.cov(x0.double().T) - covariance).norm()),
-        "sliced_wasserstein": float(sliced_wasserstein(x0, subject.draw(4 * len(x0), seed + 1))),
-    }
+@dataclass(frozen=True)
+class RowResult:
+    """A scheduler at a budget, for a prompt and a guidance scale: means over the seeds."""
+
+    scheduler: str
+    label: str
+    grid: str
+    stochastic: bool
+    budget: int
+    prompt: str
+    guidance: float
+    nfe: int | None
+    steps: int | None
+    done: int
+    failed: int
+    missing: int = 0
+    is_reference: bool = False
+    rank: int | None = None  # 1 is nearest to the reference; equal ranks are statistically tied
+    seconds: Interval | None = None
+    seconds_per_nfe: Interval | None = None
+    metrics: dict[str, Interval | None] = field(default_factory=dict)
+
+    @property
+    def error(self) -> Interval | None:
+        """The mean error; None where there is none."""
+        return self.metrics.get("error")
+
+    @property
+    def place(self) -> Place:
+        """What tells it from the other rows."""
+        return self.label, self.grid, self.budget, self.prompt, self.guidance
 
 
-def _picture(comparison: Comparison, name: str) -> Image.Image:
-    with Image.open(comparison.folder.path / name) as image:
-        return image.convert("RGB")
+@dataclass(frozen=True)
+class OrderResult:
+    """The measured order of convergence of a scheduler between two numbers of evaluations."""
+
+    label: str
+    grid: str
+    prompt: str
+    guidance: float
+    order: float | None
+    from_: int
+    to: int
 
 
-def _rows(
-    comparison: Comparison, cells: list[dict[str, Any]], references: set[str], floor: float
-) -> list[dict[str, Any]]:
-    """Each scheduler at each budget: means over the seeds with their intervals, and a rank where there can be one.
+@dataclass(frozen=True)
+class GridResult:
+    """The points at which a scheduler evaluates the network, for the largest budget that it can use."""
 
-    A row that is the reference itself (its cells have the keys of `references`) has none.
-    """
-    groups: dict[Row, list[dict[str, Any]]] = defaultdict(list)
-    for cell, said in zip(comparison.cells, cells, strict=True):
-        groups[cell.entry, cell.budget, cell.prompt, cell.guidance].append(said)
-    rows = []
-    for (entry, budget, prompt, guidance), members in groups.items():
-        done = [m for m in members if m["status"] == "done"]
-        row = {
-            "scheduler": entry.scheduler,
-            "label": entry.label,
-            "grid": entry.grid_name,
-            "stochastic": entry.stochastic,
-            "budget": budget,
-            "prompt": prompt,
-            "guidance": guidance,
-            "nfe": members[0]["nfe"],
-            "steps": members[0]["steps"],
-            "done": len(done),
-            "failed": sum(m["status"] == "failed" for m in members),
-            "missing": sum(m["status"] == "missing" for m in members),
-            "is_reference": any(m["key"] in references for m in members),
-            "rank": None,
-        }
-        row |= {name: _summary(done, name) for name in ("error", "psnr", "ssim", "seconds", "seconds_per_nfe")}
-        if comparison.subject.is_mixture:
-            row |= {n: _summary(done, n) for n in ("mean_error", "covariance_error", "sliced_wasserstein")}
-        rows.append(row)
-    for group in _by_setting(rows).values():
-        _rank(group, floor)
-    return rows
+    label: str
+    grid: str
+    budget: int
+    times: tuple[float, ...]
+    sigmas: tuple[float, ...]  # σ/α; σ for a flow
 
 
-def _summary(cells: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
-    values = [cell[name] for cell in cells if cell.get(name) is not None and math.isfinite(cell[name])]
-    return vars(interval(values)) if values else None
+@dataclass(frozen=True)
+class DuplicateResult:
+    """Pairs of cells, by their numbers, with the same pixels."""
+
+    cells: tuple[tuple[int, int], ...]
+    expected: bool  # the arithmetic is the same
+    why: str
 
 
-def _orders(comparison: Comparison, rows: list[dict[str, Any]], floor: float) -> list[dict[str, Any]]:
-    """The measured order of each solver, over budgets whose error stands well above that of the reference."""
-    groups: dict[tuple[str, str, str, float], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row["error"] is not None and row["error"]["mean"] > max(BELOW * floor, 1e-12):
-            groups[row["label"], row["grid"], row["prompt"], row["guidance"]].append(row)
-    found = []
-    for (label, grid, prompt, guidance), members in groups.items():
-        nfe = [m["nfe"] for m in members]
-        order = metrics.order(nfe, [m["error"]["mean"] for m in members]) if len(set(nfe)) >= 3 else None
-        said = {"label": label, "grid": grid, "prompt": prompt, "guidance": guidance, "order": order}
-        found.append(said | {"from": min(nfe), "to": max(nfe)})
-    return found
+@dataclass(frozen=True)
+class Scale:
+    """What gives a metric of pictures against data a scale: the value for real pictures, and for noise."""
+
+    floor: float
+    ceiling: float
+    deviation: float | None = None  # standard deviation of the floor over several draws of real pictures
 
 
-def _grids(comparison: Comparison) -> list[dict[str, Any]]:
-    """Where each scheduler asks, for the largest budget that it can use: times and σ/α (of a flow σ)."""
-    noise = comparison.subject.noise
-    found = {}
-    for cell in comparison.cells:
-        if cell.steps is not None:
-            points = comparison.scheduler(cell.entry).grid(cell.steps).points[:-1]
-            found[cell.entry] = {
-                "label": cell.entry.label,
-                "grid": cell.entry.grid_name,
-                "budget": cell.budget,
-                "times": [float(p.t) for p in points],
-                "sigmas": [float(p.sigma if p.alpha == 0 else noise.level(p)) for p in points],
-            }
-    return list(found.values())
+@dataclass(frozen=True)
+class DistributionRow:
+    """The pictures of a scheduler at a budget, measured against the data."""
+
+    scheduler: str
+    label: str
+    grid: str
+    stochastic: bool
+    budget: int
+    nfe: int
+    guidance: float
+    values: dict[str, float] | None  # by the name of the metric
+    reason: str | None = None  # of a failure
 
 
-def _duplicates(comparison: Comparison, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Different cells of one start with the same pixels, and whether the arithmetic is the same, so that they must."""
-    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for i, cell in enumerate(cells):
-        if cell["status"] == "done":
-            groups[cell["pixels_sha256"], cell["seed"], cell["prompt"], cell["guidance"]].append(i)
-    found: dict[tuple[Entry, Entry, int, int], dict[str, Any]] = {}
-    for members in groups.values():
-        for i, j in itertools.combinations(members, 2):
-            a, b = comparison.cells[i], comparison.cells[j]
-            pair = (a.entry, b.entry, a.budget, b.budget)
-            if pair in found:
-                found[pair]["cells"].append([i, j])
-                continue
-            same = _same_arithmetic(comparison, a, b)
-            why = "the same steps with the same coefficients" if same else "different arithmetic: worth a look"
-            found[pair] = {"cells": [[i, j]], "expected": same, "why": why}
-    return list(found.values())
+@dataclass(frozen=True)
+class DistributionResult:
+    """The pictures of a training run, measured against its data with the metrics of `evaluate`."""
+
+    data: str
+    samples: int
+    held_out: int
+    better: dict[str, str]
+    scales: dict[str, Scale]
+    rows: tuple[DistributionRow, ...]
 
 
-def _same_arithmetic(comparison: Comparison, a: Cell, b: Cell) -> bool:
-    """Do two cells ask at the same points and add up the answers with the same weights?"""
-    if a.steps is None or b.steps is None:
-        return False
-    if comparison.key(a) == comparison.key(b):
-        return True
-    schedulers = [comparison.scheduler(cell.entry) for cell in (a, b)]
-    one, other = (s.program(s.grid(cell.steps)) for s, cell in zip(schedulers, (a, b), strict=True))
-    if one is None or other is None or len(one.points) != len(other.points):
-        return False
-    near = all(math.isclose(p.t, q.t, abs_tol=1e-9) for p, q in zip(one.points, other.points, strict=True))
-    weights = [[dict(update) for update in program.updates] for program in (one, other)]
-    return near and all(
-        math.isclose(u.get(k, 0.0), v.get(k, 0.0), rel_tol=1e-6, abs_tol=1e-7)
-        for u, v in zip(*weights, strict=True)
-        for k in u.keys() | v.keys()
-    )
+@dataclass(frozen=True)
+class Results:
+    """Everything that a comparison measured: the content of results.json."""
+
+    command: str
+    model: SubjectInfo
+    axes: AxesInfo
+    reference: ReferenceResult
+    cells: tuple[CellResult, ...]
+    rows: tuple[RowResult, ...]
+    orders: tuple[OrderResult, ...]
+    grids: tuple[GridResult, ...]
+    duplicates: tuple[DuplicateResult, ...]
+    verdict: tuple[str, ...] = ()
+    seconds: float | None = None
+    distribution: DistributionResult | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str | None = None
+    folder: Path | None = field(default=None, metadata={"stored": False})  # where the files are
+    codes: frozenset[ExitCode] = field(default=frozenset(), metadata={"stored": False})  # of everything that failed
+
+    @property
+    def report(self) -> Path | None:
+        """The page."""
+        return None if self.folder is None else self.folder / "report.html"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {"schema": SCHEMA, **to_json(self)}
+
+    @classmethod
+    def from_json(cls, content: Any, folder: Path | None = None) -> Results:
+        """The results that a results.json of this schema holds. Unknown keys are ignored, and a number that is not
+        finite is read as null. Raises ValueError, which names the place."""
+        return replace(_read(cls, content, "results"), folder=folder)
 
 
-# In words
+def to_json(value: Any) -> Any:
+    """Dataclasses as dictionaries, tuples as lists, metrics as keys beside the others."""
+    if is_dataclass(value) and not isinstance(value, type):
+        content: dict[str, Any] = {}
+        for part in _stored(value):
+            inner = to_json(getattr(value, part.name))
+            content |= inner if part.name == "metrics" else {part.name.rstrip("_"): inner}
+        return content
+    if isinstance(value, dict):
+        return {name: to_json(inner) for name, inner in value.items()}
+    return [to_json(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _stored(kind: Any) -> list[Any]:
+    return [part for part in fields(kind) if part.metadata.get("stored", True)]
+
+
+def _read(kind: Any, value: Any, place: str) -> Any:
+    """A JSON value as `kind`: a dataclass, tuple, dictionary, `X | None` or plain type. Raises ValueError."""
+    parts = get_args(kind)
+    if NoneType in parts:
+        unknown = value is None or (isinstance(value, float) and not math.isfinite(value))
+        return None if unknown else _read(parts[0], value, place)
+    if is_dataclass(kind):
+        return _read_fields(kind, _checked(value, dict, place), place)
+    if get_origin(kind) is dict:
+        return {name: _read(parts[1], inner, f"{place}.{name}") for name, inner in _checked(value, dict, place).items()}
+    if get_origin(kind) is tuple:
+        values = _checked(value, list, place)
+        kinds = parts[:1] * len(values) if parts[-1] is ... else parts
+        if len(kinds) != len(values):
+            raise ValueError(f"{place} has {len(values)} values, expected {len(kinds)}")
+        return tuple(_read(k, inner, f"{place}[{i}]") for i, (k, inner) in enumerate(zip(kinds, values, strict=True)))
+    return _checked(value, kind, place)
+
+
+def _read_fields(kind: Any, content: dict[str, Any], place: str) -> Any:
+    hints, values = get_type_hints(kind), {}
+    names = [part.name.rstrip("_") for part in fields(kind)]
+    for part in _stored(kind):
+        name = part.name.rstrip("_")
+        if name == "metrics":
+            measured = {metric: content[metric] for metric in METRICS if metric in content and metric not in names}
+            values[part.name] = _read(hints[name], measured, place)
+        elif name in content:
+            values[part.name] = _read(hints[part.name], content[name], f"{place}.{name}")
+        elif part.default is MISSING and part.default_factory is MISSING:
+            raise ValueError(f"{place}.{name} is missing")
+    return kind(**values)
+
+
+def _checked(value: Any, kind: type, place: str) -> Any:
+    kinds = (int, float) if kind is float else kind
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{place} is {type(value).__name__}, expected {kind.__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place} is {value}, expected a finite number")
+    return value

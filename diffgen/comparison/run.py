@@ -1,7 +1,7 @@
-"""The cells of a comparison, made one after the other; each that is done is on the disk before the next begins.
+"""Make the cells of a comparison one by one; each is on the disk before the next begins.
 
-A cell is known by its content: the model's hash, the points at which the solver asks, seed, prompt, guidance, device,
-dtype, versions. What is there already is never made again, so a comparison can be resumed, and grown.
+The key of a cell is a hash of everything that determines it: the model's hash, the solver and its points, seed, prompt,
+guidance, device, dtype, versions. A cell that exists is not made again, so a comparison can be resumed and extended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import schedulers
 from diffgen.devices import out_of_memory
-from diffgen.errors import DiffgenError, ExitCode, InputError
+from diffgen.errors import DiffgenError, ExitCode, InputError, UsageError
 from diffgen.generation.grid_files import grid_notes
 from diffgen.images.metadata import encode_png
 from diffgen.images.pixels import pixels_sha256
@@ -32,29 +32,25 @@ from diffgen.images.publish import publish
 from diffgen.models.gate import read_header, read_json
 from diffgen.version import __version__
 
-from .plan import Axes, Cell, Entry
+from .plan import MAX_BUDGET, Axes, Cell, Entry, parse_entries
 from .subjects import Counter, Subject
 
 CELL = "diffgen.cell/1"
-FAILURES = (DiffgenError, ArithmeticError, ValueError, RuntimeError)  # that end one cell, not the comparison
-KEPT = {"seed", "nfe", "seconds", "image", "pixels_sha256", "noise_sha256"}  # what the record of a cell has
+FAILURES = (DiffgenError, ArithmeticError, ValueError, RuntimeError)  # these end one cell, not the comparison
+RECORDED = {"seed", "nfe", "seconds", "image", "pixels_sha256", "noise_sha256"}  # the keys of a cell's record
 PNG_END = b"IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The solution that the cells approach: the exact one, or that of a good solver with very many evaluations."""
+class ReferenceSpec:
+    """The solution that errors are distances to: the exact one, or that of a good solver with many evaluations."""
 
-    entry: Entry | None  # None: the exact answer
+    entry: Entry | None  # None: the exact solution
     nfe: int = 0
 
     @classmethod
-    def parse(cls, text: str, exact: bool) -> Reference | None:
-        """ "auto", "none", or SCHEDULER:NFE such as dpmpp_2m:200. Raises UsageError."""
-        from diffgen.errors import UsageError
-
-        from .plan import MAX_BUDGET, parse_entries
-
+    def parse(cls, text: str, exact: bool) -> ReferenceSpec | None:
+        """Read "auto", "none", or SCHEDULER:NFE such as dpmpp_2m:200. Raises UsageError."""
         if text == "none":
             return None
         if text == "auto":
@@ -67,52 +63,60 @@ class Reference:
             )
         entry = parse_entries([label])[0]
         if entry.stochastic:
-            raise UsageError(f"--reference {text}: {entry.scheduler} draws noise, so it has no solution to approach")
+            raise UsageError(f"--reference {text}: {entry.scheduler} draws noise, so it has no fixed solution")
         return cls(entry, int(number))
+
+    @property
+    def name(self) -> str:
+        """How the results call it."""
+        if self.entry is None:
+            return "exact solution"
+        return f"{self.entry.label} on {self.entry.grid_name}, {self.nfe} evaluations"
 
 
 AUTOMATIC = (Entry("dpmpp_3m", "dpmpp_3m", "karras"), 128)
 
 
 class Folder:
-    """Where the cells of a comparison lie: cells/KEY.json and .safetensors, images/KEY.png."""
+    """The folder of a comparison: each cell is cells/KEY.json, cells/KEY.safetensors and images/KEY.png."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """What is known of a finished cell; None if it is not there, or not whole."""
-        found = self.read(self.path / "cells" / f"{key}.json", CELL)
-        if not found or found.get("key") != key or not found.keys() >= KEPT:
+        """The record of a finished cell; None if one of its files is missing or incomplete."""
+        record = self.read(self.path / "cells" / f"{key}.json", CELL)
+        if not record or record.get("key") != key or not record.keys() >= RECORDED:
             return None
         try:
             with (self.path / "images" / f"{key}.png").open("rb") as file:
                 file.seek(-len(PNG_END), 2)
-                whole = file.read() == PNG_END
-            return found if whole and "x0" in read_header(self.tensor_file(key)) else None
+                complete = file.read() == PNG_END
+            return record if complete and "x0" in read_header(self.tensor_file(key)) else None
         except (InputError, OSError):
             return None
 
     @staticmethod
     def read(file: Path, schema: str) -> dict[str, Any] | None:
-        """The content of a file of that schema; None if it is not there, or cut off in the middle."""
+        """The content of a JSON file of this schema; None if it is missing or incomplete."""
         if not file.is_file():
             return None
         try:
-            found = read_json(file)
+            content = read_json(file)
         except InputError:
             return None
-        return found if found.get("schema") == schema else None
+        return content if content.get("schema") == schema else None
 
     def tensor_file(self, key: str) -> Path:
+        """The file of the result of a cell."""
         return self.path / "cells" / f"{key}.safetensors"
 
     def result(self, key: str) -> Tensor:
-        """The stored result [B, …]."""
+        """The stored result of a cell, [B, …]."""
         return load(self.tensor_file(key).read_bytes())["x0"]
 
     def store(self, key: str, record: Mapping[str, Any], x0: Tensor, png: bytes) -> None:
-        """The record last: where it is, the rest is."""
+        """Write the files of a cell. The record comes last: if it is there, the others are complete."""
         for name in ("cells", "images"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         publish(self.path / record["image"], png, overwrite=True)
@@ -121,11 +125,11 @@ class Folder:
         publish(self.path / "cells" / f"{key}.json", text.encode(), overwrite=True)
 
 
-@dataclass
-class Job:
-    """Something to sample: a cell, or a reference of a start."""
+@dataclass(frozen=True)
+class Task:
+    """Something to sample: a cell, or the reference of a start."""
 
-    entry: Entry | None
+    entry: Entry | None  # None: the exact solution
     steps: int
     nfe: int
     seed: int
@@ -137,64 +141,69 @@ class Job:
 class Comparison:
     """A subject, the axes, and the folder that holds what is done."""
 
-    def __init__(self, subject: Subject, axes: Axes, reference: Reference | None, folder: Path) -> None:
+    def __init__(self, subject: Subject, axes: Axes, reference: ReferenceSpec | None, folder: Path) -> None:
         self.subject, self.axes, self.reference, self.folder = subject, axes, reference, Folder(folder)
         self.cells = axes.cells(subject)
         self._networks: dict[tuple[str, float], Any] = {}
         self._schedulers: dict[Entry, schedulers.Scheduler] = {}
-        self._walks: dict[tuple[Entry, int], dict[str, Any]] = {}
-        self.codes: set[ExitCode] = set()  # of all that failed
-        self.failures: dict[int, str] = {i: self.failed(c.failure) for i, c in enumerate(self.cells) if c.failure}
-        self.reference_failure: str | None = None  # why a reference could not be made
+        self._contents: dict[tuple[Entry, int], dict[str, Any]] = {}
+        self.codes: set[ExitCode] = set()  # the exit codes of everything that failed
+        self.failures = {i: self.failed(cell.failure) for i, cell in enumerate(self.cells) if cell.failure}
+        self.reference_failure: str | None = None  # why a reference could not be computed
 
     # What there is to do
 
-    def jobs(self) -> list[Job]:
-        """One for each different cell, then the references; the same content twice is one job."""
-        found: dict[str, Job] = {}
+    def tasks(self) -> list[Task]:
+        """One for each different cell, then the references; cells with the same key are one task."""
+        tasks: dict[str, Task] = {}
         for cell in self.cells:
-            if cell.steps is not None and cell.nfe is not None:
-                job = self._job(cell.entry, cell.steps, cell.nfe, cell.seed, cell.prompt, cell.guidance)
-                found.setdefault(job.key, job)
+            if (task := self._task_of(cell)) is not None:
+                tasks.setdefault(task.key, task)
         for start in self.axes.starts():
-            for job in self.reference_jobs(*start):
-                found.setdefault(job.key, job)
-        return list(found.values())
+            for task in self.reference_tasks(*start):
+                tasks.setdefault(task.key, task)
+        return list(tasks.values())
+
+    def unfinished(self) -> list[Task]:
+        """The tasks that are not done yet."""
+        return [task for task in self.tasks() if self.folder.record(task.key) is None]
 
     def key(self, cell: Cell) -> str | None:
-        if cell.steps is None or cell.nfe is None:
-            return None
-        return self._job(cell.entry, cell.steps, cell.nfe, cell.seed, cell.prompt, cell.guidance).key
+        """The key of a cell; None for one that cannot be made."""
+        task = self._task_of(cell)
+        return None if task is None else task.key
 
-    def reference_jobs(self, seed: int, prompt: str, guidance: float) -> list[Job]:
+    def reference_tasks(self, seed: int, prompt: str, guidance: float) -> list[Task]:
         """The reference of a start and, unless it is exact, the same with half the evaluations, for its own error."""
         if self.reference is None:
             return []
         if self.reference.entry is None:
-            return [self._job(None, 0, 0, seed, prompt, guidance)]
+            return [self._task(None, 0, 0, seed, prompt, guidance)]
         scheduler = self.scheduler(self.reference.entry)
-        jobs = []
+        tasks = []
         for budget in (self.reference.nfe, self.reference.nfe // 2):
             steps = scheduler.steps_for(budget)
-            jobs.append(self._job(self.reference.entry, steps, scheduler.nfe(steps), seed, prompt, guidance))
-        return jobs
+            tasks.append(self._task(self.reference.entry, steps, scheduler.nfe(steps), seed, prompt, guidance))
+        return tasks
 
     def notes(self) -> list[str]:
-        """What to know of the prompts, and of tuned grids for another number of steps or guidance than their own."""
+        """Warnings about the prompts, and about tuned grids that are used at other steps or guidance than their own."""
         settings = dict.fromkeys((c.entry.grid, c.steps, c.guidance) for c in self.cells if c.steps is not None)
-        found = [grid_notes({"grid": grid, "steps": steps, "guidance": scale}) for grid, steps, scale in settings]
-        return list(dict.fromkeys(note for notes in [self.subject.remarks, *found] for note in notes))
-
-    def waiting(self) -> list[Job]:
-        """The jobs that are not done yet."""
-        return [job for job in self.jobs() if self.folder.record(job.key) is None]
+        of_grids = [grid_notes({"grid": grid, "steps": steps, "guidance": scale}) for grid, steps, scale in settings]
+        return list(dict.fromkeys(note for notes in [self.subject.remarks, *of_grids] for note in notes))
 
     def scheduler(self, entry: Entry) -> schedulers.Scheduler:
+        """The scheduler of an entry for this subject."""
         if entry not in self._schedulers:
             self._schedulers[entry] = entry.build(self.subject)
         return self._schedulers[entry]
 
-    def _job(self, entry: Entry | None, steps: int, nfe: int, seed: int, prompt: str, guidance: float) -> Job:
+    def _task_of(self, cell: Cell) -> Task | None:
+        if cell.steps is None or cell.nfe is None:
+            return None
+        return self._task(cell.entry, cell.steps, cell.nfe, cell.seed, cell.prompt, cell.guidance)
+
+    def _task(self, entry: Entry | None, steps: int, nfe: int, seed: int, prompt: str, guidance: float) -> Task:
         subject = self.subject
         content: dict[str, Any] = {
             "model": subject.model_hash,
@@ -207,34 +216,30 @@ class Comparison:
             "versions": versions(),
         }
         if entry is not None:
-            content |= self.walked(entry, steps)
-        text = json.dumps(content, sort_keys=True, default=float)
-        return Job(entry, steps, nfe, seed, prompt, guidance, hashlib.sha256(text.encode()).hexdigest()[:32])
+            content |= self.solver_content(entry, steps)
+        return Task(entry, steps, nfe, seed, prompt, guidance, key_of(content))
 
     @cached_property
     def _start_shape(self) -> tuple[int, ...]:
         return tuple(self.subject.start(0)[0].shape)
 
-    def walked(self, entry: Entry, steps: int) -> dict[str, Any]:
-        """What a scheduler and its steps add to a content, of which a key is made; the same for all starts."""
-        if (entry, steps) not in self._walks:
+    def solver_content(self, entry: Entry, steps: int) -> dict[str, Any]:
+        """The part of a key's content that depends on the scheduler and its steps only."""
+        if (entry, steps) not in self._contents:
             scheduler = self.scheduler(entry)
             grid = scheduler.grid(steps)
-            self._walks[entry, steps] = {
+            self._contents[entry, steps] = {
                 "solver": scheduler.name,
                 "options": scheduler.options | scheduler.limits,
                 "points": [(p.t, p.alpha, p.sigma) for p in grid.points],
                 "corrections": grid.corrections,
             }
-        return self._walks[entry, steps]
+        return self._contents[entry, steps]
 
     # Doing it
 
     def warm_up(self) -> dict[float, float]:
-        """Seconds of one function evaluation at each guidance, after one that does not count.
-
-        Raises what the model raises.
-        """
+        """Measure the seconds of one function evaluation at each guidance scale, after one that is not timed."""
         return {guidance: self._timed(guidance) for guidance in self.axes.guidance}
 
     def _timed(self, guidance: float) -> float:
@@ -252,70 +257,73 @@ class Comparison:
                 seconds.append(time.perf_counter() - began)
         return min(seconds[1:])
 
-    def make(self, on_step: Callable[[int, int], None] | None = None) -> Iterator[Job]:
-        """Make what is not there, and yield each job as it is done; a failure is noted, and the rest goes on."""
-        waiting = self.waiting()
-        total, done = sum(job.nfe for job in waiting), 0
+    def make(self, on_step: Callable[[int, int], None] | None = None) -> Iterator[Task]:
+        """Run the unfinished tasks and yield each when it is done. A failure is recorded, and the next task runs.
+
+        `on_step(done, total)` counts evaluations.
+        """
+        tasks = self.unfinished()
+        total, done = sum(task.nfe for task in tasks), 0
         reasons: dict[str, str] = {}
         try:
-            for job in waiting:
+            for task in tasks:
                 try:
-                    self._make(job)
+                    self._make(task)
                 except FAILURES as error:
-                    reasons[job.key] = self.failed(error)
-                done += job.nfe
+                    reasons[task.key] = self.failed(error)
+                done += task.nfe
                 if on_step is not None:
                     on_step(done, max(total, 1))
-                yield job
-        finally:  # also of a comparison that is interrupted
+                yield task
+        finally:  # also if it is interrupted
             for i, cell in enumerate(self.cells):
                 key = self.key(cell)
                 if key in reasons:
                     self.failures[i] = reasons[key]
-            own = [job.key for start in self.axes.starts() for job in self.reference_jobs(*start)]
-            self.reference_failure = next((reasons[key] for key in own if key in reasons), None)
+            keys = [task.key for start in self.axes.starts() for task in self.reference_tasks(*start)]
+            self.reference_failure = next((reasons[key] for key in keys if key in reasons), None)
 
     def failed(self, error: Exception) -> str:
-        """Why something could not be made; its exit code is noted."""
-        own = error.code if isinstance(error, DiffgenError) else ExitCode.FAILED
-        self.codes.add(ExitCode.OUTPUT if isinstance(error, schedulers.NonFinite) else own)
+        """The reason of a failure; its exit code is recorded."""
+        code = error.code if isinstance(error, DiffgenError) else ExitCode.FAILED
+        self.codes.add(ExitCode.OUTPUT if isinstance(error, schedulers.NonFinite) else code)
         return str(error) or type(error).__name__
 
-    def _make(self, job: Job) -> None:
-        noise, generator = self.subject.start(job.seed)
+    def _make(self, task: Task) -> None:
+        noise, generator = self.subject.start(task.seed)
         digest = hashlib.sha256(noise.numpy().tobytes()).hexdigest()
-        record: dict[str, Any] = {"seed": job.seed, "noise_sha256": digest, "nfe": 0, "seconds": None}
+        record: dict[str, Any] = {"seed": task.seed, "noise_sha256": digest, "nfe": 0, "seconds": None}
         with torch.inference_mode(), out_of_memory():
-            if job.entry is None:
+            if task.entry is None:
                 exact = self.subject.exact(noise)
                 assert exact is not None, "a reference without a scheduler is the exact one"
                 x0 = exact
             else:
-                x0, measured = self._sample(job, noise, generator)
+                x0, measured = self._sample(task, noise, generator)
                 record |= measured
             picture = self.subject.picture(x0)
-        record |= {"pixels_sha256": pixels_sha256(picture), "image": f"images/{job.key}.png"}
-        self.folder.store(job.key, record, x0.float().cpu(), encode_png(picture, {}, "none"))
+        record |= {"pixels_sha256": pixels_sha256(picture), "image": f"images/{task.key}.png"}
+        self.folder.store(task.key, record, x0.float().cpu(), encode_png(picture, {}, "none"))
 
-    def _sample(self, job: Job, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        assert job.entry is not None
-        scheduler = self.scheduler(job.entry)
-        grid = scheduler.grid(job.steps)
-        counter = Counter(self._network(job.prompt, job.guidance), self.subject.module)
+    def _sample(self, task: Task, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        assert task.entry is not None
+        scheduler = self.scheduler(task.entry)
+        grid = scheduler.grid(task.steps)
+        counter = Counter(self._network(task.prompt, task.guidance), self.subject.module)
         x = scheduler.start(noise, grid).to(self.subject.device, self.subject.dtype)
         cuda = self.subject.device.type == "cuda"
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.subject.device)
         self._wait()
         began = time.perf_counter()
-        with counter, warnings.catch_warnings():  # of an interpolated grid: `notes` says it once
+        with counter, warnings.catch_warnings():  # `notes` reports an interpolated grid once
             warnings.simplefilter("ignore")
             x0 = scheduler.sample(counter, x, grid, generator)
         self._wait()
         seconds = time.perf_counter() - began
         peak = torch.cuda.max_memory_allocated(self.subject.device) if cuda else resident()
-        said = {"nfe": counter.nfe, "network_calls": counter.network_calls}
-        return x0, {**said, "seconds": seconds, "peak_memory": peak}
+        counts = {"nfe": counter.nfe, "network_calls": counter.network_calls}
+        return x0, {**counts, "seconds": seconds, "peak_memory": peak}
 
     def _network(self, prompt: str, guidance: float) -> Any:
         if (prompt, guidance) not in self._networks:
@@ -323,14 +331,14 @@ class Comparison:
         return self._networks[prompt, guidance]
 
     def _wait(self) -> None:
-        """Until the device has done what it was told: only then is the clock worth reading."""
+        """Wait for the device, so that the clock measures its work."""
         kind = self.subject.device.type
         if kind != "cpu":
             getattr(torch, kind).synchronize()
 
 
 def resident() -> int | None:
-    """The most bytes of memory that this process has held so far; None where the system does not say."""
+    """The peak memory of this process so far in bytes; None where the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -338,5 +346,11 @@ def resident() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def key_of(content: Mapping[str, Any]) -> str:
+    """A name for content, 32 hexadecimal digits: equal content has the same."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=float).encode()).hexdigest()[:32]
+
+
 def versions() -> dict[str, str]:
+    """The versions that results depend on."""
     return {"diffgen": __version__, "torch": str(torch.__version__)}

@@ -1,4 +1,4 @@
-"""grid.png: schedulers down, budgets across, one block for each prompt and guidance, all from the first seed."""
+"""Draw grid.png: schedulers down, budgets across, a block for each prompt and guidance, all from the first seed."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .results import Results
+
 SMALLEST = 96  # pictures below this side are enlarged by a whole factor, pixel by pixel
 LARGEST = 256
 MARGIN, LABEL, HEAD = 6, 190, 26
 
 
-def sheet(found: dict[str, Any], folder: Path) -> Image.Image:
-    """The pictures of the first seed, with what they are written beside them."""
-    axes = found["axes"]
-    seed, budgets = axes["seeds"][0], axes["budgets"]
-    blocks = [(p, g) for p in axes["prompts"] for g in axes["guidance"]]
-    cells = {
-        (c["label"], c["grid"], c["budget"], c["prompt"], c["guidance"]): c for c in found["cells"] if c["seed"] == seed
-    }
-    entries = [(e["label"], e["grid"]) for e in axes["entries"]]
-    width, height = _size(found, folder)
+def sheet(results: Results, folder: Path) -> Image.Image:
+    """The labelled pictures of the first seed; `folder` is where their images/ are."""
+    axes = results.axes
+    seed, budgets = axes.seeds[0], axes.budgets
+    blocks = [(p, g) for p in axes.prompts for g in axes.guidance]
+    cells = {cell.place: cell for cell in results.cells if cell.seed == seed}
+    entries = [(entry.label, entry.grid) for entry in axes.entries]
+    width, height = _size(results, folder)
     block = HEAD * 2 + len(entries) * (height + HEAD)
     picture = Image.new(
         "RGB", (LABEL + len(budgets) * (width + MARGIN) + MARGIN, MARGIN + len(blocks) * block), "white"
@@ -29,7 +29,7 @@ def sheet(found: dict[str, Any], folder: Path) -> Image.Image:
     draw, font, small = ImageDraw.Draw(picture), _font(15), _font(12)
     for n, (prompt, guidance) in enumerate(blocks):
         top = MARGIN + n * block
-        title = f"{prompt}   guidance {guidance:g}" if prompt else found["model"]["name"]
+        title = f"{prompt}   guidance {guidance:g}" if prompt else results.model.name
         draw.text((MARGIN, top), _fit(draw, f"{title}   seed {seed}", font, picture.width - 2 * MARGIN), "black", font)
         for column, budget in enumerate(budgets):
             x = LABEL + column * (width + MARGIN)
@@ -41,21 +41,21 @@ def sheet(found: dict[str, Any], folder: Path) -> Image.Image:
             for column, budget in enumerate(budgets):
                 x = LABEL + column * (width + MARGIN)
                 cell = cells.get((label, grid, budget, prompt, guidance))
-                if cell and cell["image"]:
-                    with Image.open(folder / cell["image"]) as image:
+                if cell and cell.image:
+                    with Image.open(folder / cell.image) as image:
                         picture.paste(image.convert("RGB").resize((width, height), _filter(image, width)), (x, y))
-                    error = "stochastic" if cell["stochastic"] else _short(cell["error"])
+                    error = "stochastic" if cell.stochastic else _short(cell.error)
                     draw.text((x, y + height + 2), error, "dimgray", small)
                 else:
                     draw.rectangle((x, y, x + width - 1, y + height - 1), outline="gray")
                     draw.line((x, y, x + width - 1, y + height - 1), fill="lightgray")
-                    draw.text((x + 4, y + 4), (cell and cell["status"]) or "missing", "black", small)
+                    draw.text((x + 4, y + 4), cell.status if cell else "missing", "black", small)
     return picture
 
 
-def _size(found: dict[str, Any], folder: Path) -> tuple[int, int]:
-    """Width and height at which the pictures are shown."""
-    name = next((c["image"] for c in found["cells"] if c["image"]), None)
+def _size(results: Results, folder: Path) -> tuple[int, int]:
+    """The width and height at which the pictures are shown."""
+    name = next((cell.image for cell in results.cells if cell.image), None)
     if name is None:
         return SMALLEST, SMALLEST
     with Image.open(folder / name) as image:
@@ -78,7 +78,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
-    """The text in one line, cut with an ellipsis where it is too wide."""
+    """The text in one line, cut with an ellipsis if it is too wide."""
     text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
         return text

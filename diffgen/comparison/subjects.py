@@ -1,4 +1,4 @@
-"""What can be compared on: the exact mixture, a training run, a Stable Diffusion; to the rest of the room all one."""
+"""The models that schedulers are compared on, behind one protocol: the exact mixture, a training run, a pipeline."""
 
 from __future__ import annotations
 
@@ -39,33 +39,33 @@ class Subject(Protocol):
     device: torch.device
     dtype: torch.dtype  # of the network
     takes_prompts: bool
-    is_mixture: bool  # whether its exact answer is known, and its pictures are plots
-    options: dict[str, Any]  # what its schedulers are made with besides
+    is_mixture: bool  # its exact solution is known, its network is cheap, and its pictures are plots of points
+    options: dict[str, Any]  # further options of its schedulers
     module: torch.nn.Module | None  # the network itself, whose calls are counted
-    remarks: Sequence[str]  # what to know before looking at its pictures
+    remarks: Sequence[str]  # warnings about the prompts
 
     def start(self, seed: int) -> tuple[Tensor, torch.Generator]:
-        """Standard normal noise [B, …] of that seed on the CPU, and the generator that drew it, which goes on."""
+        """Standard normal noise [B, …] of that seed on the CPU, and the generator that drew it."""
         ...
 
     def network(self, prompts: Sequence[str], guidance: float) -> Network:
-        """model(x, t [B]) for `Scheduler.sample`, for a batch that shows these prompts; each is encoded once."""
+        """The model(x, t [B]) for `Scheduler.sample`, for a batch with these prompts; each prompt is encoded once."""
         ...
 
     def picture(self, x0: Tensor) -> Image.Image:
-        """What a result [B, …] looks like."""
+        """The picture of a result [B, …]."""
         ...
 
     def exact(self, noise: Tensor) -> Tensor | None:
-        """Where the probability-flow ODE leads from a start; None where nobody knows."""
+        """The solution of the probability-flow ODE from this noise; None if it is not known."""
         ...
 
 
 class Counter:
-    """Counts how often a network is asked: NFE is counted, not computed.
+    """Count the evaluations of a network: NFE is counted, not computed.
 
-    And apart from it, as long as the counter is entered, how often the module itself looks at each example: a guided
-    evaluation asks about two prompts at once.
+    As a context manager it also counts the calls of the module for each example: a guided evaluation calls it twice,
+    with the prompt and without.
     """
 
     def __init__(self, network: Network, module: torch.nn.Module | None) -> None:
@@ -78,11 +78,12 @@ class Counter:
 
     @property
     def network_calls(self) -> int:
+        """Calls of the module for each example."""
         return self.nfe if self.module is None else round(self._calls)
 
     def __enter__(self) -> Counter:
-        def count(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-            first = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
+        def count(_: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            first = next(value for value in (*arguments, *keywords.values()) if isinstance(value, Tensor))
             self._calls += len(first) / self._size
 
         self._hook = None if self.module is None else self.module.register_forward_pre_hook(count, with_kwargs=True)
@@ -94,18 +95,17 @@ class Counter:
 
 
 class MixtureSubject:
-    """`mixture`: six Gaussians in the plane, Stable Diffusion's noise, the exact E[ε|x] as network.
+    """`mixture`: six Gaussians in the plane, Stable Diffusion's noise schedule, the exact E[ε|x] as network.
 
-    One seed is a cloud of 256 starts, so that a single cell already shows the distribution. The answer is where the
-    probability-flow ODE (solved to about 1e-10) leads at the schedule's least noise, and what the network sees there of
-    the picture, since no model of this schedule knows anything below.
+    One seed is a cloud of 256 starts, so that a single cell shows the distribution. The exact solution follows the
+    probability-flow ODE (solved to about 1e-10) to the least noise of the schedule and takes the network's x0 there,
+    since a model of this schedule knows nothing below.
     """
 
-    STARTS, SIDE, REACH = 256, 192, 2.6  # of a cloud; pixels of its picture; how far the picture reaches
+    STARTS, SIDE, REACH = 256, 192, 2.6  # points of a cloud; pixels of its picture; the picture shows [-2.6, 2.6]
     name, family, prediction = "mixture", "mixture", "epsilon"
     device, dtype = torch.device("cpu"), torch.float32
-    takes_prompts = False
-    is_mixture = True
+    takes_prompts, is_mixture = False, True
     module: torch.nn.Module | None = None
     remarks: Sequence[str] = ()
     options: dict[str, Any] = {}  # noqa: RUF012 (never changed)
@@ -135,16 +135,16 @@ class MixtureSubject:
         return self.mixture.denoise(end, last.alpha, last.sigma)[0].float()
 
     def draw(self, count: int, seed: int) -> Tensor:
-        """Data [count, 2]."""
+        """Draw data [count, 2]."""
         return self.mixture.draw(count, torch.Generator().manual_seed(seed)).float()
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean [2] and covariance [2, 2] of the data, exactly: E[μ] and E[s²]·1 + Cov[μ]."""
+        """The exact mean [2] and covariance [2, 2] of the data: E[μ] and E[s²]·1 + Cov[μ]."""
         w, means = self.mixture.weights[:, None], self.mixture.means
         mean = (w * means).sum(0)
-        away = means - mean
-        return mean, (w * away).T @ away + torch.eye(2).double() * (w[:, 0] * self.mixture.deviations**2).sum()
+        offset = means - mean
+        return mean, (w * offset).T @ offset + torch.eye(2).double() * (w[:, 0] * self.mixture.deviations**2).sum()
 
     @cached_property
     def _density(self) -> np.ndarray:
@@ -158,7 +158,7 @@ class MixtureSubject:
         return (1 - shade) * np.array([250.0, 250, 252]) + shade * np.array([132.0, 176, 228])
 
     def picture(self, x0: Tensor) -> Image.Image:
-        """The cloud over the density of the data."""
+        """The points over the density of the data."""
         rgb = self._density.copy()
         for x, y in x0.reshape(-1, 2).tolist():
             column, row = ((v / self.REACH + 1) / 2 * (self.SIDE - 1) for v in (x, -y))
@@ -168,7 +168,7 @@ class MixtureSubject:
 
 
 class RunSubject:
-    """A training run: the average of its weights, x0 kept in the range of pixels, as `generate` has it."""
+    """A training run: the average of its weights, x0 clipped to the range of pixels, as in `generate`."""
 
     is_mixture = False
 
@@ -197,12 +197,11 @@ class RunSubject:
 
 
 class PipelineSubject:
-    """A Stable Diffusion, or another pipeline of diffusers; results are latents, pictures are decoded from them.
+    """A pipeline of diffusers: results are latents, from which pictures are decoded.
 
-    Flux's are packed, [1, h·w/4, 4C]; a flow whose shift depends on the resolution is that of the model's own size.
+    Flux's latents are packed, [1, h·w/4, 4C]. A flow whose shift depends on the resolution takes the model's own size.
     """
 
-    takes_prompts = True
     is_mixture = False
 
     def __init__(self, generator: ImageGenerator) -> None:
@@ -249,15 +248,15 @@ class PipelineSubject:
         return denoiser(self.generator.pipeline, self.generator.checked, prompts, guidance, self.size)
 
     def check(self, prompts: Sequence[str]) -> None:
-        """As generate checks them, and says what it says of them. Raises UsageError."""
+        """Check prompts as `generate` does, and keep its warnings. Raises UsageError."""
         from diffgen.pipelines.plan import make_plan
 
         plan = make_plan(self.generator.model, prompts, count=1, seed=0)
         for text in prompts:
             if plan.wildcards.choose(text, random.Random(0))[1]:
                 raise UsageError(
-                    f"{text!r} leaves a choice to the seed, and every cell is to show the same",
-                    "compare prompts that are written out",
+                    f"{text!r} leaves a choice to the seed, but every cell must show the same",
+                    "write the prompt out",
                 )
         self.remarks = list(dict.fromkeys(note for text in prompts for note in plan.warnings(text)))
 
@@ -279,10 +278,10 @@ def subject_of(
     dtype: str,
     drawn: int | None = None,
 ) -> tuple[Subject, tuple[str, ...], tuple[float, ...]]:
-    """(the subject, its prompts, its guidance scales): what was not given is the model's own.
+    """(the subject, its prompts, its guidance scales), by default the model's own.
 
-    With `drawn`, that many prompts are drawn from what the model says it knows, unless some are given.
-    Raises UsageError where prompts or guidance do not go with the model, InputError for the model itself.
+    With `drawn`, that many prompts are drawn from the concepts that the model lists, unless there are prompts.
+    Raises UsageError for prompts or guidance that the model does not take, InputError for the model itself.
     """
     if model == "mixture":
         if prompts or guidance:
@@ -314,18 +313,18 @@ def _of_run(
     from diffgen.training.plan import make_plan
 
     subject = RunSubject(generator)
-    names = make_plan(generator.model, prompts, seed=0).prompts  # checked, as generate checks them
+    names = make_plan(generator.model, prompts, seed=0).prompts  # checked as in `generate`
     classes = subject.data["classes"]
     if classes and not prompts:
         names = tuple(classes) if drawn else (classes[0],)
     scales = guidance or (make_plan(generator.model, (), seed=0).guidance,)
     for scale in scales:
-        make_plan(generator.model, (), seed=0, guidance=scale)  # refused where the run was trained without
+        make_plan(generator.model, (), seed=0, guidance=scale)  # raises if the run was trained without
     return subject, tuple(dict.fromkeys(names)), scales
 
 
 def _drawn_captions(card: dict[str, Any], count: int) -> tuple[str, ...]:
-    """Captions of a model whose card lists what it knows: a concept and a style each, always the same ones."""
+    """Captions for a model whose card lists its concepts: a concept and a style each, the same ones every time."""
     if not card.get("concepts"):
         return ()
     draw = random.Random(0)

@@ -1,95 +1,110 @@
-"""What a comparison shows, in sentences."""
+"""What a comparison shows, in sentences, and what it lacks."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from .ranks import BELOW, _by_setting, _judged
-from .tables import name_of, numbered, shown
+from diffgen.errors import DiffgenError
+
+from .ranks import BELOW, by_setting, rankable
+from .results import Results, RowResult
+from .tables import name_of, numbered, with_interval
+
+MOST_NAMED = 4  # schedulers that are tied with the best
 
 
-def verdict(found: dict[str, Any]) -> list[str]:
-    """What the figures allow to be said, a sentence for each budget and setting; and what they do not."""
-    sentences = []
-    if found["reference"]["kind"] == "none":
-        sentences.append("There is no reference, so nothing is ranked: compare the pictures and the seconds.")
-    several = len(found["axes"]["prompts"]) > 1 or len(found["axes"]["guidance"]) > 1
-    for (budget, prompt, guidance), rows in _by_setting(found["rows"]).items():
+def verdict(results: Results) -> Iterator[str]:
+    """What the figures show, a sentence for each budget and setting, and what they cannot show."""
+    if results.reference.kind == "none":
+        yield "There is no reference, so nothing is ranked: compare the pictures and the seconds."
+    several = len(results.axes.prompts) > 1 or len(results.axes.guidance) > 1
+    for (budget, prompt, guidance), rows in by_setting(results.rows).items():
         where = f" ({prompt!r}, guidance {guidance:g})" if several else ""
-        judged = _judged(rows)
-        if not judged:
-            continue
-        best, n = judged[0], judged[0]["error"]["n"]
-        at = f"At {numbered(budget, 'evaluation')}{where}"
-        if n < 2:
-            sentences.append(
-                f"{at} {name_of(best)} came nearest to the reference ({best['error']['mean']:.3g}), but one seed ranks "
-                "nothing: use several."
-            )
-            continue
-        tied = [r for r in judged[1:] if r["rank"] == 1]
-        if tied and len(tied) == len(judged) - 1:
-            sentences.append(
-                f"{at} {n} seeds tell none of the {len(judged)} schedulers apart: the mean of {name_of(best)} is the "
-                f"least, {shown(best['error'])}, and the others' cannot be told from it."
-            )
-            continue
-        text = f"{at} {name_of(best)} is nearest to the reference: {shown(best['error'])}"
-        if tied:
-            text += f"; not told apart from it: {', '.join(name_of(r) for r in tied[:4])}"
-            text += f" and {len(tied) - 4} more" if len(tied) > 4 else ""
-        sentences.append(text + ".")
-    floor, near = found["reference"]["error"], [r for r in found["rows"] if r["error"] is not None]
-    if floor and any(r["error"]["mean"] < BELOW * floor for r in near):
-        sentences.append(
-            f"Errors below {BELOW * floor:.2g} are not told apart: the reference itself is known to about {floor:.2g} "
-            "only."
+        if rankable(rows):
+            yield f"At {numbered(budget, 'evaluation')}{where} {_best(rankable(rows))}."
+    yield from _limits(results)
+    yield from _failures(results)
+    if unexpected := [d for d in results.duplicates if not d.expected]:
+        a, b = (results.cells[i] for i in unexpected[0].cells[0])
+        yield (
+            f"{name_of(a)} at {a.budget} and {name_of(b)} at {b.budget} gave the same pixels by different arithmetic: "
+            "the pictures have converged, or an option has no effect."
         )
-    if own := sorted({f"{name_of(r)} at {r['budget']}" for r in found["rows"] if r["is_reference"]}):
-        sentences.append(f"No rank for the reference itself: {', '.join(own)}.")
-    if reasons := _unmeasured(found):
-        sentences.append(f"The pictures of {len(reasons)} schedulers could not be measured: {reasons[0]}.")
-    if stochastic := sorted({r["label"] for r in found["rows"] if r["stochastic"]}):
-        verb = "draws" if len(stochastic) == 1 else "draw"
-        sentences.append(
-            f"{', '.join(stochastic)} {verb} noise on the way: no distance to a solution has a meaning, so there is no "
-            "rank."
-        )
-    if failed := [c for c in found["cells"] if c["status"] == "failed"]:
-        sentences.append(
-            f"{len(failed)} of {len(found['cells'])} cells failed: {failed[0]['reason']}. Where one of a scheduler's "
-            "seeds failed, it has no rank."
-        )
-    if missing := sum(c["status"] == "missing" for c in found["cells"]):
-        sentences.append(
-            f"{missing} of {len(found['cells'])} cells are not made yet; a scheduler without some of them has no rank."
-        )
-    if reason := found["reference"].get("reason"):
-        sentences.append(f"A reference could not be made: {reason}.")
-    if odd := [d for d in found["duplicates"] if not d["expected"]]:
-        i, j = odd[0]["cells"][0]
-        a, b = found["cells"][i], found["cells"][j]
-        sentences.append(
-            f"{name_of(a)} at {a['budget']} and {name_of(b)} at {b['budget']} gave the same pixels by different "
-            "arithmetic: the pictures have converged, or an option has no effect."
-        )
-    return sentences
 
 
-def missing(found: dict[str, Any]) -> str | None:
-    """Of what results.json has, what was asked for and could not be made, the first of it; None if all is there."""
-    failed = [cell for cell in found["cells"] if cell["status"] == "failed"]
+def _best(rows: Sequence[RowResult]) -> str:
+    """Which of the ranked rows is best, and which are tied with it."""
+    best = rows[0]
+    assert best.error is not None
+    if best.error.n < 2:
+        return f"{name_of(best)} is nearest to the reference ({best.error.mean:.3g}), but one seed is too few to rank"
+    tied = [name_of(row) for row in rows[1:] if row.rank == 1]
+    if tied and len(tied) == len(rows) - 1:
+        return (
+            f"the {len(rows)} schedulers are statistically tied over {best.error.n} seeds; {name_of(best)} has the "
+            f"lowest mean error, {with_interval(best.error)}"
+        )
+    text = f"{name_of(best)} is nearest to the reference: {with_interval(best.error)}"
+    if tied:
+        text += f"; statistically tied: {', '.join(tied[:MOST_NAMED])}"
+        text += f" and {len(tied) - MOST_NAMED} more" if len(tied) > MOST_NAMED else ""
+    return text
+
+
+def _limits(results: Results) -> Iterator[str]:
+    """What is not ranked, and why."""
+    floor = results.reference.error
+    if floor and any(row.error is not None and row.error.mean < BELOW * floor for row in results.rows):
+        yield f"Errors below {BELOW * floor:.2g} share a rank: the reference itself is accurate to about {floor:.2g}."
+    if own := sorted({f"{name_of(row)} at {row.budget}" for row in results.rows if row.is_reference}):
+        yield f"The reference itself is not ranked: {', '.join(own)}."
+    if stochastic := sorted({row.label for row in results.rows if row.stochastic}):
+        if len(stochastic) == 1:
+            yield f"{stochastic[0]} draws noise: it has no fixed solution to measure against, so it is not ranked."
+        else:
+            names = f"{', '.join(stochastic[:-1])} and {stochastic[-1]}"
+            yield f"{names} draw noise: they have no fixed solution to measure against, so they are not ranked."
+
+
+def _failures(results: Results) -> Iterator[str]:
+    if reasons := _unmeasured(results):
+        yield f"The pictures of {numbered(len(reasons), 'scheduler')} could not be measured: {reasons[0]}."
+    cells = results.cells
+    if failed := [cell for cell in cells if cell.status == "failed"]:
+        yield (
+            f"{len(failed)} of {len(cells)} cells failed: {failed[0].reason}. A scheduler with a failed cell is not "
+            "ranked."
+        )
+    if missing := sum(cell.status == "missing" for cell in cells):
+        yield (f"{missing} of {len(cells)} cells are not made yet. A scheduler with a missing cell is not ranked.")
+    if reason := results.reference.reason:
+        yield f"A reference could not be computed: {reason}."
+
+
+def failure(results: Results) -> DiffgenError | None:
+    """The first thing that was requested and could not be made, with its exit code; None if there is no such thing."""
+    message = _failure(results)
+    if message is None:
+        return None
+    error = DiffgenError(message)
+    if len(results.codes) == 1:  # everything failed in the same way
+        (error.code,) = results.codes
+    return error
+
+
+def _failure(results: Results) -> str | None:
+    failed = [cell for cell in results.cells if cell.status == "failed"]
     if failed:
-        reasons = sorted({cell["reason"] for cell in failed if cell["reason"]})
-        return f"{len(failed)} of {len(found['cells'])} cells failed: {'; '.join(reasons)[:500]}"
-    if reasons := _unmeasured(found):
-        of = numbered(len(reasons), "setting")
-        return f"the pictures of {of} could not be measured: {'; '.join(sorted(set(reasons)))}"[:500]
-    if reason := found["reference"]["reason"]:
-        return f"a reference could not be made: {reason}"
+        reasons = sorted({cell.reason for cell in failed if cell.reason})
+        return f"{len(failed)} of {len(results.cells)} cells failed: {'; '.join(reasons)[:500]}"
+    if reasons := _unmeasured(results):
+        settings = numbered(len(reasons), "setting")
+        return f"the pictures of {settings} could not be measured: {'; '.join(sorted(set(reasons)))}"[:500]
+    if results.reference.reason:
+        return f"a reference could not be computed: {results.reference.reason}"
     return None
 
 
-def _unmeasured(found: dict[str, Any]) -> list[str]:
-    """Why schedulers' pictures could not be measured against the data, one reason for each."""
-    return [row["reason"] for row in (found["distribution"] or {"rows": ()})["rows"] if row["reason"]]
+def _unmeasured(results: Results) -> list[str]:
+    """Why pictures could not be measured against the data, one reason for each setting."""
+    return [] if results.distribution is None else [row.reason for row in results.distribution.rows if row.reason]

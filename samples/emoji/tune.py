@@ -30,8 +30,8 @@ from data import small
 from export import DEFAULTS
 from measure import ENGLISH, Pictures, draw_prompts
 
+from diffgen.comparison.search import NotBetter, Settings, Tuner, as_json
 from diffgen.comparison.subjects import PipelineSubject, subject_of
-from diffgen.comparison.tune import NotBetter, Settings, Tuner, as_json
 
 if TYPE_CHECKING:
     from measure import Query
