@@ -10,7 +10,6 @@ from pathlib import Path
 
 import schedulers
 from schedulers.grids import ALIASES, GRIDS
-from schedulers.guide import GUIDE
 from schedulers.registry import LABELS
 from schedulers.solver import SOLVERS
 
@@ -18,12 +17,13 @@ PAGE = Path(__file__).parent / "schedulers.md"
 
 
 def solvers() -> str:
-    """Our own solvers; those of plug-ins that happen to be installed are left out."""
+    """The table of the built-in solvers. Solvers of installed plug-ins are left out."""
     rows = [
         ["name", "also called", "order", "evaluations a step", "stochastic", "the same algorithm", "when to use it"]
     ]
-    for name in sorted(GUIDE):
-        s = SOLVERS[name]
+    for name, s in sorted(SOLVERS.items()):
+        if s.is_plugin:
+            continue
         special = [
             f"{k} ({', '.join(f'{o}={v}' for o, v in options.items())})"
             for k, (n, _, options) in LABELS.items()
@@ -31,8 +31,7 @@ def solvers() -> str:
         ]
         others = [*([s.a1111] if s.a1111.lower() != name else []), *s.aliases, *special]
         cost = f"{s.evaluations_per_step}{', native only' * s.native_only}"
-        said = GUIDE[name]
-        rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, said.same, said.when])
+        rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, s.same, s.when])
     return table(rows)
 
 

@@ -1,7 +1,8 @@
 """What a solver is, and the loop that runs one.
 
-A solver is a generator, written as its paper writes it. It is given the starting state, the grid, and `noise(p, q)`, a
-standard normal for the interval p → q. When it needs the network it yields (x, point) and is sent a `Denoised`:
+A solver is a generator, written as in its paper. Its arguments are the starting state, the grid, and `noise(p, q)`,
+which draws a standard normal for the interval p → q. Where it needs the network, it yields (x, point) and receives a
+`Denoised`:
 
     @solver(order=1, reference="DDIM, Song et al. 2020, eq. 12")
     def euler(x, grid, noise):
@@ -11,8 +12,11 @@ standard normal for the interval p → q. When it needs the network it yields (x
         return x
 
 The state is the model's own x = α·x0 + σ·ε; nothing is divided by α. The number of yields is the number of function
-evaluations (NFE). A solver must not branch on the values of x: inside diffusers it is run once on the number 0 to learn
-at which times it will ask. The step to σ = 0 is x' = x0, without noise.
+evaluations (NFE). A solver must not branch on the values of x: inside diffusers it runs once on the number 0, to learn
+the times of its evaluations. The step to σ = 0 is x' = x0, without noise.
+
+Formulas use these symbols: x is the state, a prime marks the level at which the step ends, ρ = σ/α, λ = ln(α/σ),
+h = λ' − λ, z is fresh noise, and "first" is the first-order step α'·x0 + σ'·ε.
 """
 
 from __future__ import annotations
@@ -33,23 +37,31 @@ Steps = Generator[tuple[Any, Point], Denoised, Any]
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver's function and what people need to know of it before they choose it."""
+    """A solver's function, and what people need to know before they choose it."""
 
     name: str
     function: Callable[..., Steps]
-    order: int  # of convergence at the default options, weak if stochastic; unipc: of its predictor
+    order: int  # of convergence with the default options, weak if stochastic; unipc: of its predictor
     evaluations_per_step: int
     stochastic: bool
     grid: str  # the default grid
     aliases: tuple[str, ...]  # names that other tools use
     a1111: str  # the label in AUTOMATIC1111's picture metadata
     reference: str
+    formula: str = ""  # of one step
+    same: str = ""  # names and options that are the same algorithm
+    when: str = ""  # when to use it
     native_only: bool = False  # cannot run inside diffusers
     upwards: bool = False  # from a picture to noise: walks the grid the other way
     options: dict[str, Any] = field(default_factory=dict)  # name: default
 
+    @property
+    def is_plugin(self) -> bool:
+        """Whether another package defines it."""
+        return not self.function.__module__.startswith("schedulers.solvers.")
+
     def check(self, options: dict[str, Any]) -> None:
-        """Raise ValueError for a value that an option cannot take: not among its choices, not a number ≥ 0."""
+        """Raise ValueError for a value that is not among an option's choices, or not a number ≥ 0."""
         hints = get_type_hints(self.function)
         for name, value in options.items():
             kind = hints.get(name)
@@ -60,7 +72,7 @@ class Solver:
                 fits, allowed = isinstance(value, int) and value >= 0, "a whole number from 0"
             elif kind is float:
                 fits, allowed = isinstance(value, (int, float)) and 0 <= value < math.inf, "a number from 0"
-            else:  # of another package: its own matter
+            else:  # a type that only a plug-in knows
                 continue
             if not fits or isinstance(value, bool):
                 raise ValueError(f"{self.name}: {name} = {value!r} is not possible; allowed: {allowed}")
@@ -78,10 +90,13 @@ def solver(
     grid: str = "trailing",
     aliases: tuple[str, ...] = (),
     a1111: str = "",
+    formula: str = "",
+    same: str = "",
+    when: str = "",
     native_only: bool = False,
     upwards: bool = False,
 ) -> Callable[[Callable[..., Steps]], Callable[..., Steps]]:
-    """Register a solver; its keyword-only parameters are its options."""
+    """Register a solver; its keyword-only parameters are its options. `Solver` describes the arguments."""
 
     def register(function: Callable[..., Steps]) -> Callable[..., Steps]:
         name = function.__name__
@@ -99,6 +114,9 @@ def solver(
             aliases=aliases,
             a1111=a1111 or name,
             reference=reference,
+            formula=formula,
+            same=same,
+            when=when,
             native_only=native_only,
             upwards=upwards,
             options=options,
@@ -109,11 +127,11 @@ def solver(
 
 
 def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any]]) -> Callable[..., Steps]:
-    """A solver of one evaluation a step with a learned correction of its coefficients.
+    """A solver of one evaluation a step, with a learned correction of its coefficients.
 
-    After evaluation i the state moves on by g_i·x0_i + c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)) + …, as far
-    as there is a past; zeros change nothing. `corrections` has a row (g_i, c_i1, c_i2, …) for each evaluation of the
-    whole grid; a run that begins mid-way has the last of them.
+    After evaluation i, g_i·x0_i + c_i1·(x0_i − x0_(i−1)) + c_i2·(x0_(i−1) − x0_(i−2)) + … is added to the state, with
+    as many differences as the history has; zeros change nothing. `corrections` has a row (g_i, c_i1, c_i2, …) for each
+    evaluation of the whole grid; a run that starts mid-way uses the last rows.
     """
 
     def steps(x: Any, grid: Grid, noise: Any) -> Steps:
@@ -133,7 +151,7 @@ def corrected(function: Callable[..., Steps], corrections: Sequence[Sequence[Any
                 x = x + (newer - older) * c
             if last:
                 return x
-        raise ValueError("corrections are for solvers that ask once a step")
+        raise ValueError("corrections are for solvers with one evaluation a step")
 
     return steps
 

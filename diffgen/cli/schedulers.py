@@ -18,7 +18,6 @@ from diffgen.errors import UsageError
 from diffgen.loading import noise_and_prediction
 from diffgen.models.find import find
 from schedulers import grids, prediction
-from schedulers.guide import advice
 from schedulers.registry import LABELS
 from schedulers.solver import Solver, evaluation_points
 
@@ -91,7 +90,7 @@ def _special(s: Solver) -> list[str]:
 def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> str | None:
     """Why it makes no pictures with a model of this noise schedule and prediction; None if it does."""
     if solver.native_only:
-        return "its times depend on values, it only runs in the native loop"
+        return "its times depend on the values of x, so it only runs in the native loop"
     if solver.upwards:
         return "goes from a picture to noise"
     try:
@@ -124,15 +123,15 @@ def show(
         label = schedulers.parse(name)
     except schedulers.UnknownName as error:
         raise UsageError(str(error), SEE) from error
-    solver, said = schedulers.info(label.name), advice(label.name)
+    solver = schedulers.info(label.name)
     about = " ".join((solver.function.__doc__ or "").split())
     choices = {key: _choices(solver, key) for key in solver.options}
     result = {
         **_entry(solver),
         "about": about,
-        "formula": said.formula or None,
-        "same_as": said.same or None,
-        "when": said.when or None,
+        "formula": solver.formula or None,
+        "same_as": solver.same or None,
+        "when": solver.when or None,
         "grid": solver.grid,
         "a1111": solver.a1111,
         "choices": {key: found for key, found in choices.items() if found},
@@ -143,7 +142,7 @@ def show(
     kind = "stochastic: fresh noise on the way" if solver.stochastic else "deterministic"
     rows = [
         [solver.name, about],
-        ["formula", said.formula],
+        ["formula", solver.formula],
         ["order", f"{solver.order}; {kind}"],
         ["cost", _cost(solver)],
         ["grid", f"{solver.grid}, unless another is given"],
@@ -152,8 +151,8 @@ def show(
             for key, default in solver.options.items()
         ),
         ["known as", ", ".join([*_labels(solver), *_special(solver)])],
-        ["the same", said.same],
-        ["use it", said.when],
+        ["the same", solver.same],
+        ["use it", solver.when],
         ["source", solver.reference],
     ]
     if means:

@@ -1,3 +1,7 @@
-"""One family of solvers a file; importing this package registers them all. No solver needs torch."""
+"""The solvers, one family a file; importing this package registers them all. No solver needs torch."""
 
-from . import adaptive, euler, few_step, heun, multistep, restart, unipc  # noqa: F401
+from importlib import import_module
+from pkgutil import iter_modules
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -1,4 +1,4 @@
-"""Step sizes chosen on the way, from values: native only."""
+"""Adaptive step sizes, chosen from the values of x: native loop only."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from .algebra import exponential, first, halved
     a1111="DPM adaptive",
     native_only=True,
     reference="DPM-Solver-12 and -23, Lu et al. 2022 (2206.00927), appendix C; k-diffusion, sample_dpm_adaptive",
+    formula="DPM-Solver of orders p and p − 1 over one step; h grows or shrinks by (tolerance/difference)^(1/p)",
+    when="To reach a given error instead of a given number of evaluations. Native loop only.",
 )
 def dpm_adaptive(
     x: Any,
@@ -30,17 +32,17 @@ def dpm_adaptive(
     h_init: float = 0.05,
     accept_safety: float = 0.81,
 ) -> Steps:
-    """Single-step DPM-Solver of two orders at once; their difference chooses the step in λ = ln(α/σ).
+    """Single-step DPM-Solver of two orders at once; their difference chooses the next step in λ.
 
-    Only the grid's ends count, not its number of points; then the step to the clean picture. The error is the largest
-    of the batch's images, so an image's steps depend on the others.
+    Of the grid, only the two ends and the step to the clean picture are used. The error is the largest in the batch, so
+    the steps of an image depend on the other images.
     """
     if isinstance(x, float):
         raise ValueError(
-            "dpm_adaptive chooses its steps from values: how often it will ask is not known before the run"
+            "dpm_adaptive chooses its steps from the values of x: how many there are is not known before the run"
         )
     p, end, h, before = grid[0], grid[-2], h_init, x
-    if p.alpha == 0 and len(grid) > 2:  # λ has no end there: one first-order step
+    if p.alpha == 0 and len(grid) > 2:  # λ is −∞ at pure noise: one first-order step
         d = yield x, p
         p = grid[1]
         x = before = first(p, d)
@@ -59,7 +61,7 @@ def dpm_adaptive(
         tolerance = (rtol * low.abs().maximum(before.abs())).clamp(min=atol)
         error = float(((high - low) / tolerance).square().reshape(len(x), -1).mean(1).sqrt().max())
         factor = 1 + math.atan((1 / (error + 1e-8)) ** (1 / order) - 1) if error < math.inf else math.inf
-        if factor >= accept_safety:  # also if the state is no longer finite: no search without end
+        if factor >= accept_safety:  # a step with a non-finite state is accepted too, so that the loop ends
             before, x, p = low, high, q
             d = yield x, p
         h = h * factor

@@ -1,9 +1,9 @@
 """The algebra that the solvers share: the first-order step, what two evaluations add to it, noise, quadrature.
 
 Everything is a pure function of the points: of Python floats, or of 0-d tensors whose gradient is kept. ρ is σ/α and λ
-is ln(α/σ). Along the probability-flow ODE, x/σ gains ∫e^λ x0 dλ and x/α gains ∫ε dρ; a method of higher order is the
-exact integral for the constant answer (`first`, the same for both) plus that of a polynomial through earlier answers,
-as coefficients times differences.
+is ln(α/σ). Along the probability-flow ODE, x/σ gains ∫e^λ x0 dλ and x/α gains ∫ε dρ. A method of higher order is the
+exact integral of a constant x0 or ε (`first`, the same for both) plus that of a polynomial through earlier values, as
+coefficients times differences.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ def first(q: Point, d: Denoised) -> Any:
 
 
 def trapezoid(p: Point, q: Point, d: Denoised, e: Denoised) -> Any:
-    """Correction of `first` by a second answer e at q: dx = x0·dα + ε·dσ by the trapezoidal rule, finite from α = 0."""
+    """The correction of `first` by e at q: dx = x0·dα + ε·dσ by the trapezoidal rule, finite from α = 0."""
     return (e.x0 - d.x0) * ((q.alpha - p.alpha) / 2) + (e.eps - d.eps) * ((q.sigma - p.sigma) / 2)
 
 
 def noised(x: Any, scale: Any, noise: Any, p: Point, q: Point) -> Any:
-    """x plus scale times the noise of the interval; where the scale is 0, none is drawn."""
+    """x plus scale times the noise of the interval; no noise is drawn if the scale is 0."""
     return x if scale == 0 else x + noise(p, q) * scale
 
 
 def ancestral(p: Point, q: Point, eta: float) -> tuple[Point, Any]:
-    """(a point below q to which to step, the deviation of the noise from there up to q): DDIM eq. 16 in any frame.
+    """(the point below q at which the step ends, the standard deviation of the noise from there up to q).
 
-    σ_up = η·σ'·√(1 − (ρ'/ρ)²); at η = 1 the two together are a draw from the posterior q(x'|x, x0).
+    DDIM eq. 16: σ_up = η·σ'·√(1 − (ρ'/ρ)²). At η = 1 both together draw from the posterior q(x'|x, x0).
     """
     if eta == 0:
         return q, 0.0
@@ -46,7 +46,7 @@ def ancestral(p: Point, q: Point, eta: float) -> tuple[Point, Any]:
 
 
 def middle(grid: Grid, p: Point, q: Point) -> Point:
-    """The point half-way in λ."""
+    """The point half-way between p and q in λ."""
     return grid.at(lam=(p.lam + q.lam) / 2)
 
 
@@ -61,7 +61,7 @@ def heun_step(x: Any, p: Point, q: Point, grid: Grid) -> Steps:
 
 
 def heun_correction(grid: Grid, p: Point, q: Point, d: Denoised, e: Denoised) -> Any:
-    """Correction of `first` by the mean ε of d and e; on a flow schedule and from pure noise, `trapezoid`."""
+    """The correction of `first` to the mean ε of d and e; on a flow schedule and from pure noise, `trapezoid`."""
     if p.alpha == 0 or grid.noise.name == "flow":
         return trapezoid(p, q, d, e)
     return (e.eps - d.eps) * ((q.sigma - q.alpha * p.rho) / 2)
@@ -70,7 +70,7 @@ def heun_correction(grid: Grid, p: Point, q: Point, d: Denoised, e: Denoised) ->
 def midpoint_step(
     x: Any, p: Point, q: Point, grid: Grid, noise: Any, of: str, eta: float = 0.0, s_noise: float = 1.0
 ) -> Steps:
-    """The answer half-way in λ counts for the whole step, as ε (DPM-Solver-2) or x0 (DPM-Solver++ 2S); then noise."""
+    """Use the ε (DPM-Solver-2) or the x0 (DPM-Solver++ 2S) half-way in λ for the whole step, then add noise."""
     d = yield x, p
     if q.sigma == 0:
         return d.x0
@@ -85,23 +85,23 @@ def midpoint_step(
 
 
 def midpoint(p: Point, q: Point, d: Denoised, e: Denoised, of: str) -> Any:
-    """Correction of `first` if the x0 (or ε) of e, not of d, counts for the whole step."""
+    """The correction of `first` that uses the x0 (or ε) of e, instead of d's, for the whole step."""
     if of == "x0":
         return (e.x0 - d.x0) * (q.alpha - q.sigma / p.rho)
     return (e.eps - d.eps) * (q.sigma - q.alpha * p.rho)
 
 
 def from_pure_noise(p: Point, q: Point, to: Point, d: Denoised) -> Steps:
-    """The step p → `to` where λ has no middle: the second question is asked at q, so that every step has two."""
+    """The step p → `to` from α = 0, where λ has no middle: the second evaluation is at q, so every step has two."""
     e = yield first(q, d), q
     return first(to, d) + trapezoid(p, to, d, e)
 
 
-# Polynomials through earlier answers
+# Polynomials through earlier values
 
 
 def cached(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """Remember the results for floats; tensors, which carry gradients, go straight through."""
+    """Cache the results for floats, but not for tensors, which carry gradients."""
     remembered = lru_cache(maxsize=8192)(function)
 
     @wraps(function)
@@ -114,7 +114,7 @@ def cached(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any,
 
 @cached
 def exponential(k: float, h: Any, *us: Any) -> tuple[Any, ...]:
-    """∫₀ʰ k·e^(−k(h−u))·L_j(u) du for the nodes 0, *us of λ − λ_p (h is the step in λ), without the node 0.
+    """∫₀ʰ k·e^(−k(h−u))·L_j(u) du for the nodes 0, *us of λ − λ_p, except the node 0; h is the step in λ.
 
     k = 1 integrates x0 (times α'), k = −1 integrates ε (times σ'), k = 1 + η integrates x0 along the reverse SDE.
     """
@@ -135,12 +135,12 @@ def linear(k: float, h: Any, u: Any) -> tuple[Any]:
 
 @cached
 def adams(rho: Any, to: Any, *rhos: Any) -> tuple[Any, ...]:
-    """∫ L_j(ρ) dρ over ρ … to, for the nodes ρ, *rhos, without the first: Adams–Bashforth for variable steps."""
+    """∫ L_j(ρ) dρ over ρ … to, for the nodes ρ, *rhos, except the first: Adams–Bashforth for variable steps."""
     return moments(lambda u: 1.0, lambda u: u, 0.0, to - rho, [r - rho for r in rhos])
 
 
 def differences(weights: Iterable[Any], values: Iterable[Any], now: Any) -> Any:
-    """Σ c_j·(f_j − f), 0 without any."""
+    """Σ c_j·(f_j − f); 0 without values."""
     return sum((f - now) * c for c, f in zip(weights, values, strict=True))
 
 

@@ -17,14 +17,16 @@ from .algebra import heun_step, noised
     grid="karras",
     a1111="Restart",
     reference="Restart sampling, Xu et al. 2023 (2306.14878), algorithm 1",
+    formula="heun; at ρ_low: x + α·√(ρ_high² − ρ_low²)·z, and down again",
+    when="Many evaluations, where the network's errors matter more than those of the solver.",
 )
 def restart(
     x: Any, grid: Grid, noise: Any, *, times: int = 1, low: float = 0.1, high: float = 2.0, s_noise: float = 1.0
 ) -> Steps:
-    """heun; where σ/α has come down to `low`, noise up to `high` and down again over the same points, `times` times.
+    """heun; when ρ = σ/α reaches `low`, add noise up to `high` and step down again over the same points, `times` times.
 
-    The ends are the grid's last point of at least `low` and its first of at most `high`; without two such points there
-    is no restart.
+    The interval runs from the grid's first point of at most `high` to its last of at least `low`; without two such
+    points there is no restart.
     """
     inside = [i for i, p in enumerate(grid.points) if low <= p.rho <= high]
     again = grid[inside[0] : inside[-1] + 1] if len(inside) > 1 else None
