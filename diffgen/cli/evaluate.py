@@ -13,6 +13,7 @@ import typer
 import diffgen
 from diffgen.training.listener import Listener
 
+from .options import Device
 from .output import Debug, Json, Output, Quiet, table
 
 EXAMPLES = """
@@ -57,9 +58,7 @@ def evaluate(
     any_data: Annotated[
         bool, typer.Option("--any-data", help="Take other data than the run's too.", rich_help_panel=WHAT)
     ] = False,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", help="Where to compute.", rich_help_panel=SAMPLING)
-    ] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Pictures at once. \\[by their size]", rich_help_panel=SAMPLING)
     ] = None,

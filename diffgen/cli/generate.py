@@ -30,6 +30,7 @@ from diffgen.prompts.wildcards import Wildcards
 
 from . import loaded, models
 from .observe import Seen, view_of
+from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
 from .signals import uninterrupted
 
@@ -116,15 +117,15 @@ def generate(
     loras: Annotated[Texts, _option(MODEL, "May be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
     embeddings: Annotated[Texts, _option(MODEL, "A textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
     safety: Annotated[str, _option(MODEL, "The model's checker. \\[on]", metavar="on|off")] = "on",
-    offline: Annotated[bool, _option(MODEL, "Never use the network.", "--offline")] = False,
+    offline: Offline = False,
     preview: Annotated[bool, _option(LOOK, "In the terminal, while it is made.", "--preview")] = False,
     save_steps: Annotated[
         Text, _option(LOOK, "What each evaluation predicts: strip, GIF.", "--save-steps", metavar="FOLDER")
     ] = None,
     attention: Annotated[Texts, _option(LOOK, "Where this word is seen; repeatable.", metavar="WORD")] = None,
     attention_out: Annotated[Text, _option(LOOK, "Of these maps. \\[attention]", metavar="FOLDER")] = None,
-    device: Annotated[str, _option(MEMORY, "cpu, cuda, cuda:N, mps, xpu. \\[auto]", metavar="NAME")] = "auto",
-    dtype: Annotated[str, _option(MEMORY, "float32, float16, bfloat16. \\[auto]", metavar="NAME")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     batch_size: Annotated[int, _option(MEMORY, "At once; last bits may differ. \\[1]", metavar="N")] = 1,
     vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles.", "--vae-tiling")] = False,
     offload: Annotated[str, _option(MEMORY, "model or sequential spare a GPU. \\[none]", metavar="NAME")] = "none",

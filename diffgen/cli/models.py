@@ -18,13 +18,13 @@ from diffgen.models.info import defaults_in_words
 from diffgen.models.info import info as about
 from diffgen.training.run import read_run
 
+from .options import Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, table
 
 NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or a hub's org/name."
 COLUMNS = ("name", "family", "variant", "source", "bytes", "licence", "resolution", "folder")
 
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -127,7 +127,7 @@ def export(
     weights: Annotated[
         str, typer.Option(help="Of a run: ema, model, or ema-<length>.", metavar="NAME", show_default=False)
     ] = "ema",
-    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16.", metavar="NAME")] = "auto",
+    dtype: Dtype = "auto",
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -1,11 +1,29 @@
-"""Options that several commands share, in the panel "Model"."""
+"""Options that several commands share, in the panel "Machine" of their help."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", rich_help_panel="Model")]
-Dtype = Annotated[str, typer.Option(metavar="auto|float32|float16|bfloat16", rich_help_panel="Model")]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel="Model")]
+MACHINE = "Machine"
+
+
+def _device(show_default: bool | str = True) -> Any:
+    return typer.Option(
+        metavar="auto|cpu|cuda[:N]|mps|xpu",
+        help="Where to compute.",
+        rich_help_panel=MACHINE,
+        show_default=show_default,
+    )
+
+
+Device = Annotated[str, _device()]
+RecordedDevice = Annotated[str | None, _device("the recorded one, if it is here")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|float32|float16|bfloat16", help="Number format of the weights.", rich_help_panel=MACHINE
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]

@@ -15,6 +15,7 @@ from diffgen.images.naming import Outputs
 from diffgen.images.readers import read_made
 
 from .inspect import TOOLS, command_line
+from .options import Offline, RecordedDevice
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
 from .signals import uninterrupted
 
@@ -41,8 +42,8 @@ def reproduce(
         list[str] | None,
         typer.Option("--file", metavar="PATH", help="A LoRA, embedding, ControlNet, refiner or grid; may be repeated."),
     ] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="\\[the recorded one, if it is here]")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    device: RecordedDevice = None,
+    offline: Offline = False,
     out: Annotated[
         str | None, typer.Option("--out", "-o", "--output", metavar="FILE", help="Where to write what is made.")
     ] = None,

@@ -23,6 +23,7 @@ from .commands import COMMANDS
 from .commands import load as load_command
 from .failure import report
 from .loaded import keeping, load
+from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, document, refuse_empty
 from .signals import Stopped, first_signal, forget_signals, raise_if_stopped
 
@@ -51,13 +52,13 @@ def shell(
     prediction: Annotated[
         str | None, typer.Option(metavar="epsilon|v_prediction", help="Of a file that does not say.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N, mps, xpu.")] = "auto",
-    dtype: Annotated[str, typer.Option(metavar="NAME", help="auto, float32, float16, bfloat16.")] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
     out: Annotated[
         str | None,
         typer.Option("--out", "-o", "--output", metavar="FOLDER/|TEMPLATE", help="Where pictures go. \\[outputs/]"),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    offline: Offline = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -16,6 +16,7 @@ import diffgen
 from diffgen.errors import FailedElsewhere
 from diffgen.training.listener import Listener
 
+from .options import Device
 from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
 from .signals import first_signal, interruptible
 
@@ -69,9 +70,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="Same seed, same machine: same bytes. \\[0]", rich_help_panel=TRAINING)
     ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda[:N]|mps|xpu", help="Where to compute.", rich_help_panel=TRAINING)
-    ] = "auto",
+    device: Device = "auto",
     compiled: Annotated[
         bool | None,
         typer.Option("--compile/--no-compile", help="Use torch.compile.", rich_help_panel=TRAINING, show_default=False),
