@@ -289,7 +289,7 @@ def test_a_damaged_download_is_refused(hub, diffgen, tmp_path):
     name = "unet/diffusion_pytorch_model.fp16.safetensors"
     hub.damaged.add(name)
     code, _out, err = diffgen("models", "pull", REPO, "-y")
-    assert (code, f"{name} came damaged" in err) == (3, True)
+    assert (code, f"{name} arrived damaged" in err) == (3, True)
     hub.damaged.clear()
     assert diffgen("models", "pull", REPO, "-y")[0] == 0
     assert diffgen("models", "verify", REPO)[0] == 0

@@ -1,4 +1,4 @@
-"""A model on this machine, found by the hash that a picture's record has of it."""
+"""Find a model on this machine by the hash in a picture's record."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .find import Model, as_recorded, bundled_models, cached_models, check, list
 
 
 def find_by_hash(digest: str, family: str | None = None, prediction: Any = None) -> Model | None:
-    """The bundled, listed or cached model whose `gate.model_hash` this is; None if there is none.
+    """The bundled, listed or cached model with this `gate.model_hash`; None if there is none.
 
-    `family` spares the hashing of models of other families; `prediction` is what a single file predicts.
-    Files in the download cache are not hashed where their names are their hashes; whoever loads the model hashes them.
+    With `family`, models of other families are not hashed; `prediction` is what a single file predicts. Files in the
+    download cache whose names are their hashes are not hashed here, but when the model is loaded.
     """
     for model in known_models():
         if family in (None, model.family) and not model.is_run:
@@ -29,7 +29,7 @@ def find_by_hash(digest: str, family: str | None = None, prediction: Any = None)
 
 
 def known_models() -> Iterator[Model]:
-    """The models that have a name here: bundled, in the user's list, in the download cache."""
+    """The models that have a name on this machine: bundled, in the user's list, in the download cache."""
     yield from bundled_models()
     for entry in listed.entries().values():
         try:
@@ -40,11 +40,11 @@ def known_models() -> Iterator[Model]:
 
 
 def network_hash(model: Model) -> str:
-    """`gate.model_hash` of a model that is no run. Raises InputError."""
+    """The `gate.model_hash` of a model that is not a run. Raises InputError."""
     checked = check(model)
     hashes = {}
     for path in checked.network.weights:
-        known = cache.recorded(path) if model.source == "cache" else None
+        recorded = cache.recorded(path) if model.source == "cache" else None
         name = path.name if path == checked.file else path.relative_to(checked.folder).as_posix()
-        hashes[name] = known if known and cache.SHA256.fullmatch(known) else gate.sha256_of(path)
+        hashes[name] = recorded if recorded and cache.SHA256.fullmatch(recorded) else gate.sha256_of(path)
     return gate.model_hash(checked, hashes)

@@ -1,7 +1,7 @@
-"""What the shared download cache of the Hugging Face tools holds, read without their library and without a network.
+"""Read the shared download cache of the Hugging Face tools, without their library and without a network.
 
 Its layout: models--org--name/ with refs/<branch> (a commit in a file), snapshots/<commit>/ (links) and blobs/<hash>.
-A blob of a large file is called by its SHA-256.
+The name of a large file's blob is its SHA-256.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Snapshot:
 
     repo: str
     commit: str
-    refs: tuple[str, ...]  # branches and tags that stand for this commit
+    refs: tuple[str, ...]  # branches and tags of this commit
     folder: Path
 
     @property
@@ -37,22 +37,22 @@ class Snapshot:
 
 
 def cache_dir() -> Path:
-    """HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub: as huggingface_hub has it."""
+    """The cache's folder, as huggingface_hub finds it: HF_HUB_CACHE, HF_HOME/hub or ~/.cache/huggingface/hub."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or os.path.join(home, "hub")
     return Path(os.path.expanduser(os.path.expandvars(chosen)))
 
 
 def parse_id(text: str) -> tuple[str, str | None]:
-    """(org/name, revision or None). Raises InputError for what is no such id."""
+    """Split an id into (org/name, revision or None). Raises InputError for anything else."""
     match = ID.fullmatch(text)
     if match is None or ".." in text or text.endswith(("/", ".lock")):
-        raise InputError(f"{text!r} is no id of a model on a hub", "for example CompVis/stable-diffusion-v1-4")
+        raise InputError(f"{text!r} is not the id of a model on a hub", "for example CompVis/stable-diffusion-v1-4")
     return match["repo"], match["revision"]
 
 
 def look_up(repo: str, revision: str | None = None) -> Snapshot | None:
-    """A repository's snapshot in the cache: of that commit, branch or tag; without a revision, of main, or the only."""
+    """A repository's snapshot of that commit, branch or tag; without a revision, main's or the only one."""
     snapshots = snapshots_of(repo)
     if revision is not None:
         return next((s for s in snapshots if revision in s.refs or revision == s.commit), None)
@@ -61,7 +61,7 @@ def look_up(repo: str, revision: str | None = None) -> Snapshot | None:
 
 
 def snapshots_of(repo: str) -> list[Snapshot]:
-    """What the cache holds of a repository."""
+    """The snapshots of a repository in the cache."""
     return list(_snapshots(cache_dir() / ("models--" + repo.replace("/", "--"))))
 
 
@@ -70,8 +70,8 @@ def snapshots() -> list[Snapshot]:
     root = cache_dir()
     if not os.path.isdir(root):
         return []
-    found = [s for folder in sorted(root.glob("models--*--*")) for s in _snapshots(folder)]
-    return [snapshot for snapshot in found if (snapshot.folder / "model_index.json").is_file()]
+    every = (snapshot for folder in sorted(root.glob("models--*--*")) for snapshot in _snapshots(folder))
+    return [snapshot for snapshot in every if (snapshot.folder / "model_index.json").is_file()]
 
 
 def _snapshots(folder: Path) -> Iterator[Snapshot]:
@@ -89,13 +89,13 @@ def _snapshots(folder: Path) -> Iterator[Snapshot]:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The regular files below a folder, or links to such."""
-    found = [Path(where) / name for where, _, names in os.walk(folder) for name in names]
-    return [path for path in found if path.is_file()]
+    """The regular files below a folder, links to them included."""
+    paths = (Path(where) / name for where, _, names in os.walk(folder) for name in names)
+    return [path for path in paths if path.is_file()]
 
 
 def recorded(path: Path) -> str | None:
-    """The hash by which the hub knows a cached file, the name of its blob: SHA-256 of a large one, Git's of others."""
+    """The hub's hash of a cached file, which is the name of its blob: SHA-256 of a large file, Git's of others."""
     name = Path(os.path.realpath(path)).name
     return name if SHA256.fullmatch(name) or COMMIT.fullmatch(name) else None
 

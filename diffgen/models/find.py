@@ -1,4 +1,4 @@
-"""One function resolves a model's name."""
+"""Find a model by its name: one function for every command."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ OTHERS = (".gguf", ".onnx")  # files of other tools
 
 @dataclass(frozen=True)
 class Model:
-    """A model on this machine. Its files are not checked yet: `check(model)`."""
+    """A model on this machine. Its files are not checked yet: `check(model)` does that."""
 
     name: str  # a base name; org/name of a cached one
-    folder: Path  # of a single file, where it lies
+    folder: Path  # of a single file, the folder it is in
     family: str
     bundled: bool
     source: str  # "bundled", "folder", "file", "list" or "cache"
     variant: str | None = None  # see families.variant_of
     file: Path | None = None  # the single-file checkpoint
     base: Path | None = None  # the diffusers folder for what a single file lacks
-    prediction: str | None = None  # of a single file, as the user says
+    prediction: str | None = None  # of a single file, as the user or a record says
     revision: str | None = None  # the commit of a cached one
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # as the user's list says
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # from the user's list
 
     @property
     def may_predict_either(self) -> bool:
-        """Whether files of this kind may predict the noise or v, so that somebody has to say which."""
+        """Whether files of this kind may predict the noise or v, and the user may have to say which."""
         return self.file is not None and not FAMILIES[self.family].is_flow
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run of `diffgen train`, and no pipeline."""
+        """Whether it is a run of `diffgen train` and not a pipeline."""
         return self.family == "run"
 
 
 class NotCached(InputError):  # noqa: N818
-    """A model of a hub that is not on this machine; whoever may ask the user can offer to download it."""
+    """A model of a hub that is not on this machine. A command on a terminal can offer to download it."""
 
     def __init__(self, repo: str, revision: str | None) -> None:
         self.id = f"{repo}@{revision}" if revision else repo
@@ -56,13 +56,13 @@ class NotCached(InputError):  # noqa: N818
 
 
 def find(name: str | None = None) -> Model:
-    """The model meant by a name; None is the default, `emoji`. Never opens a connection.
+    """Find the model that a name means; None is the default, `emoji`. Never opens a connection.
 
     In this order: a diffusers folder or a run of that path; a single-file checkpoint of that path, by its content; a
     bundled model; a name in the user's list (models.toml); a hub's org/name or org/name@revision, from the download
     cache.
-    Raises NotCached for a hub's id that is not in the cache; InputError for nothing of that name (with what is near
-    and what there is), or a kind that is not read.
+    Raises NotCached for a hub's id that is not in the cache, and InputError for an unknown name (with the nearest name
+    and all models here) or a kind of file that is not read.
     """
     if name is None:
         return _bundled(DEFAULT)
@@ -78,29 +78,30 @@ def find(name: str | None = None) -> Model:
 
 
 def check(model: Model) -> gate.Checked:
-    """The gate, for whatever kind of model but a run, which is checked as it is loaded. Raises InputError."""
+    """Check the files of a model of any kind except a run, whose loader checks it. Raises InputError."""
     if model.file is not None:
         return single_file.check_file(model.file, model.base, model.prediction)
     return replace(gate.check_folder(model.folder), variant=model.variant)
 
 
 def predicting(model: Model, prediction: str) -> Model:
-    """The model of a single file, with what its network predicts: epsilon or v_prediction, whatever its file says.
+    """Set what the network of a single file predicts: epsilon or v_prediction, whatever its file says.
 
-    Raises UsageError for another word, and for a model whose configuration says it.
+    Raises UsageError for another word, and for a model with a configuration that says it.
     """
     if prediction not in listed.PREDICTIONS:
         raise UsageError(f"--prediction must be {' or '.join(listed.PREDICTIONS)} (got {prediction!r})")
     if not model.may_predict_either:
         kind = "folder" if model.file is None else f"file of the family {model.family}"
         raise UsageError(
-            f"--prediction is for single files that do not say it: {model.name} is a {kind}", "leave it out"
+            f"--prediction is for single files of families that predict either: {model.name} is a {kind}",
+            "leave it out",
         )
     return replace(model, prediction=prediction)
 
 
 def as_recorded(model: Model, prediction: Any) -> Model:
-    """The model of a single file, with what a picture's record says that it predicts; another model as it is."""
+    """Set what the network of a single file predicts, as a picture's record says it; other models stay as they are."""
     if prediction in listed.PREDICTIONS and model.may_predict_either:
         return replace(model, prediction=prediction)
     return model
@@ -116,14 +117,14 @@ def bundled_models() -> list[Model]:
 
 
 def listed_model(entry: listed.Entry) -> Model:
-    """What an entry of the user's list stands for. Raises InputError, NotCached."""
+    """The model that an entry of the user's list names. Raises InputError, NotCached."""
     if entry.hub is not None:
         model: Model | None = _cached(*cache.parse_id(entry.hub))
     else:
         assert entry.path is not None
         model = _at(entry.path)
     if model is None:
-        raise InputError(f"{listed.list_file()}: {entry.name!r} is {str(entry.path)!r}: no model there")
+        raise InputError(f"{listed.list_file()}: {entry.name!r} is {str(entry.path)!r}, where there is no model")
     base = _base(entry) if entry.base else None
     return Model(
         entry.name,
@@ -141,18 +142,18 @@ def listed_model(entry: listed.Entry) -> Model:
 
 
 def _base(entry: listed.Entry) -> Path:
-    """The diffusers folder that an entry names for what its file lacks: a path or a hub's id."""
+    """The diffusers folder that supplies what an entry's file lacks: a path or a hub's id."""
     name = entry.base or ""
     path = listed.list_file().parent / Path(name).expanduser()
     if not _is_model(path) and _is_id(name):
         path = _cached(*cache.parse_id(name)).folder
     if not _is_model(path):
-        raise InputError(f"{listed.list_file()}: the base of {entry.name!r} is no diffusers folder: {name!r}")
+        raise InputError(f"{listed.list_file()}: the base of {entry.name!r} is not a diffusers folder: {name!r}")
     return path
 
 
 def cached_models() -> list[Model]:
-    """The models in the download cache that can be read, as far as their indices say."""
+    """The models in the download cache that can be read, judged by their model_index.json."""
     models = []
     for snapshot in cache.snapshots():
         try:
@@ -176,10 +177,10 @@ def _at(path: Path) -> Model | None:
     if os.path.isfile(path / "run.json"):
         return Model(gate.called(path), path, "run", False, "folder")
     if os.path.isfile(path) and path.suffix.lower() not in (*gate.PICKLES, *OTHERS):
-        found = single_file.recognise(path)
-        if found.kind != "checkpoint" or found.family is None:
-            raise InputError(*single_file.not_a_checkpoint(path, found))
-        return Model(path.stem, path.parent, found.family, False, "file", found.variant, path)
+        contents = single_file.recognise(path)
+        if contents.kind != "checkpoint" or contents.family is None:
+            raise InputError(*single_file.not_a_checkpoint(path, contents))
+        return Model(path.stem, path.parent, contents.family, False, "file", contents.variant, path)
     return None
 
 
@@ -216,12 +217,12 @@ def _here() -> str:
 
 
 def _why_not(name: str) -> tuple[str, str]:
-    """What is wrong with a name that is no model, and what to do."""
+    """(why a name is not a model, what to do)."""
     kinds = "bundled models, diffusers folders, runs, .safetensors checkpoints, a hub's org/name"
     reads = f"read here: {kinds}. Here: {_here()}"
     suffix = Path(name).suffix.lower()
     if suffix in gate.PICKLES:
-        return f"{name!r} is a pickle by its name", gate.CONVERT
+        return f"{name!r} has the name of a pickle", gate.CONVERT
     if suffix in OTHERS:
         return f"{name!r} is a {suffix[1:].upper()} file, which is not read", gate.CONVERT
     if suffix == ".safetensors":

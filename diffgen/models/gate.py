@@ -1,8 +1,8 @@
-"""The gate: what a model folder may hold, checked on the files themselves before anything is loaded.
+"""The gate: check what a model folder holds, on the files themselves, before anything is loaded.
 
 Nothing in a file is imported or executed. Component classes come from the table in `families`, weights are safetensors
-by content, JSON is read with bounds, Python files are never opened. What fails is refused with InputError, which names
-the file and, in weights, the tensor. Whether names and shapes fit the model is checked by the loader.
+by content, JSON is read with bounds, Python files are never opened. A file that fails raises InputError, which names
+the file and, in weights, the tensor. The loader checks whether names and shapes fit the model.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GRID_NAME = re.compile(r"\w[\w.-]{0,99}\.json", re.ASCII)
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 DTYPES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8}  # bytes per element
-MARKERS = ("v_pred", "ztsnr")  # tensors without elements, whose names say how a checkpoint was trained
+MARKERS = ("v_pred", "ztsnr")  # tensors without elements; their names say how a checkpoint was trained
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 CONVERT = (
     "only safetensors is read: a pickle can run code. Get the model in safetensors form, or have it converted "
@@ -54,7 +54,7 @@ CONVERT = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """What a weights file's header says of a tensor."""
+    """A tensor's entry in the header of a weights file."""
 
     dtype: str  # one of DTYPES
     shape: tuple[int, ...]
@@ -62,31 +62,31 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Component:
-    """A part of the pipeline whose files have passed."""
+    """A part of the pipeline that has passed the gate."""
 
     name: str  # unet, transformer, vae, text_encoder, text_encoder_2, tokenizer, scheduler, …
     library: str
     class_name: str
     folder: Path
-    config: dict[str, Any]  # config.json or scheduler_config.json; a tokenizer's: the special tokens that go before
+    config: dict[str, Any]  # config.json or scheduler_config.json; of a tokenizer: special tokens that override its own
     weights: tuple[Path, ...] = ()
-    tensors: Mapping[str, Tensor] | None = None  # None for what has no weights
+    tensors: Mapping[str, Tensor] | None = None  # None for a part without weights
 
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder is, by its model_index.json and the configurations of its network and scheduler."""
+    """What a folder holds, by its model_index.json and the configurations of its network and scheduler."""
 
     pipeline: str  # the pipeline's class name, one of families.PIPELINES
     family: str  # one of families.FAMILIES
     variant: str | None  # one of the family's variants
     pairs: dict[str, families.Pair]  # (library, class) of each component that is read
-    companions: dict[str, families.Pair]  # of those that text to image does not need: families.COMPANIONS
+    companions: dict[str, families.Pair]  # of the components that text to image does not need: families.COMPANIONS
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that has passed: its components, and every file that it is read from."""
+    """A model that has passed the gate: its components, and every file that it is read from."""
 
     folder: Path
     family: str
@@ -95,19 +95,19 @@ class Checked:
     pipeline: str = "StableDiffusionPipeline"
     variant: str | None = None
     companions: Mapping[str, families.Pair] = field(default_factory=dict)  # see check_companion
-    file: Path | None = None  # the single-file checkpoint; a component whose weights are (file,) has tensors under the
-    # names that they have there, in the original layout
+    file: Path | None = None  # the single-file checkpoint; a component with the weights (file,) has its tensors under
+    # the file's names, in the original layout
     unused: tuple[str, ...] = ()  # tensors of a single file that belong to no component
     grids: tuple[Path, ...] = ()  # tuned grids that the folder holds
 
     @property
     def network(self) -> Component:
-        """What denoises: the UNet or the transformer."""
+        """The denoiser: the UNet or the transformer."""
         return self.components[self.row.denoiser]
 
     @property
     def row(self) -> families.Family:
-        """What the table says of its family."""
+        """Its family's row in the table."""
         return families.FAMILIES[self.family]
 
     @property
@@ -117,7 +117,7 @@ class Checked:
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens of a prompt are read; None: as many as its pipeline usually reads."""
+        """How many tokens of a prompt are read; None: the pipeline's default."""
         return self.row.tokens.get(self.variant)
 
     @property
@@ -129,7 +129,7 @@ class Checked:
 def check_folder(folder: str | Path, name: str | None = None) -> Checked:
     """Check every file that a diffusers folder's model is read from. Raises InputError for the first that fails.
 
-    `name` is what the model is called, where its folder is not called so (in a download cache).
+    `name` is the model's name where it is not the folder's (in a download cache).
     """
     folder = Path(folder)
     index = read_index(folder, name)
@@ -157,20 +157,20 @@ def check_grids(folder: Path) -> dict[Path, Explicit]:
     paths = sorted(path for path in place.iterdir() if path.suffix == ".json") if place.is_dir() else []
     if len(paths) > MAX_GRIDS:
         raise InputError(f"{place}: {len(paths)} grids, at most {MAX_GRIDS} are read")
-    found = {}
+    grids = {}
     for path in paths:
         if not GRID_NAME.fullmatch(path.name):
-            raise InputError(f"{place}: {short(path.name)} is no plain file name")
+            raise InputError(f"{place}: {short(path.name)} is not a plain file name")
         read_json(path)
         try:
-            found[path] = schedulers.tuned(path)
+            grids[path] = schedulers.tuned(path)
         except (ValueError, OSError) as error:
             raise InputError(f"{place}: {error}") from error
-    return found
+    return grids
 
 
 def check_companion(checked: Checked, name: str) -> Component:
-    """A part that the folder names besides, as `--safety` needs it, checked like the others. Raises InputError."""
+    """Check a companion that the folder names (`--safety` needs two) like its other parts. Raises InputError."""
     if name not in checked.companions:
         raise InputError(f"{checked.folder}: the model has no {name}")
     kind = families.COMPANIONS[name].kind
@@ -223,7 +223,7 @@ def _named_parts(path: Path, index: Mapping[str, Any]) -> dict[str, families.Pai
     pairs = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | dict):
-            continue  # plain data that nobody asks
+            continue  # plain values, which are not read
         if value == [None, None]:
             continue
         if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)):
@@ -239,7 +239,7 @@ def _may_be(part: families.Part, pair: families.Pair) -> bool:
 
 
 def called(folder: Path) -> str:
-    """The name of a model's folder; in a download cache (models--org--name/snapshots/commit), org/name."""
+    """The name of a model: its folder's, or org/name in a download cache (models--org--name/snapshots/commit)."""
     path = Path(os.path.abspath(folder))
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.removeprefix("models--").replace("--", "/")
@@ -249,7 +249,7 @@ def called(folder: Path) -> str:
 def file_hashes(checked: Checked) -> dict[str, str]:
     """{path in the folder: SHA-256 in hex} of every file that the model is read from. Raises InputError.
 
-    Of a single file the one entry is its name: the configurations that go with it are diffgen's own.
+    A single file has one entry, its name: its configurations are diffgen's own.
     """
     hashes = {}
     for path in checked.files:
@@ -264,10 +264,9 @@ def sha256_of(path: Path) -> str:
 
 
 def model_hash(checked: Checked, hashes: Mapping[str, str]) -> str:
-    """SHA-256 in hex of the network's weights file (the whole file, of a single-file checkpoint); of several, of their
-    hashes' hex digits in the order of the names.
+    """SHA-256 in hex of the network's weights file, or of the whole single-file checkpoint.
 
-    `hashes` is what `file_hashes` said of the model.
+    Several weights files: of their hashes' hex digits in the order of the names. `hashes` come from `file_hashes`.
     """
     digests = [hashes[_name_of(checked, path)] for path in checked.network.weights]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -283,7 +282,7 @@ def read_json(path: Path, limit: int = MAX_JSON) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file of at most `limit` bytes. Raises InputError."""
+    """The bytes of a regular file of at most `limit` bytes. Raises InputError."""
     with _open(path) as file:
         _check_size(file, path, limit)
         return file.read(limit)
@@ -292,8 +291,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file, by its header. Raises InputError, which names the tensor, if it is not sound.
 
-    Sound means: header at most 8 MiB, at most 20,000 tensors, none twice, known dtypes, whole positive shapes, and the
-    tensors' bytes fill the file exactly, without gap or overlap. The tensors themselves are not read.
+    Sound means: header at most 8 MiB, at most 20,000 tensors, none twice, known dtypes, positive integer shapes, and
+    the tensors' bytes fill the file exactly, without gap or overlap. The tensors themselves are not read.
     """
     return read_safetensors(path)[1]
 
@@ -334,7 +333,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _check_tensor(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """The bytes [begin, end) of a tensor whose entry in the header is sound."""
+    """Check a tensor's entry in the header; its bytes [begin, end). Raises InputError."""
     where = f"{path}: the tensor {short(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{where} has not exactly dtype, shape and data_offsets")
@@ -398,11 +397,11 @@ def _check_weights(folder: Path, stem: str, files: list[Path]) -> tuple[tuple[Pa
         if os.path.lexists(index := folder / name):
             files.append(index)
             return _check_shards(folder, index)
-    seen = sorted(path.name for path in folder.iterdir())
-    pickles = [name for name in seen if name.lower().endswith(PICKLES)]
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.lower().endswith(PICKLES)]
     if pickles:
-        raise InputError(f"{folder}: the weights are there only as a pickle, {short(pickles[0])}", CONVERT)
-    raise InputError(f"{folder}: no {stem}.safetensors", f"there is: {short(', '.join(seen))}" if seen else "")
+        raise InputError(f"{folder}: the only weights are a pickle, {short(pickles[0])}", CONVERT)
+    raise InputError(f"{folder}: no {stem}.safetensors", f"there is: {short(', '.join(names))}" if names else "")
 
 
 def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str, Tensor]]:
@@ -414,13 +413,13 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     for shard in shards:
         if not shard.endswith(".safetensors") or any(c in shard for c in "/\\:\0") or shard.startswith("."):
             raise InputError(f"{index}: the file name {short(shard)} is not a plain name in the same folder")
-        held = read_header(folder / shard)
-        for name in held:
+        entries = read_header(folder / shard)
+        for name in entries:
             if places.get(name) != shard:
                 raise InputError(
-                    f"{folder / shard}: holds the tensor {short(name)}, which the index does not place there"
+                    f"{folder / shard}: holds the tensor {short(name)}, but the index does not place it there"
                 )
-        tensors |= held
+        tensors |= entries
         if len(tensors) > MAX_TENSORS:
             raise InputError(f"{index}: more than {MAX_TENSORS} tensors")
     missing = sorted(set(places) - set(tensors))
@@ -473,16 +472,16 @@ def _what(start: bytes) -> str:
     if not start:
         return "an empty file"
     if start.startswith((b"PK\x03\x04", b"\x80")):  # as torch.save writes them
-        return "a pickle or zip archive, not safetensors, whatever its name says"
+        return "a pickle or zip archive, not safetensors, whatever its name is"
     if start.startswith(b"GGUF"):
         return "a GGUF file"
     if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer, the weights themselves were not downloaded (git lfs pull)"
+        return "a Git LFS pointer: the weights themselves were not downloaded (git lfs pull)"
     return "not a safetensors file"
 
 
 def short(value: Any) -> str:
-    """What a file says, for a message: escaped and cut."""
+    """A value from a file, for a message: escaped and cut."""
     shortener = reprlib.Repr()
     shortener.maxstring = 100
     return shortener.repr(value)

@@ -1,8 +1,8 @@
-"""Models from a hub: what a download would be, told before it begins; then exactly that, into the shared cache.
+"""Download models from a hub: first an offer of what would be fetched, then exactly that, into the shared cache.
 
-The revision is resolved to a commit first, and everything is fetched at that commit. Only files that the family's
-table asks for are fetched: model_index.json, configurations, tokenizers, safetensors; never a pickle, never code.
-HF_ENDPOINT, HF_TOKEN and HF_HOME are huggingface_hub's to honour; a token is in no message.
+The revision is resolved to a commit first, and everything is fetched at that commit. Only files that the family's row
+needs are fetched: model_index.json, configurations, tokenizers, safetensors; never a pickle, never code.
+huggingface_hub honours HF_ENDPOINT, HF_TOKEN and HF_HOME. No message contains a token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import cache, families, gate
 
 TEXTS = re.compile(rf"README\.md|LICEN[CS]E[\w.-]*|card\.json|grids/{gate.GRID_NAME.pattern}", re.ASCII)
 MAX_TEXT = 2**20
-RESERVE = 2**28  # bytes that are left free on the disk
+RESERVE = 2**28  # bytes to leave free on the disk
 
 
 @dataclass(frozen=True)
@@ -39,25 +39,25 @@ class Remote:
 
 @dataclass(frozen=True)
 class Offer:
-    """A download that has not begun."""
+    """A download that has not begun yet."""
 
     repo: str
-    revision: str  # as asked for
+    revision: str  # as requested
     commit: str
     family: str
     licence: str | None
     gated: bool
     files: tuple[Remote, ...]
-    precision: str  # "float16", "full", or "float16, full" where some parts have no half
+    precision: str  # "float16", "full", or "float16, full" where some parts have no float16
 
     @property
     def bytes(self) -> int:
-        """What is still to be fetched."""
+        """The bytes still to fetch."""
         return sum(file.bytes for file in self.files if not file.cached)
 
 
 def offline() -> bool:
-    """Has the user forbidden the network?"""
+    """Whether the user forbids the network."""
     return any(
         os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -65,56 +65,55 @@ def offline() -> bool:
 
 
 def offer(repo: str, revision: str | None = None, *, full: bool = False, safety: bool = False) -> Offer:
-    """What pulling a diffusers repository would fetch. Of weights in two precisions, half unless `full`; with `safety`
-    also the safety checker.
+    """What pulling a diffusers repository would fetch: weights in half precision if there are any, unless `full`.
 
-    Asks the hub: raises InputError offline, for no connection, no such repository or revision, a gated one without
-    permission, weights only in pickles, and what is no diffusers model that is read.
+    With `safety`, the safety checker too. Asks the hub. Raises InputError offline, without a connection, for an unknown
+    repository or revision, a gated one without permission, weights only in pickles, and other kinds of models.
     """
     with _hub(repo) as hub:
-        found = hub.HfApi(os.environ.get("HF_ENDPOINT")).model_info(
+        about = hub.HfApi(os.environ.get("HF_ENDPOINT")).model_info(
             repo, revision=revision or "main", files_metadata=True
         )
-        commit = str(found.sha)
+        commit = str(about.sha)
         if not cache.COMMIT.fullmatch(commit):
             raise InputError(f"{repo}: the hub names no commit")
-        sizes = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in found.siblings or ()}
+        sizes = {s.rfilename: (s.size or 0, s.lfs.sha256 if s.lfs else None) for s in about.siblings or ()}
         if "model_index.json" not in sizes:
             raise InputError(*_no_index(repo, sizes))
         with tempfile.TemporaryDirectory() as aside:  # in the cache it would look like a model
-            said = gate.read_json(_download(hub, Path(aside), repo, "model_index.json", commit))
-        licence, gated = _licence(found), bool(found.gated)
-    pipeline = said.get("_class_name")
-    present = {part for part in said if isinstance(said[part], list) and said[part] != [None, None]}
-    known = families.candidates(pipeline, present) if isinstance(pipeline, str) else []
-    if not known:
+            index = gate.read_json(_download(hub, Path(aside), repo, "model_index.json", commit))
+        licence, gated = _licence(about), bool(about.gated)
+    pipeline = index.get("_class_name")
+    present = {part for part, pair in index.items() if isinstance(pair, list) and pair != [None, None]}
+    candidates = families.candidates(pipeline, present) if isinstance(pipeline, str) else []
+    if not candidates:
         hint = f"read here: {', '.join(families.PIPELINES)}"
         raise InputError(f"{repo}: a pipeline of the class {gate.short(pipeline)}", hint)
     wanted = []
     precisions = set()
-    parts = {n: part for family in known for n, part in family.parts.items()}
+    parts = {n: part for family in candidates for n, part in family.parts.items()}
     if safety:
         parts |= {name: families.COMPANIONS[name] for name in ("safety_checker", "feature_extractor")}
     for name, part in parts.items():
-        pair = said.get(name)
+        pair = index.get(name)
         if isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) for word in pair):
             names, precision = _files_of(repo, name, part, pair[0], sizes, full)
             wanted += names
             if precision:
                 precisions.add(precision)
     wanted += [name for name, (size, _) in sizes.items() if TEXTS.fullmatch(name) and size <= MAX_TEXT]
-    wanted.append("model_index.json")  # last: a folder that has one is whole
+    wanted.append("model_index.json")  # last: a folder that has one is complete
     snapshot = cache.cache_dir() / ("models--" + repo.replace("/", "--")) / "snapshots" / commit
     files = tuple(Remote(name, *sizes[name], (snapshot / name).exists()) for name in wanted)
-    title = " or ".join(family.name for family in known)
+    title = " or ".join(family.name for family in candidates)
     return Offer(repo, revision or "main", commit, title, licence, gated, files, ", ".join(sorted(precisions)))
 
 
 def pull(offer: Offer, on_bytes: Callable[[int], None] | None = None) -> Path:
-    """Fetch what was offered and return the snapshot's folder. `on_bytes(n)` hears of each n bytes that came.
+    """Fetch an offer and return the snapshot's folder. `on_bytes(n)` is called after each n bytes.
 
-    What is there already is not fetched again, and what was begun is resumed. Raises CannotWrite before anything is
-    fetched if the disk has too little room; InputError as `offer`, and for a file that is not what the hub said.
+    Files in the cache are not fetched again, and interrupted ones are resumed. Raises CannotWrite before anything is
+    fetched if the disk has too little room; InputError as `offer`, and for a file that differs from the hub's hash.
     """
     root = cache.cache_dir()
     check_room(root, offer.bytes)
@@ -124,7 +123,7 @@ def pull(offer: Offer, on_bytes: Callable[[int], None] | None = None) -> Path:
             if file.sha256 and not file.cached and gate.sha256_of(path) != file.sha256:
                 os.unlink(os.path.realpath(path))
                 path.unlink(missing_ok=True)
-                raise InputError(f"{offer.repo}: {file.path} came damaged", "pull again")
+                raise InputError(f"{offer.repo}: {file.path} arrived damaged", "pull again")
         folder = root / ("models--" + offer.repo.replace("/", "--"))
         if offer.revision != offer.commit:
             ref = folder / "refs" / offer.revision
@@ -134,7 +133,7 @@ def pull(offer: Offer, on_bytes: Callable[[int], None] | None = None) -> Path:
 
 
 def remove(snapshots: list[cache.Snapshot]) -> None:
-    """Delete snapshots from the cache, and the blobs that no other snapshot uses. Raises CannotWrite."""
+    """Delete snapshots from the cache, with the blobs that no other snapshot uses. Raises CannotWrite."""
     from huggingface_hub import scan_cache_dir
 
     try:
@@ -144,18 +143,18 @@ def remove(snapshots: list[cache.Snapshot]) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises CannotWrite unless the disk of that folder has room for `needed` bytes."""
+    """Raise CannotWrite unless the folder's disk has room for `needed` bytes."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     if needed and needed + RESERVE > free:
         raise CannotWrite(
-            f"{folder}: the download has {size_text(needed)}, and {size_text(free)} are free",
+            f"{folder}: the download needs {size_text(needed)}, and {size_text(free)} are free",
             "make room, or choose another disk with HF_HOME",
         )
 
 
 def size_text(count: float) -> str:
-    """A number of bytes, for people: 4.3 GB."""
+    """A number of bytes in words: 4.3 GB."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
@@ -181,24 +180,24 @@ def _files_of(
         dot = ".fp16" if half else ""
         shard = re.compile(rf"{name}/{stem}{re.escape(dot)}-\d{{5}}-of-\d{{5}}\.safetensors")
         shards = sorted(file for file in sizes if shard.fullmatch(file))
-        whole, index = f"{name}/{stem}{dot}.safetensors", f"{name}/{stem}.safetensors.index{dot}.json"
-        weights = [whole] if whole in sizes else [index, *shards] if shards and index in sizes else []
+        single, index = f"{name}/{stem}{dot}.safetensors", f"{name}/{stem}.safetensors.index{dot}.json"
+        weights = [single] if single in sizes else [index, *shards] if shards and index in sizes else []
         if weights:
             return files + weights, "float16" if half else "full"
-    held = [file for file in sizes if file.startswith(f"{name}/")]
-    if any(file.lower().endswith(gate.PICKLES) for file in held):
-        raise InputError(f"{repo}: the weights of {name} are there only as a pickle", gate.CONVERT)
-    raise InputError(f"{repo}: no {name}/{stem}.safetensors", f"there is: {', '.join(held)[:300]}" if held else "")
+    names = [file for file in sizes if file.startswith(f"{name}/")]
+    if any(file.lower().endswith(gate.PICKLES) for file in names):
+        raise InputError(f"{repo}: the only weights of {name} are a pickle", gate.CONVERT)
+    raise InputError(f"{repo}: no {name}/{stem}.safetensors", f"there is: {', '.join(names)[:300]}" if names else "")
 
 
 def _no_index(repo: str, sizes: dict[str, Any]) -> tuple[str, str]:
     single = sorted(name for name in sizes if name.endswith(".safetensors") and "/" not in name)
     hint = f"it has the files {', '.join(single[:5])}: download one and give its path with -m" if single else ""
-    return f"{repo} is no diffusers model: it has no model_index.json", hint
+    return f"{repo} is not a diffusers model: it has no model_index.json", hint
 
 
-def _licence(found: Any) -> str | None:
-    tags = [tag.removeprefix("license:") for tag in found.tags or () if tag.startswith("license:")]
+def _licence(about: Any) -> str | None:
+    tags = [tag.removeprefix("license:") for tag in about.tags or () if tag.startswith("license:")]
     return tags[0][:100] if tags else None
 
 
@@ -208,7 +207,7 @@ def _download(hub: Any, root: Path, repo: str, path: str, commit: str, counter: 
 
 
 def _counter(on_bytes: Callable[[int], None]) -> type:
-    """A class that huggingface_hub takes for a progress bar."""
+    """A class that huggingface_hub uses as a progress bar."""
     from huggingface_hub.utils import tqdm
 
     class Counter(tqdm):
@@ -225,11 +224,11 @@ def _counter(on_bytes: Callable[[int], None]) -> type:
 
 @contextlib.contextmanager
 def _hub(repo: str) -> Iterator[Any]:
-    """huggingface_hub, with its errors turned into ours. Raises InputError if the user has forbidden the network."""
+    """huggingface_hub, its errors turned into ours. Raises InputError if the user forbids the network."""
     if offline():
         raise InputError(
             f"{repo} cannot be fetched: the network is switched off (--offline or HF_HUB_OFFLINE)",
-            "without it: diffgen models pull " + repo,
+            "when it is on: diffgen models pull " + repo,
         )
     import huggingface_hub
     from huggingface_hub import errors
@@ -238,7 +237,7 @@ def _hub(repo: str) -> Iterator[Any]:
     try:
         yield huggingface_hub
     except errors.GatedRepoError:
-        message = f"{repo} is gated: the hub gives it only to those who have accepted its terms"
+        message = f"{repo} is gated: the hub gives it only to users who have accepted its terms"
         raise InputError(message, f"1. open {url} and accept  2. hf auth login (or set HF_TOKEN)") from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{repo} has no such revision", f"see {url}") from None
@@ -261,19 +260,19 @@ def _hub(repo: str) -> Iterator[Any]:
         raise _no_connection(repo, error) from None
     except InputError:
         raise
-    except Exception as error:  # of the HTTP library underneath, whose names change
+    except Exception as error:  # of the HTTP library, which changes its names
         if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
             raise _no_connection(repo, error) from None
         raise
 
 
 def _no_connection(repo: str, error: Exception) -> InputError:
-    said = _scrub(" ".join(str(error).split()))[:200] or type(error).__name__
-    return InputError(f"{repo}: no connection to {_endpoint()} ({said})", "try again, or set HF_ENDPOINT")
+    reason = _scrub(" ".join(str(error).split()))[:200] or type(error).__name__
+    return InputError(f"{repo}: no connection to {_endpoint()} ({reason})", "try again, or set HF_ENDPOINT")
 
 
 def _endpoint() -> str:
-    """The hub's address, without what may stand before the host's name."""
+    """The hub's address, without a user's name or password."""
     return re.sub(r"//[^/@]*@", "//", os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/"))
 
 

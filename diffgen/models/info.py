@@ -1,4 +1,4 @@
-"""What there is to know of a model, without loading it."""
+"""Describe a model without loading it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import families, find, gate, single_file
 from .cache import files_of
 from .find import Model
 
-# What a card (card.json in the model's folder) may say, and what stands there if it doesn't.
+# The keys of a card (card.json in the model's folder), with the values that apply without one.
 CARD: dict[str, Any] = {
     "licence": None,
     "resolution": None,
@@ -26,35 +26,35 @@ CARD: dict[str, Any] = {
 
 
 def info(model: Model) -> dict[str, Any]:
-    """name, folder, file, family, variant, bundled, source, revision, bytes (of what the model is read from and lies
-    beside it), prediction, the family's defaults, the tuned grids that it ships, and what the card says.
+    """What is known of a model: name, folder, file, family, variant, bundled, source, revision, bytes (of its files and
+    those beside them), prediction, the family's defaults, the tuned grids that it ships, and its card.
 
-    Without a card: the resolution that the configuration means, the licence that README.md's head names, None for
-    the rest. What the user's list says goes before the card's defaults. Raises InputError for broken files; of weights
-    at most the header is looked at.
+    Without a card: the resolution from the configuration, the licence from README.md's head, None for the rest. The
+    user's list overrides the card's defaults. Raises InputError for broken files; weights are read no further than
+    their headers.
     """
     folder = model.folder
     if model.is_run:
         return _run(model)
     card = folder / "card.json"
-    said = gate.read_json(card) if model.file is None and card.is_file() else {}
-    known = {key: said.get(key, default) for key, default in CARD.items()}
+    written = gate.read_json(card) if model.file is None and card.is_file() else {}
+    about = {key: written.get(key, default) for key, default in CARD.items()}
     for key in ("concepts", "styles", "words"):
-        names = known[key] or []
+        names = about[key] or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{card}: {key} is no list of texts")
+            raise InputError(f"{card}: {key} is not a list of texts")
     if model.file is None:
         configs = {name: _config(folder, name) for name in ("unet", "transformer", "vae", "scheduler")}
-        known["licence"] = known["licence"] or _licence(folder / "README.md")
+        about["licence"] = about["licence"] or _licence(folder / "README.md")
         size = sum({path.resolve(): path.stat().st_size for path in files_of(folder)}.values())
     else:
         checked = find.check(model)
         configs = {name: part.config for name, part in checked.components.items()}
-        known["licence"] = single_file.recognise(model.file).metadata.get("modelspec.license")
+        about["licence"] = single_file.recognise(model.file).metadata.get("modelspec.license")
         size = sum(path.stat().st_size for path in checked.files)
-    known["resolution"] = known["resolution"] or _resolution(model.family, configs)
+    about["resolution"] = about["resolution"] or _resolution(model.family, configs)
     if model.defaults:
-        known["defaults"] = {**(known["defaults"] if isinstance(known["defaults"], dict) else {}), **model.defaults}
+        about["defaults"] = {**(about["defaults"] if isinstance(about["defaults"], dict) else {}), **model.defaults}
     return {
         "name": model.name,
         "folder": str(folder),
@@ -68,16 +68,16 @@ def info(model: Model) -> dict[str, Any]:
         "prediction": _prediction(model.family, configs["scheduler"]),
         "family_defaults": families.defaults_of(model.family, model.variant)._asdict(),
         "grids": [] if model.file is not None else _grids(folder),
-        **known,
+        **about,
     }
 
 
-def defaults_in_words(said: dict[str, Any]) -> Any:
-    """The defaults of what `info` says, to be read: a tuned grid among them brings its own number of steps."""
-    defaults = said["defaults"]
+def defaults_in_words(about: dict[str, Any]) -> Any:
+    """The defaults that `info` returns, in words: a tuned grid among them brings its own number of steps."""
+    defaults = about["defaults"]
     if not isinstance(defaults, dict):
         return defaults
-    own = next((grid["steps"] for grid in said["grids"] if grid["file"] == defaults.get("grid")), None)
+    own = next((grid["steps"] for grid in about["grids"] if grid["file"] == defaults.get("grid")), None)
     if own is None:
         return defaults
     otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
@@ -85,9 +85,9 @@ def defaults_in_words(said: dict[str, Any]) -> Any:
 
 
 def _run(model: Model) -> dict[str, Any]:
-    """Of a run of `diffgen train`: the same keys, from its run.json, which `training.run` checks in full."""
-    said = gate.read_json(model.folder / "run.json", 16 * gate.MAX_JSON)
-    data, config = (said[key] if isinstance(said.get(key), dict) else {} for key in ("data", "config"))
+    """The same for a run of `diffgen train`, from its run.json, which `training.run` checks in full."""
+    run = gate.read_json(model.folder / "run.json", 16 * gate.MAX_JSON)
+    data, config = (run[key] if isinstance(run.get(key), dict) else {} for key in ("data", "config"))
     size = data.get("size")
     return {
         "name": model.name,
@@ -99,7 +99,7 @@ def _run(model: Model) -> dict[str, Any]:
         "source": model.source,
         "revision": None,
         "bytes": sum({path.resolve(): path.stat().st_size for path in files_of(model.folder)}.values()),
-        "prediction": said.get("prediction"),
+        "prediction": run.get("prediction"),
         "family_defaults": {},
         "grids": [],
         **CARD,
@@ -144,7 +144,7 @@ def _resolution(family: str, configs: dict[str, dict[str, Any]]) -> int | None:
 
 
 def _licence(readme: Path) -> str | None:
-    """The `license:` of a model card's head, as hubs write it."""
+    """The `license:` in the head of a model card, as hubs write it."""
     if not readme.is_file():
         return None
     with readme.open("rb") as file:

@@ -3,8 +3,8 @@
 sd15 = "/models/v1-5-pruned-emaonly.safetensors"
 
 [anything]
-path = "~/models/anything-v3"            # a folder or a file; or
-hub = "org/name@revision"                # what is in the download cache
+path = "~/models/anything-v3"            # a folder or a file; or instead
+hub = "org/name@revision"                # a model in the download cache
 base = "org/name"                        # a diffusers folder for what a single file lacks; optional
 prediction = "v_prediction"              # of a single file, where nothing in it says so; optional
 defaults = {steps = 20, guidance = 5}    # and scheduler, grid, size; optional
@@ -38,7 +38,7 @@ DEFAULTS: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A name of the user's, and what it stands for: `path` or `hub`, one of them."""
+    """A name in the list and its model, which is either `path` or `hub`."""
 
     name: str
     path: Path | None = None
@@ -49,49 +49,49 @@ class Entry:
 
 
 def list_file() -> Path:
-    """Where the list lies."""
+    """The path of the list."""
     from platformdirs import user_config_dir
 
     return Path(user_config_dir("diffgen", appauthor=False)) / "models.toml"
 
 
 def entries() -> dict[str, Entry]:
-    """The user's models by name; none where there is no list. Raises InputError, which names the entry."""
+    """The user's models by name; none if there is no list. Raises InputError, which names the entry."""
     path = list_file()
     if not os.path.exists(path):
         return {}
     try:
-        said = tomllib.loads(gate.read_bytes(path, gate.MAX_JSON).decode("utf-8"))
+        table = tomllib.loads(gate.read_bytes(path, gate.MAX_JSON).decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: {error}", "it is a TOML file of names and paths") from error
-    if len(said) > MAX_ENTRIES:
-        raise InputError(f"{path}: {len(said)} models, at most {MAX_ENTRIES} are read")
-    return {name: _entry(path, name, value) for name, value in said.items()}
+    if len(table) > MAX_ENTRIES:
+        raise InputError(f"{path}: {len(table)} models, at most {MAX_ENTRIES} are read")
+    return {name: _entry(path, name, value) for name, value in table.items()}
 
 
 def _entry(path: Path, name: str, value: Any) -> Entry:
     where = f"{path}: {gate.short(name)}"
     if not NAME.fullmatch(name):
-        raise InputError(f"{where} is no name of a model", "letters, digits, _ . and -")
+        raise InputError(f"{where} is not a valid name for a model", "letters, digits, _ . and -")
     if isinstance(value, str):
         local = value.startswith((".", "~", "/")) or not cache.ID.fullmatch(value)
         value = {"path" if local else "hub": value}
     if not isinstance(value, dict):
         raise InputError(f"{where} is neither a text nor a table")
-    for key, given in value.items():
-        if key not in KEYS or not isinstance(given, KEYS[key]):
-            raise InputError(f"{where}: {gate.short(key)} = {gate.short(given)}", f"it may have: {', '.join(KEYS)}")
+    for key, setting in value.items():
+        if key not in KEYS or not isinstance(setting, KEYS[key]):
+            raise InputError(f"{where}: {gate.short(key)} = {gate.short(setting)}", f"it may have: {', '.join(KEYS)}")
     if ("path" in value) == ("hub" in value):
-        raise InputError(f"{where} must have a path or a hub id, one of them")
+        raise InputError(f"{where} must have either a path or a hub id")
     if "hub" in value and not cache.ID.fullmatch(value["hub"]):
         raise InputError(f"{where}: hub = {gate.short(value['hub'])}", "it is org/name or org/name@revision")
     if value.get("prediction", "epsilon") not in PREDICTIONS:
         raise InputError(f"{where}: prediction = {gate.short(value['prediction'])}", " or ".join(PREDICTIONS))
     defaults = value.get("defaults", {})
-    for key, given in defaults.items():
-        if key not in DEFAULTS or isinstance(given, bool) or not isinstance(given, DEFAULTS[key]):
+    for key, setting in defaults.items():
+        if key not in DEFAULTS or isinstance(setting, bool) or not isinstance(setting, DEFAULTS[key]):
             hint = f"it may have: {', '.join(DEFAULTS)}"
-            raise InputError(f"{where}: defaults: {gate.short(key)} = {gate.short(given)}", hint)
+            raise InputError(f"{where}: defaults: {gate.short(key)} = {gate.short(setting)}", hint)
     folder = Path(value["path"]).expanduser() if "path" in value else None
     return Entry(
         name,
@@ -104,9 +104,9 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
 
 
 def without(name: str) -> tuple[Path, bytes]:
-    """(the list, what it would hold without that entry). The file is the user's: all other lines stay as they are.
+    """(path of the list, its bytes without that entry). The file is the user's: all other lines stay as they are.
 
-    Raises InputError where it has no such entry, or where the entry is not a line or a table of its own.
+    Raises InputError if there is no such entry, or if it is not a line or a table of its own.
     """
     path = list_file()
     if name not in entries():

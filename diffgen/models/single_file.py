@@ -1,7 +1,7 @@
-"""Single-file checkpoints in the original layout: what a file is, by its header alone; its configuration from here.
+"""Single-file checkpoints in the original layout: recognise a file by its header, and find its configurations.
 
-The configurations of each family and the vocabularies of CLIP and T5 lie in `configs/`, so that a file loads offline.
-What a file lacks (a VAE, a text encoder) is taken from `base`, a diffusers folder of the same family.
+`configs/` has the configurations of each family and the vocabularies of CLIP and T5, so that a file loads offline.
+Parts that a file lacks (a VAE, a text encoder) come from `base`, a diffusers folder of the same family.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _split(family: families.Family, tensors: Mapping[str, Tensor]) -> tuple[dict
 
 
 def _checkpoint(tensors: Mapping[str, Tensor]) -> families.Family | None:
-    """The family of a checkpoint: the last one whose marks are all there; of a UNet alone by the width of its texts."""
+    """The family of a checkpoint: the last row with all its marks; of a UNet alone, by the width of its texts."""
     for family in reversed(families.FAMILIES.values()):
         if family.marks and all(any(re.match(mark, name) for name in tensors) for mark in family.marks):
             return family
@@ -180,7 +180,7 @@ def _checkpoint(tensors: Mapping[str, Tensor]) -> families.Family | None:
 
 
 def _unread(tensors: Mapping[str, Tensor]) -> str | None:
-    """What a relative of a known family is that is not read."""
+    """What a file is instead, if it belongs to a relative of a family that is not read."""
     first = tensors.get(DENOISER + "input_blocks.0.0.weight")
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 4
     if channels not in (4, 9):
@@ -218,7 +218,7 @@ def _lora_family(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _others(tensors: Mapping[str, Tensor]) -> Kind:
-    """Files that are told by one mark."""
+    """Files that one mark tells."""
     names = list(tensors)
     marks = (
         ("controlnet", r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.|lllite_", "a ControlNet"),
@@ -227,15 +227,15 @@ def _others(tensors: Mapping[str, Tensor]) -> Kind:
         ("other", r".*motion_modules\.\d", "a motion module"),
     )
     for kind, mark, what in marks:
-        held = [name for name in names if re.match(mark, name)]
-        if held and not any(name.startswith("first_stage_model.") for name in names):
+        matches = [name for name in names if re.match(mark, name)]
+        if matches and not any(name.startswith("first_stage_model.") for name in names):
             width = _width(tensors, r"attn2\.to_k\.weight$")
-            return kind, families.TEXT_WIDTHS.get(width), f"{len(names)} tensors named {_common(held)}: it is {what}"
+            return kind, families.TEXT_WIDTHS.get(width), f"{len(names)} tensors named {_common(matches)}: it is {what}"
     return "", None, ""
 
 
 def _parts(tensors: Mapping[str, Tensor]) -> Kind | None:
-    """A single component in a file of its own."""
+    """A component in a file of its own."""
     names = list(tensors)
     starts = {name.split(".")[0] for name in names}
     if {"encoder", "decoder"} <= starts and any(name.startswith("decoder.conv_in.") for name in names):
@@ -264,13 +264,13 @@ def _embedding(tensors: Mapping[str, Tensor]) -> Kind | None:
 
 
 def _width(tensors: Mapping[str, Tensor], pattern: str) -> int | None:
-    """The last dimension of the first matrix whose name matches."""
+    """The last dimension of the first matrix with a matching name."""
     matches = (t.shape for name, t in tensors.items() if len(t.shape) >= 2 and re.search(pattern, name))
     return next((shape[1] for shape in matches), None)
 
 
 def _common(names: Iterable[str]) -> str:
-    """What most names begin with: lora_unet_*, or one name."""
+    """The most common beginning of the names: lora_unet_*; or the only name."""
     names = list(names)
     if len(names) == 1:
         return repr(gate.short(names[0]))[1:-1]
@@ -279,14 +279,14 @@ def _common(names: Iterable[str]) -> str:
 
 
 def not_a_checkpoint(path: Path, contents: Contents) -> tuple[str, str]:
-    """What a file is instead of a checkpoint, and what to do with it."""
+    """(what a file is instead of a checkpoint, what to do with it)."""
     hints = {
-        "lora": f"use it upon a model: --lora {path}",
-        "controlnet": f"use it upon a model: --control TYPE=IMAGE with {path.name}",
-        "embedding": f"use it upon a model: --embedding {path}",
-        "vae": "it goes into a model's vae/ folder; as a model give a checkpoint or a diffusers folder",
+        "lora": f"use it with a model: --lora {path}",
+        "controlnet": f"use it with a model: --control TYPE=IMAGE with {path.name}",
+        "embedding": f"use it with a model: --embedding {path}",
+        "vae": "put it into a model's vae/ folder; give a checkpoint or a diffusers folder as the model",
         "part": "give the whole diffusers folder",
-        "upscaler": "it makes pictures larger and none itself",
+        "upscaler": "it only makes pictures larger",
     }
     has = "has " if contents.kind == "embedding" or re.match(r"\d", contents.what) else "it is "
     message = f"not a checkpoint diffgen can read: {path} {has}{contents.what}"
@@ -294,13 +294,13 @@ def not_a_checkpoint(path: Path, contents: Contents) -> tuple[str, str]:
     return message, hints.get(contents.kind, f"read here: {titles}")
 
 
-# Configurations, adapted to what the header says
+# Configurations, adapted to the header
 
 
 def _configs(
     family: families.Family, prediction: str, denoiser: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the denoiser's configuration, the scheduler's): the family's, with what this file's tensors say otherwise."""
+    """(the denoiser's configuration, the scheduler's): the family's, adapted to this file's tensors."""
     network = gate.read_json(CONFIGS / family.name / family.denoiser / "config.json")
     scheduler = gate.read_json(CONFIGS / family.name / "scheduler" / "scheduler_config.json")
     if not family.is_flow:
