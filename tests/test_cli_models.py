@@ -51,13 +51,13 @@ def test_list(diffgen_, tmp_path):
     ]
     problems = {model["name"]: model["problem"] for model in said["models"]}
     assert problems["emoji"] is problems["mine"] is None
-    assert "no model there" in problems["gone"]
+    assert "where there is no model" in problems["gone"]
     assert "WanPipeline" in problems[f"org/video@{COMMIT}"]
     assert said["cache"]["bytes"] == sum(p.stat().st_size for p in (tmp_path / "hub").rglob("*") if p.is_file())
     code, out, err = diffgen_("models", "list")
     assert code == 0
     assert len(out.splitlines()) == 7
-    assert "no model there" in err
+    assert "where there is no model" in err
     (tmp_path / "config/models.toml").write_text("a = 1")
     assert diffgen_("models", "list")[0] == 3
 

@@ -256,7 +256,11 @@ def test_no_token_in_any_message(hub, diffgen, debug):
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("no/where", "the hub has no model no/where"), ("a", "no id of a model"), ("../etc/passwd", "no id of a model")],
+    [
+        ("no/where", "the hub has no model no/where"),
+        ("a", "not the id of a model"),
+        ("../etc/passwd", "not the id of a model"),
+    ],
 )
 def test_what_is_not_there(hub, diffgen, name, match):
     code, _, err = diffgen("models", "pull", name, "-y")
@@ -274,7 +278,7 @@ def test_repositories_that_are_not_read(hub, diffgen, tmp_path):
     hub.add("a/nothing", {"model_index.json": files["model_index.json"]})
     for name, match in {
         "a/files": "x.safetensors",
-        "a/pickles": "only as a pickle",
+        "a/pickles": "the only weights of unet are a pickle",
         "a/video": "WanPipeline",
         "a/broken": "broken JSON",
         "a/nothing": "no unet/diffusion_pytorch_model.safetensors",
