@@ -1,4 +1,4 @@
-"""Models whose exact answer is known: a Gaussian, and a mixture of Gaussians.
+"""Models with a known exact solution: a Gaussian, and a mixture of Gaussians.
 
 For data drawn from Σ w_k·N(μ_k, s_k²·1), the state x = α·x0 + σ·ε is a mixture again, so E[x0|x] and E[ε|x] have closed
 forms, for every noise schedule and at every level from the clean picture (σ = 0) to pure noise (α = 0). The
@@ -19,10 +19,10 @@ from schedulers.prediction import target
 
 
 class Mixture:
-    """Data Σ w_k·N(μ_k, s_k²·1). Arithmetic is in float64, answers have the dtype and the shape [B, …] of the state.
+    """Data Σ w_k·N(μ_k, s_k²·1). Arithmetic is in float64; results have the dtype and the shape [B, …] of the state.
 
-    `means` [K, D], D the number of elements of one example; `deviations` [K] or one number; `weights` [K], equal unless
-    given.
+    `means` [K, D], D the number of elements of one example; `deviations` [K] or one number; `weights` [K], by default
+    equal.
     """
 
     def __init__(self, means: Any, deviations: Any, weights: Any = None) -> None:
@@ -65,7 +65,7 @@ class Mixture:
         return x0.reshape(x.shape).to(x.dtype), eps.reshape(x.shape).to(x.dtype)
 
     def denoiser(self, noise: NoiseSchedule, prediction: str = "epsilon") -> Callable[[Tensor, Tensor], Tensor]:
-        """The exact network for `Scheduler.sample`: (x, t [B]) to what `prediction` says of it."""
+        """The exact network for `Scheduler.sample`: a function of (x, t [B]) with the output of `prediction`."""
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             alpha, sigma = (torch.as_tensor(level(t.double())) for level in (noise.alpha, noise.sigma))
@@ -77,10 +77,10 @@ class Mixture:
         return network
 
     def solve(self, x: Tensor, p: Point, q: Point, intervals: int = 24) -> Tensor:
-        """Where the probability-flow ODE leads from the state x at p to q.
+        """The state at q to which the probability-flow ODE leads from the state x at p.
 
         With x/√(α² + σ²) = cos θ·x0 + sin θ·ε the ODE is dx/dθ = cos θ·ε − sin θ·x0, smooth from the clean picture
-        (θ = 0) to pure noise (π/2). It is solved by the extrapolated midpoint rule (Gragg, Bulirsch, Stoer).
+        (θ = 0) to pure noise (π/2). The extrapolated midpoint rule (Gragg, Bulirsch, Stoer) solves it.
         """
 
         def slope(y: Tensor, theta: float) -> Tensor:
@@ -96,7 +96,7 @@ class Mixture:
 
 
 class Gaussian(Mixture):
-    """Data N(mean, deviation²·1): the ODE's solution is x' = α'μ + (x − αμ)·√((α'²s² + σ'²)/(α²s² + σ²))."""
+    """Data N(mean, deviation²·1). The ODE has the solution x' = α'μ + (x − αμ)·√((α'²s² + σ'²)/(α²s² + σ²))."""
 
     def __init__(self, mean: Sequence[float] | Tensor, deviation: float) -> None:
         super().__init__(torch.as_tensor(mean, dtype=torch.float64)[None], deviation)
@@ -108,10 +108,10 @@ class Gaussian(Mixture):
 
 
 class Exam:
-    """Several mixtures on one noise schedule: starting states, the exact network, and the answers to compare with.
+    """Several mixtures of one shape on one noise schedule: starting states, the exact network, and the solutions.
 
-    The mixtures have one shape. `x` are standard normal states at the noisiest point, float32 [mixtures·starts, D], one
-    mixture after the other; `network(x, t)` answers as `prediction` says, and `evaluations` counts how often.
+    `x` are standard normal states at the noisiest point, float32 [mixtures·starts, D], one mixture after the other.
+    `network(x, t)` gives the output of `prediction`, and `evaluations` counts its calls.
     """
 
     def __init__(
@@ -124,27 +124,27 @@ class Exam:
         z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         self.x = z * first.norm
         end = self._model.solve(self.x.double(), first, last)
-        self._seen = self._model.denoise(end, last.alpha, last.sigma)[0]
+        self._predicted = self._model.denoise(end, last.alpha, last.sigma)[0]
         self._clean = self._model.solve(end, last, CLEAN)
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
-        """For t the same in the whole batch."""
+        """The exact output for the state x [B, D]; t [B] holds one value."""
         self.evaluations += 1
         p = self.noise.at(t=float(t.reshape(-1)[0]))
         return target(self.prediction, p, *self._model.denoise(x, p.alpha, p.sigma))
 
     def errors(self, result: Tensor, to_zero: bool = False) -> list[float]:
-        """For each mixture the median over its starts of the root-mean-square distance to the answer, or inf.
+        """For each mixture the median over its starts of the root-mean-square distance to the solution, or inf.
 
-        The answer is where the probability-flow ODE leads at the schedule's least noise and what the network sees there
-        of the picture: no model of this schedule knows anything below. `to_zero`: the ODE goes on to σ = 0 instead.
+        The solution follows the probability-flow ODE to the schedule's least noise and takes the network's x0 there,
+        because no model of this schedule was trained below it. With `to_zero` the ODE continues to σ = 0 instead.
         """
-        distance = (result.double() - (self._clean if to_zero else self._seen)).square().mean(1).sqrt()
+        distance = (result.double() - (self._clean if to_zero else self._predicted)).square().mean(1).sqrt()
         return distance.nan_to_num(math.inf).reshape(len(self.mixtures), -1).median(1).values.tolist()
 
 
 class _SideBySide(Mixture):
-    """Mixtures of one shape, each with `starts` states of a batch."""
+    """Mixtures of one shape, each for `starts` rows of a batch."""
 
     def __init__(self, mixtures: Sequence[Mixture], starts: int) -> None:
         self.means = torch.stack([m.means for m in mixtures]).repeat_interleave(starts, 0)

@@ -1,10 +1,10 @@
-"""Between these schedulers and diffusers' own. The only module here that imports diffusers.
+"""Convert schedulers to and from diffusers' classes. Only this module of the package imports diffusers.
 
     from schedulers.for_diffusers import for_diffusers, from_diffusers
     pipe.scheduler = for_diffusers(schedulers.get("dpmpp_2m", …))   # the same, and can be saved and loaded
     x0 = from_diffusers(DDIMScheduler(…)).sample(denoiser, x, 20)   # a scheduler of diffusers in the native loop
 
-To load such a pipeline, import this module first: diffusers imports no module that a file names.
+Import this module before you load such a pipeline: diffusers does not import modules that a file names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schedulers.scheduler import Config, Scheduler
 
 
 class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
-    """A Scheduler whose four choices are a configuration that diffusers writes and reads; made by `for_diffusers`."""
+    """A Scheduler with a configuration that diffusers writes and reads; `for_diffusers` makes one."""
 
     config_name = "scheduler_config.json"
 
@@ -46,17 +46,17 @@ class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
 
     @property
     def config(self) -> Config:
-        """As `Scheduler.config`, with what `from_config` makes the same again from."""
+        """`Scheduler.config`, with the arguments from which `from_config` rebuilds this scheduler."""
         own = {key: value for key, value in self._internal_dict.items() if not key.startswith("_")}
         return Config({**super().config, **own})
 
 
 def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:
-    """The same scheduler in the form that pipelines save and load. Raises ValueError for a grid that is a function."""
+    """The same scheduler in a form that pipelines save and load. Raises ValueError for a grid that is a function."""
     s, grid = scheduler, scheduler.points
     if isinstance(grid, Explicit):
-        given = {"times": grid.times, "sigmas": grid.sigmas, "model_times": grid.model_times}
-        saved: Any = {key: list(value) for key, value in given.items() if value}
+        lists = {"times": grid.times, "sigmas": grid.sigmas, "model_times": grid.model_times}
+        saved: Any = {key: list(values) for key, values in lists.items() if values}
         saved |= {"name": grid.name, "solver": grid.solver}
     elif isinstance(grid, str):
         saved = grid
@@ -66,7 +66,7 @@ def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:
 
 
 class from_diffusers:  # noqa: N801  (used as a function)
-    """A scheduler of diffusers in the place of one of ours: `start` and `sample`."""
+    """A scheduler of diffusers with the `nfe`, `start` and `sample` of `Scheduler`."""
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
@@ -90,7 +90,7 @@ class from_diffusers:  # noqa: N801  (used as a function)
         generators: Generators = None,
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
     ) -> Tensor:
-        """As `Scheduler.sample`; the state is in that scheduler's own frame. `callback(i, t, state)` follows step i."""
+        """As `Scheduler.sample`, with the state in diffusers' frame. `callback(i, t, state)` is called after step i."""
         s = self.scheduler
         s.set_timesteps(steps, device=x.device)
         takes = inspect.signature(s.step).parameters

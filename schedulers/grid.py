@@ -11,9 +11,9 @@ from schedulers.noise import NoiseSchedule, Point
 class Grid:
     """N + 1 points from the noisiest down to σ = 0. `grid[i]` is a point, `grid[i:]` the rest of the grid.
 
-    `total` is the number of steps of the whole grid that this is a part of: a run that begins mid-way, as
-    image-to-image does, has fewer, and asks as the whole run would have asked from there on. `corrections` are those
-    of a tuned grid, a row for each step of the whole; see `solver.corrected`.
+    `total` is the number of steps of the whole grid. A part of it, as image-to-image uses, has fewer steps and the same
+    evaluations as the whole run has from there on. `corrections` are those of a tuned grid, a row for each step of the
+    whole grid; see `solver.corrected`.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Grid:
         yield from zip(self.points[:-1], self.points[1:], strict=True)
 
     def at(self, *, t: Any = None, lam: Any = None) -> Point:
-        """A point off the grid: a solver's midpoint."""
+        """A point between those of the grid, such as a solver's midpoint."""
         return self.noise.at(t=t, lam=lam)
 
 
-Points = Callable[[NoiseSchedule, int], Sequence[Point]]  # the n points at which to ask
+Points = Callable[[NoiseSchedule, int], Sequence[Point]]  # the n points of a grid, without the clean picture
 
 
 def fractions(n: int) -> list[float]:

@@ -1,18 +1,18 @@
-"""At which times do we ask the network?
+"""The built-in grids: at which times the network is evaluated.
 
-A grid holds points of falling noise; the last is the clean picture (σ = 0), where nothing is asked. Times are floats.
+A grid holds points of falling noise. The last is the clean picture (σ = 0), without an evaluation. Times are floats.
 
-Two kinds, each defined on every noise schedule. Those that are uniform in time are defined by the times 0 … T − 1 of a
-table; a flow has there σ = shifted((t + 1)/T), and EDM the same fraction of its ln σ. Ramps run in σ/α from the
-schedule's largest to its smallest, n points; on a flow they run in σ itself. Where a table ends in pure noise, a ramp's
-first point is that end, and the ramp proper begins one entry below it.
+There are two kinds, and both are defined on every noise schedule. Grids that are uniform in time are defined by the
+times 0 … T − 1 of a table; a flow has σ = shifted((t + 1)/T) there, and EDM the same fraction of its ln σ. Ramps are n
+noise levels (σ/α; σ on a flow) from the schedule's largest to its smallest. If a table ends in pure noise, a ramp's
+first point is that end, and the other points begin one entry below it.
 
     k = 0 … n − 1                   n = 10, T = 1000
     trailing       T·(1 − k/n) − 1            999 899 … 99     Lin et al. 2023, table 2
     leading        (n − 1 − k)·⌊T/n⌋ + 1      901 801 … 1      DDIM and Stable Diffusion; misses the noisiest times
     linspace       (T − 1)·(1 − k/(n − 1))    999 888 … 0
     sgm_uniform    (T − 1)·(1 − k/n)          999 899.1 … 99.9
-    simple         T − 1 − ⌊k·T/n⌋            999 899 … 99     ComfyUI; whole times only
+    simple         T − 1 − ⌊k·T/n⌋            999 899 … 99     ComfyUI; integer times only
     beta_t         (T − 1)·Beta(0.6, 0.6)⁻¹   999 952 … 0      ComfyUI's beta, but with a last point at t = 0
 """
 
@@ -28,7 +28,7 @@ from schedulers.grid import Grid, Points, between, fractions
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 
 GRIDS: dict[str, Points] = {}
-ALIASES = {  # the names that AUTOMATIC1111, ComfyUI and stable-diffusion.cpp have for the same
+ALIASES = {  # the names of AUTOMATIC1111, ComfyUI and stable-diffusion.cpp
     "normal": "linspace",
     "uniform": "linspace",
     "discrete": "linspace",
@@ -39,7 +39,7 @@ ALIASES = {  # the names that AUTOMATIC1111, ComfyUI and stable-diffusion.cpp ha
 
 
 def grid(function: Points) -> Points:
-    """Register a grid: a function of (noise, n) that returns the n points at which to ask."""
+    """Register a grid: a function of (noise, n) that returns its n points, without the clean picture."""
     name = function.__name__
     if name in GRIDS and GRIDS[name].__module__ != function.__module__:
         raise ValueError(f"the name {name!r} is taken, by {GRIDS[name].__module__}")
@@ -51,18 +51,20 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
     """The grid of n steps. Raises ValueError for n < 1 or points that do not fall strictly."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise ValueError(f"steps must be a whole number, at least 1; got {n!r}")
-    found = list((named(points) if isinstance(points, str) else points)(noise, int(n)))
-    if len(found) != n:
-        raise ValueError(f"the grid {name_of(points)!r} gave {len(found)} points for {n} steps")
-    if any(p.sigma * q.alpha <= q.sigma * p.alpha for p, q in zip(found, [*found[1:], CLEAN], strict=True)):
+    sequence = list((named(points) if isinstance(points, str) else points)(noise, int(n)))
+    if len(sequence) != n:
+        raise ValueError(f"the grid {name_of(points)!r} gave {len(sequence)} points for {n} steps")
+    if any(p.sigma * q.alpha <= q.sigma * p.alpha for p, q in zip(sequence, [*sequence[1:], CLEAN], strict=True)):
         raise ValueError(f"{n} steps are too many for {noise!r} on the grid {name_of(points)!r}: the noise must fall")
     corrections = points.corrections_for(n) if isinstance(points, Explicit) else ()
-    return Grid([*found, CLEAN], noise, corrections=corrections)
+    return Grid([*sequence, CLEAN], noise, corrections=corrections)
 
 
 def named(name: str) -> Points:
-    """The grid of that canonical name, or of a file; "karras:5" is karras with ρ = 5. Raises ValueError for a wrong
-    number, and for a file as `tuned` does."""
+    """The grid of that canonical name, or of a file; "karras:5" is karras with ρ = 5.
+
+    Raises ValueError for a wrong number, and for a file as `tuned` does.
+    """
     if is_grid_file(name):
         return tuned(name)
     plain, colon, number = name.partition(":")
@@ -75,13 +77,15 @@ def named(name: str) -> Points:
         value = math.nan
     if not parameters or not 0 < value < math.inf:
         raise ValueError(
-            f"the grid {plain!r} takes no {number!r}: a number above 0, and that only where it has a parameter"
+            f"the grid {plain!r} does not take {number!r}. A grid with a parameter takes a number above 0"
+            if parameters
+            else f"the grid {plain!r} takes no number (got {number!r})"
         )
     return partial(GRIDS[plain], **{parameters[0]: value})
 
 
 def name_of(points: str | Points) -> str:
-    """What a grid is called: registered, from a file, or a function."""
+    """The name of a grid: its registered name, its file, or its function."""
     return points if isinstance(points, str) else str(getattr(points, "name", getattr(points, "__name__", "grid")))
 
 
@@ -89,7 +93,7 @@ def name_of(points: str | Points) -> str:
 
 
 def uniform(noise: NoiseSchedule, t: float) -> Point:
-    """The point at the time t ∈ [0, T − 1] of a table; of the others the one at the same fraction of their time."""
+    """The point at the time t ∈ [0, T − 1] of a table; on other schedules, at the same fraction of their time."""
     if noise.name == "flow":
         return noise.at(t=noise.T * noise.shifted((t + 1) / noise.T))
     t = min(max(t, 0.0), noise.T - 1.0)  # rounding
@@ -97,9 +101,9 @@ def uniform(noise: NoiseSchedule, t: float) -> Point:
 
 
 def _enough(noise: NoiseSchedule, n: int) -> int:
-    """T. Raises ValueError if that is less than n."""
+    """T. Raises ValueError if T is less than n."""
     if n > noise.T:
-        raise ValueError(f"{n} steps are too many: {noise!r} has {noise.T} times, and this grid takes none twice")
+        raise ValueError(f"{n} steps are too many: {noise!r} has {noise.T} times, and this grid repeats none")
     return noise.T
 
 
@@ -112,7 +116,7 @@ def trailing(noise: NoiseSchedule, n: int) -> list[Point]:
 
 @grid
 def leading(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = (n − 1 − k)·⌊T/n⌋ + 1 (+ 0 where n = T): DDIM's; it starts below the most noise."""
+    """t = (n − 1 − k)·⌊T/n⌋ + 1 (+ 0 if n = T): DDIM's; it starts below the most noise."""
     stride = _enough(noise, n) // n
     offset = min(1, noise.T - 1 - (n - 1) * stride)
     return [uniform(noise, k * stride + offset) for k in reversed(range(n))]
@@ -126,7 +130,7 @@ def linspace(noise: NoiseSchedule, n: int) -> list[Point]:
 
 @grid
 def sgm_uniform(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = (T − 1)·(1 − k/n): trailing, from T − 1 to 0 and the last left out (Stability's generative models)."""
+    """t = (T − 1)·(1 − k/n): linspace of n + 1 times without the last (Stability's generative models)."""
     return [uniform(noise, (noise.T - 1) * (1 - k / n)) for k in range(n)]
 
 
@@ -139,7 +143,7 @@ def simple(noise: NoiseSchedule, n: int) -> list[Point]:
 
 @grid
 def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t at the quantiles of Beta(0.6, 0.6): more of the early and the late times (Lee et al. 2024; ComfyUI's beta)."""
+    """t at the quantiles of Beta(0.6, 0.6): more early and late times (Lee et al. 2024; ComfyUI's beta)."""
     return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u))) for u in fractions(n)]
 
 
@@ -147,7 +151,7 @@ def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
 
 
 def ramp(noise: NoiseSchedule, n: int, level: Callable[[float, float, float], float]) -> list[Point]:
-    """n points whose level falls from the schedule's largest to its smallest: level(u, largest, smallest), u 0 … 1."""
+    """n points with the noise levels level(u, largest, smallest), u from 0 to 1, between the ends of the schedule."""
     top, bottom = noise.noisiest, noise.at(t=noise.t_min)
     pure_noise = [top] if noise.level(top) == math.inf else []
     if pure_noise:
@@ -165,19 +169,19 @@ def karras(noise: NoiseSchedule, n: int, rho: float = 7.0) -> list[Point]:
 
 @grid
 def exponential(noise: NoiseSchedule, n: int) -> Sequence[Point]:
-    """ln σ uniform: equal steps in λ (what diffusers also calls Lu's lambdas)."""
+    """ln σ uniform: equal steps in λ (also Lu's lambdas in diffusers)."""
     return polyexponential(noise, n)
 
 
 @grid
 def polyexponential(noise: NoiseSchedule, n: int, rho: float = 1.0) -> Sequence[Point]:
-    """ln σ a ρ-th power of uniform (k-diffusion); the same as exponential at its default, ρ = 1."""
+    """ln σ a ρ-th power of uniform (k-diffusion); exponential at its default, ρ = 1."""
     return ramp(noise, n, lambda u, big, small: small * (big / small) ** ((1 - u) ** rho))
 
 
 @grid
 def beta_sigma(noise: NoiseSchedule, n: int) -> list[Point]:
-    """σ at the quantiles of Beta(0.6, 0.6): what diffusers and AUTOMATIC1111 call beta."""
+    """σ at the quantiles of Beta(0.6, 0.6): beta of diffusers and AUTOMATIC1111."""
     return ramp(noise, n, lambda u, big, small: big - (big - small) * beta_quantile(u))
 
 
@@ -189,7 +193,7 @@ def kl_optimal(noise: NoiseSchedule, n: int) -> list[Point]:
 
 @grid
 def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> Sequence[Point]:
-    """σ falls linearly, by `threshold` in half of the steps, then quadratically (Mochi); it ends above σ_min."""
+    """σ falls linearly by `threshold` in half of the steps, then quadratically (Mochi); it ends above σ_min."""
     half = max(n // 2, 1)
     curve = (1 - threshold * n / half) / (n - half) ** 2 if n > 1 else 0.0
 
@@ -197,7 +201,7 @@ def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> 
         return 1 - threshold * k / half - curve * max(k - half, 0) ** 2
 
     def level(u: float, big: float, small: float) -> float:
-        floor = small if big * height(n - 1) < small else 0.0  # so many steps that the last would leave the schedule
+        floor = small if big * height(n - 1) < small else 0.0  # with many steps the last would fall below the schedule
         return floor + (big - floor) * height(u * (n - 1))
 
     return ramp(noise, n, level)
@@ -205,7 +209,7 @@ def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> 
 
 @lru_cache(maxsize=4096)
 def beta_quantile(u: float, a: float = 0.6) -> float:
-    """The x below which Beta(a, a) has the mass u: Newton's method in xᵃ, on the power series of the mass."""
+    """The u-quantile of Beta(a, a): Newton's method in xᵃ on the power series of the distribution function."""
     if u > 0.5:
         return 1 - beta_quantile(1 - u, a)
     scale = a * math.gamma(a) ** 2 / math.gamma(2 * a)
@@ -220,8 +224,8 @@ def beta_quantile(u: float, a: float = 0.6) -> float:
     return y ** (1 / a)
 
 
-# Align Your Steps (Sabour et al. 2024): the lists its authors give for ten steps and the end, as times of Stable
-# Diffusion's noise schedule, and as σ for Stable Video Diffusion.
+# Align Your Steps (Sabour et al. 2024): the authors' lists for ten steps and the end, as times of Stable Diffusion's
+# noise schedule, and as σ for Stable Video Diffusion.
 AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
 AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
@@ -252,15 +256,12 @@ def _levels(times: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def _listed(noise: NoiseSchedule, n: int, sigmas: tuple[float, ...]) -> Sequence[Point]:
-    """The first n of n + 1 points interpolated in ln σ, the list's range stretched onto the schedule's."""
+    """The first n of n + 1 points, interpolated in ln σ; the range of the list is stretched to the schedule's."""
     heights = [math.log(s / sigmas[-1]) / math.log(sigmas[0] / sigmas[-1]) for s in sigmas]  # 1 … 0
 
     def level(u: float, big: float, small: float) -> float:
-        where = u * (n - 1) / n * (len(sigmas) - 1)
-        i = min(int(where), len(sigmas) - 2)
-        return small * (big / small) ** (heights[i] + (where - i) * (heights[i + 1] - heights[i]))
+        place = u * (n - 1) / n * (len(sigmas) - 1)
+        i = min(int(place), len(sigmas) - 2)
+        return small * (big / small) ** (heights[i] + (place - i) * (heights[i + 1] - heights[i]))
 
     return ramp(noise, n, level)
-
-
-# Given, point by point

@@ -1,10 +1,10 @@
-"""How much noise is there at time t?  α(t), σ(t) and back; x_t = α·x0 + σ·ε.
+"""The noise schedule: how much noise there is at time t. α(t), σ(t) and back; x_t = α·x0 + σ·ε.
 
-Times are floats. A table of T levels (DDPM, Stable Diffusion) is read at t ∈ [0, T−1]; between two integers ln(σ/α) is
-linear in t, and where the last level has no signal at all (α = 0), α/σ is linear in that last interval instead.
+Times are floats. A table of T levels (DDPM, Stable Diffusion) is defined on t ∈ [0, T−1]. Between two integers ln(σ/α)
+is linear in t; if the last level is pure noise (α = 0), α/σ is linear in the last interval instead.
 
-Every function of t or λ here takes a Python float, or a tensor of any shape whose gradient it keeps and which it never
-reads back from its device; the float path needs no torch.
+Every function of t or λ takes a Python float or a tensor of any shape. It keeps a tensor's gradient and never reads the
+tensor back from its device. Floats need no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def ops(x: Any) -> Any:
 
 @dataclass(frozen=True)
 class Point:
-    """One noise level: `t` is what the network is told; the state there is alpha·x0 + sigma·ε."""
+    """One noise level: the network receives the time `t`; the state there is alpha·x0 + sigma·ε."""
 
     t: Any
     alpha: Any
@@ -50,20 +50,20 @@ class Point:
 
 
 def _dtype(x: Any) -> Any:
-    """float64, but where a tensor's device has none."""
+    """float64, or float32 on devices without it."""
     torch = sys.modules["torch"]
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _precise(t: Any) -> Any:
-    """A tensor of any dtype as float64; other numbers (NumPy's) as a float."""
+    """A tensor as float64; another number, such as NumPy's, as a float."""
     if isinstance(t, (int, float)):
         return t
     return t.to(_dtype(t)) if hasattr(t, "requires_grad") else float(t)
 
 
 def _is_zero(x: Any) -> bool:
-    """For floats; a tensor is not read: its own arithmetic gives inf."""
+    """Whether a float is 0; False for a tensor, which must not be read: its own arithmetic gives inf."""
     return isinstance(x, (int, float)) and x == 0
 
 
@@ -77,8 +77,8 @@ class NoiseSchedule:
     `from_alphas_cumprod` (variance preserving, α² + σ² = 1), `flow` (α = 1 − σ), `edm` (variance exploding, α = 1).
 
     Attributes: `name`; `T`, the number of training times; `t_max` and `t_min`, the times of the most and least noise;
-    `recipe`, what `from_recipe` makes it again from (JSON); `alphas_cumprod`, ᾱ_t of a table in float64, else empty;
-    `shift` and `dynamic` of a flow; `sigma_data` of EDM.
+    `recipe`, the JSON from which `from_recipe` rebuilds it; `alphas_cumprod`, ᾱ_t of a table in float64, else empty;
+    `shift` and `dynamic` of a flow; `sigma_data` of EDM. `NAMES` are the named schedules, `TABLES` those with a table.
     """
 
     recipe: dict[str, Any]
@@ -101,13 +101,13 @@ class NoiseSchedule:
         self.alphas_cumprod = tuple(alphas_cumprod)
         self._point, self._time = point, time
 
-    def _made_with(self, **arguments: Any) -> NoiseSchedule:
+    def _with_recipe(self, **arguments: Any) -> NoiseSchedule:
         self.recipe = {"name": self.name, **arguments}
         return self
 
     def __repr__(self) -> str:
-        given = {k: v for k, v in self.recipe.items() if k not in ("name", "alphas_cumprod")} or {"T": self.T}
-        return f"NoiseSchedule.{self.name}({', '.join(f'{k}={v!r}' for k, v in given.items())})"
+        arguments = {k: v for k, v in self.recipe.items() if k not in ("name", "alphas_cumprod")} or {"T": self.T}
+        return f"NoiseSchedule.{self.name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NoiseSchedule) and self.recipe == other.recipe
@@ -127,7 +127,7 @@ class NoiseSchedule:
         return self.at(t=t).sigma
 
     def at(self, *, t: Any = None, lam: Any = None, level: Any = None) -> Point:
-        """The point at time t, at λ = ln(α/σ), or at a noise level; beyond the ends of a table, its end."""
+        """The point at time t, at λ = ln(α/σ), or at a noise level; beyond an end of a table, that end."""
         if level is not None and self.name == "flow":
             t = self.T * level
         elif level is not None:
@@ -142,6 +142,7 @@ class NoiseSchedule:
 
     @cached_property
     def noisiest(self) -> Point:
+        """The point of the most noise."""
         return self.at(t=self.t_max)
 
     @cached_property
@@ -154,22 +155,22 @@ class NoiseSchedule:
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: Iterable[Any], name: str = "from_alphas_cumprod") -> NoiseSchedule:
-        """From ᾱ_t = α_t², t = 0 … T−1: strictly decreasing, inside (0, 1); only the last may be 0."""
+        """Build from ᾱ_t = α_t², t = 0 … T−1: strictly decreasing, inside (0, 1); only the last may be 0."""
         a = [float(x) for x in alphas_cumprod]
         if not a or a[0] == 0 or not all(p > q for p, q in zip([1.0, *a], [*a, -1e-300], strict=True)):
             raise ValueError(f"alphas_cumprod must fall strictly inside (0, 1) (the last may be 0); got {_brief(a)}")
         table = _Table(a)
-        made = cls(name, len(a), len(a) - 1.0, 0.0, point=table.point, time=table.time, alphas_cumprod=a)
-        made.recipe = {"name": "from_alphas_cumprod", "alphas_cumprod": a}
-        return made
+        schedule = cls(name, len(a), len(a) - 1.0, 0.0, point=table.point, time=table.time, alphas_cumprod=a)
+        schedule.recipe = {"name": "from_alphas_cumprod", "alphas_cumprod": a}
+        return schedule
 
     @classmethod
     def from_betas(cls, betas: Iterable[Any], name: str = "from_alphas_cumprod") -> NoiseSchedule:
-        """From β_t, the variance that step t adds (DDPM eq. 2): ᾱ_t = Π (1 − β_s), in float64."""
+        """Build from β_t, the variance that step t adds (DDPM eq. 2): ᾱ_t = Π (1 − β_s), in float64."""
         b = [float(x) for x in betas]
         wrong = [(i, x) for i, x in enumerate(b) if not 0 < x <= 1 or (x == 1 and i < len(b) - 1)]
         if wrong or not b:
-            raise ValueError(f"betas must lie in (0, 1) (the last may be 1); at (index, value): {wrong[:3]}")
+            raise ValueError(f"betas must lie in (0, 1) (the last may be 1); wrong (index, value): {wrong[:3]}")
         product, a = 1.0, []
         for x in b:
             product *= 1 - x
@@ -178,25 +179,25 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> NoiseSchedule:
-        """β linear in t. DDPM section 4 has 1e-4 … 0.02 at T = 1000; other T scale both by 1000/T, as there."""
+        """β linear in t: DDPM section 4, 1e-4 … 0.02 at T = 1000; for another T both scale by 1000/T."""
         start, end = _ends(T, beta_start, beta_end, 1e-4, 0.02)
-        made = cls.from_betas(_linspace(start, end, T), "linear")
-        return made._made_with(T=T, beta_start=start, beta_end=end)
+        schedule = cls.from_betas(_linspace(start, end, T), "linear")
+        return schedule._with_recipe(T=T, beta_start=start, beta_end=end)
 
     @classmethod
     def scaled_linear(
         cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None
     ) -> NoiseSchedule:
-        """√β linear in t: Stable Diffusion (latent diffusion's "linear"), 0.00085 … 0.012 at T = 1000."""
+        """√β linear in t: Stable Diffusion, 0.00085 … 0.012 at T = 1000. Latent diffusion calls it "linear"."""
         start, end = _ends(T, beta_start, beta_end, 0.00085, 0.012)
-        made = cls.from_betas([x * x for x in _linspace(math.sqrt(start), math.sqrt(end), T)], "scaled_linear")
-        return made._made_with(T=T, beta_start=start, beta_end=end)
+        schedule = cls.from_betas([x * x for x in _linspace(math.sqrt(start), math.sqrt(end), T)], "scaled_linear")
+        return schedule._with_recipe(T=T, beta_start=start, beta_end=end)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:
         """ᾱ(u) = cos²((u + s)/(1 + s)·π/2), β capped (Improved DDPM eq. 17)."""
-        made = cls._from_curve(lambda u: math.cos((u + s) / (1 + s) * math.pi / 2) ** 2, T, max_beta, "cosine")
-        return made._made_with(T=T, s=s, max_beta=max_beta)
+        schedule = cls._from_curve(lambda u: math.cos((u + s) / (1 + s) * math.pi / 2) ** 2, T, max_beta, "cosine")
+        return schedule._with_recipe(T=T, s=s, max_beta=max_beta)
 
     @classmethod
     def laplace(cls, T: int = 1000, max_beta: float = 0.999) -> NoiseSchedule:
@@ -206,14 +207,14 @@ class NoiseSchedule:
             snr = math.exp(-0.5 * math.copysign(1, 0.5 - u) * math.log(1 - 2 * abs(0.5 - u) + 1e-6))
             return math.sqrt(snr / (1 + snr))
 
-        return cls._from_curve(bar, T, max_beta, "laplace")._made_with(T=T, max_beta=max_beta)
+        return cls._from_curve(bar, T, max_beta, "laplace")._with_recipe(T=T, max_beta=max_beta)
 
     @classmethod
     def sigmoid(cls, T: int = 1000, beta_start: float | None = None, beta_end: float | None = None) -> NoiseSchedule:
-        """β a logistic curve over [−6, 6] between its two ends (GeoDiff), 1e-4 … 0.02 at T = 1000."""
+        """β a logistic curve over [−6, 6] (GeoDiff), 1e-4 … 0.02 at T = 1000."""
         start, end = _ends(T, beta_start, beta_end, 1e-4, 0.02)
-        made = cls.from_betas([start + (end - start) / (1 + math.exp(-x)) for x in _linspace(-6, 6, T)], "sigmoid")
-        return made._made_with(T=T, beta_start=start, beta_end=end)
+        schedule = cls.from_betas([start + (end - start) / (1 + math.exp(-x)) for x in _linspace(-6, 6, T)], "sigmoid")
+        return schedule._with_recipe(T=T, beta_start=start, beta_end=end)
 
     @classmethod
     def _from_curve(cls, bar: Callable[[float], float], T: int, max_beta: float, name: str) -> NoiseSchedule:
@@ -223,24 +224,24 @@ class NoiseSchedule:
     def zero_terminal_snr(self) -> NoiseSchedule:
         """This table with √ᾱ shifted and scaled so that the last level is pure noise (Lin et al. 2023, algorithm 1)."""
         if not self.alphas_cumprod:
-            raise ValueError(f"{self!r} is no table: there is nothing to rescale")
+            raise ValueError(f"only a table can be rescaled to zero terminal SNR; this is {self!r}")
         first, last = math.sqrt(self.alphas_cumprod[0]), math.sqrt(self.alphas_cumprod[-1])
         if first == last:
             raise ValueError("a table of one level cannot end in pure noise")
         bars = [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in self.alphas_cumprod]
-        made = self.from_alphas_cumprod(bars, self.name)
-        made.recipe = {**self.recipe, "zero_terminal_snr": True}
-        return made
+        schedule = self.from_alphas_cumprod(bars, self.name)
+        schedule.recipe = {**self.recipe, "zero_terminal_snr": True}
+        return schedule
 
     # Continuous schedules
 
     @classmethod
     def flow(cls, shift: float = 1.0, T: int = 1000, dynamic: Mapping[str, Any] | None = None) -> NoiseSchedule:
-        """Rectified flow: x = (1 − σ)·x0 + σ·ε, the network is told t = T·σ (SD3, Flux).
+        """Rectified flow: x = (1 − σ)·x0 + σ·ε, the network receives t = T·σ (SD3, Flux).
 
-        `shift` does not change the path; grids that are uniform in u ask at σ = shift·u/(1 + (shift − 1)·u).
-        `dynamic`: the shift depends on the resolution, see `at_resolution`; diffusers' names base_shift, max_shift,
-        base_image_seq_len, max_image_seq_len and time_shift_type, each with its default.
+        `shift` changes the grids, not the path: a grid that is uniform in u has σ = shift·u/(1 + (shift − 1)·u).
+        `dynamic` makes the shift depend on the resolution, see `at_resolution`; its keys are diffusers' base_shift,
+        max_shift, base_image_seq_len, max_image_seq_len and time_shift_type, each with its default.
         """
         if not 0 < shift < math.inf:
             raise ValueError(f"shift must be positive, got {shift}")
@@ -251,10 +252,10 @@ class NoiseSchedule:
         def time(lam: Any) -> Any:
             return T / (1 + ops(lam).exp(lam))
 
-        made = cls("flow", T, float(T), 0.0, point=point, time=time)
-        made.shift, made.dynamic = shift, None if dynamic is None else {**RESOLUTION_SHIFT, **dynamic}
-        made.t_min = T * made.shifted(1 / T)
-        return made._made_with(shift=shift, T=T, **({} if dynamic is None else {"dynamic": made.dynamic}))
+        schedule = cls("flow", T, float(T), 0.0, point=point, time=time)
+        schedule.shift, schedule.dynamic = shift, None if dynamic is None else {**RESOLUTION_SHIFT, **dynamic}
+        schedule.t_min = T * schedule.shifted(1 / T)
+        return schedule._with_recipe(shift=shift, T=T, **({} if dynamic is None else {"dynamic": schedule.dynamic}))
 
     def shifted(self, u: float) -> float:
         """σ of a flow at the fraction u of its time: shift·u/(1 + (shift − 1)·u), exactly 1 at u = 1."""
@@ -268,7 +269,7 @@ class NoiseSchedule:
         return NoiseSchedule.flow(mu if linear else math.exp(mu), self.T)
 
     def at_resolution(self, tokens: int) -> NoiseSchedule:
-        """This flow for pictures of so many tokens: μ is linear in them (SD3 section 5.3.2, Flux)."""
+        """This flow for pictures of `tokens` tokens: μ is linear in their number (SD3 section 5.3.2, Flux)."""
         d = self.dynamic or RESOLUTION_SHIFT
         slope = (d["max_shift"] - d["base_shift"]) / (d["max_image_seq_len"] - d["base_image_seq_len"])
         return self.with_mu(d["base_shift"] + slope * (tokens - d["base_image_seq_len"]))
@@ -277,10 +278,10 @@ class NoiseSchedule:
     def edm(
         cls, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, T: int = 1000
     ) -> NoiseSchedule:
-        """Variance exploding, α = 1; the network is told c_noise = ln(σ)/4 (EDM table 1)."""
+        """Variance exploding, α = 1; the network receives c_noise = ln(σ)/4 (EDM table 1)."""
         if not (0 < sigma_min < sigma_max < math.inf and 0 < sigma_data < math.inf):
-            given = f"{sigma_min}, {sigma_max}, {sigma_data}"
-            raise ValueError(f"edm needs 0 < sigma_min < sigma_max and sigma_data > 0, got {given}")
+            values = f"{sigma_min}, {sigma_max}, {sigma_data}"
+            raise ValueError(f"edm needs 0 < sigma_min < sigma_max and sigma_data > 0, got {values}")
 
         def point(t: Any) -> tuple[Any, Any]:
             return t * 0 + 1.0, ops(t).exp(4 * t)
@@ -288,9 +289,9 @@ class NoiseSchedule:
         def time(lam: Any) -> Any:
             return -lam / 4
 
-        made = cls("edm", T, math.log(sigma_max) / 4, math.log(sigma_min) / 4, point=point, time=time)
-        made.sigma_data = sigma_data
-        return made._made_with(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data, T=T)
+        schedule = cls("edm", T, math.log(sigma_max) / 4, math.log(sigma_min) / 4, point=point, time=time)
+        schedule.sigma_data = sigma_data
+        return schedule._with_recipe(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data, T=T)
 
     # Names
 
@@ -299,18 +300,18 @@ class NoiseSchedule:
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> NoiseSchedule:
-        """The schedule of that name. Raises ValueError."""
+        """The schedule of that name, one of `NAMES`. Raises ValueError."""
         if name not in cls.NAMES:
             raise ValueError(f"unknown noise schedule {name!r}; there are {', '.join(cls.NAMES)}")
         return getattr(cls, name)(**arguments)
 
     @classmethod
     def from_recipe(cls, recipe: Mapping[str, Any]) -> NoiseSchedule:
-        """The schedule that has this `recipe`."""
+        """Rebuild the schedule with this `recipe`."""
         arguments = dict(recipe)
         name, zero = arguments.pop("name"), arguments.pop("zero_terminal_snr", False)
-        made = cls.from_alphas_cumprod(**arguments) if name == "from_alphas_cumprod" else cls.named(name, **arguments)
-        return made.zero_terminal_snr() if zero else made
+        noise = cls.from_alphas_cumprod(**arguments) if name == "from_alphas_cumprod" else cls.named(name, **arguments)
+        return noise.zero_terminal_snr() if zero else noise
 
 
 def level_symbol(name: str) -> str:
@@ -328,7 +329,7 @@ RESOLUTION_SHIFT: dict[str, Any] = {  # diffusers' names and defaults
 
 
 class _Table:
-    """L[t] = ln(σ/α) at integer t, linear in between; α = 0 at the end is kept apart as `ends_in_noise`."""
+    """L[t] = ln(σ/α) at integer t, linear in between; `ends_in_noise` if the last level, left out of L, has α = 0."""
 
     def __init__(self, alphas_cumprod: Sequence[float]) -> None:
         self.ends_in_noise = alphas_cumprod[-1] == 0
@@ -348,7 +349,7 @@ class _Table:
         elif i + 1 < len(self.L):
             snr = math.exp(-(self.L[i] + (t - i) * (self.L[i + 1] - self.L[i])))
         else:
-            snr = math.exp(-self.L[i]) * (i + 1 - t)  # into pure noise: α/σ is linear and ends at 0
+            snr = math.exp(-self.L[i]) * (i + 1 - t)  # to pure noise: α/σ is linear and ends at 0
         norm = math.hypot(1.0, snr)
         return snr / norm, 1 / norm
 
@@ -364,7 +365,7 @@ class _Table:
         return snr / norm, 1 / norm
 
     def time(self, lam: Any) -> Any:
-        """The t in [0, last] at which ln(α/σ) is λ; beyond the table's ends, the end."""
+        """The t in [0, last] at which ln(α/σ) is λ; beyond an end of the table, that end."""
         if not isinstance(lam, (int, float)):
             return self._time_of_tensor(lam)
         level, n = -lam, len(self.L)
@@ -393,11 +394,11 @@ class _Table:
         return self._tensors[like.device]
 
 
-def _ends(T: int, start: float | None, end: float | None, usual_start: float, usual_end: float) -> tuple[float, float]:
-    """β at both ends: as given, or as usual at T = 1000."""
+def _ends(T: int, start: float | None, end: float | None, start_1000: float, end_1000: float) -> tuple[float, float]:
+    """β at both ends; the defaults are those of T = 1000, scaled to T."""
     scale = 1000 / T if T >= 1 else math.nan
-    start = usual_start * scale if start is None else start
-    end = usual_end * scale if end is None else end
+    start = start_1000 * scale if start is None else start
+    end = end_1000 * scale if end is None else end
     if not 0 < start <= end < 1:
         raise ValueError(f"β must stay inside (0, 1); T = {T} gives {start:.4g} … {end:.4g}: choose T or beta_end")
     return start, end

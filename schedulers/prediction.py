@@ -1,10 +1,10 @@
-"""What does the network's output mean?
+"""The prediction: what the network's output means.
 
-A prediction is two numbers (a, b) at each noise level: output = a·x0 + b·ε. With x = α·x0 + σ·ε that gives back
+A prediction is two numbers (a, b) at each noise level: output = a·x0 + b·ε. With x = α·x0 + σ·ε it follows that
 
     x0 = (b·x − σ·output) / (α·b − σ·a)        ε = (α·output − a·x) / (α·b − σ·a)
 
-and the training target is a·x0 + b·ε. Where the denominator is 0 the output does not determine x0: refused.
+The training target is a·x0 + b·ε. If the denominator is 0, the output does not determine x0, and `check` raises.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def _edm(sigma_data: float, sign: int) -> Pair:
     return pair
 
 
-PLAIN: dict[str, Pair] = {
+PLAIN: dict[str, Pair] = {  # on every schedule
     "epsilon": lambda p: (0.0, 1.0),  # DDPM section 3.2
     "sample": lambda p: (1.0, 0.0),  # x0 itself
     "v_prediction": lambda p: (-p.sigma, p.alpha),  # Progressive Distillation, appendix D
     "flow_prediction": lambda p: (-1.0, 1.0),  # rectified flow: ε − x0
 }
-EDM_SIGNS = {
-    "edm": 1,  # the F of EDM's preconditioning, only on an edm schedule; `bind` takes its sigma_data from there
+EDM_SIGNS = {  # on edm schedules, whose sigma_data `bind` uses
+    "edm": 1,  # the F of EDM's preconditioning
     "edm_v": -1,  # the same with the other sign: diffusers' EDM classes with v_prediction, Stable Video
 }
 PREDICTIONS = PLAIN | {name: _edm(0.5, sign) for name, sign in EDM_SIGNS.items()}
@@ -51,14 +51,14 @@ def bind(prediction: str, noise: NoiseSchedule) -> Pair:
 
 
 def input_scale(prediction: str, noise: NoiseSchedule, p: Point) -> float:
-    """What the state is multiplied with before the network sees it: 1, or EDM's c_in = 1/√(σ² + σ_data²)."""
+    """The factor of the state in the network's input: 1, or EDM's c_in = 1/√(σ² + σ_data²)."""
     if prediction in EDM_SIGNS:
         return 1 / math.sqrt(p.sigma**2 + noise.sigma_data**2)
     return 1.0
 
 
 def target(prediction: str, p: Point, x0: Any, eps: Any) -> Any:
-    """What the network should have put out: a·x0 + b·ε."""
+    """The output that the network is trained to give: a·x0 + b·ε."""
     a, b = PREDICTIONS[prediction](p)
     return a * x0 + b * eps
 
@@ -79,10 +79,10 @@ def check(prediction: str, noise: NoiseSchedule) -> None:
 
 
 class Denoised:
-    """The answer to a solver's question: the state `x` as it came back, the raw `output`, and what follows from them.
+    """One evaluation: the state `x` (a pipeline may have edited it), the raw `output`, and the x0 and eps they imply.
 
-    Where the output has twice the channels of x, the second half is a learned variance and takes no part in x0 and eps.
-    `limit` changes x0 (see `clip` and `threshold`); eps is then what remains of x.
+    If the output has twice the channels of x, the second half is a learned variance, which x0 and eps ignore. `limit`
+    changes x0 (see `clip` and `threshold`); eps is then the rest of x.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Denoised:
 
 
 def combine(a: Any, x: Any, b: Any, y: Any) -> Any:
-    """a·x + b·y; for tensors with Python numbers as weights, in two passes instead of three."""
+    """a·x + b·y; two passes instead of three for tensors with Python numbers as weights."""
     if isinstance(a, float) and isinstance(b, float) and hasattr(x, "add_"):
         return (x * a).add_(y, alpha=b)
     return a * x + b * y
@@ -130,7 +130,7 @@ def clip(x0: Any, limit: float) -> Any:
 
 
 def threshold(x0: Any, ratio: float, limit: float) -> Any:
-    """x0 clipped to ±s, over s: s is that quantile of an image's |x0|, from 1 to `limit` (Imagen section 2.3)."""
+    """x0 clipped to ±s and divided by s, the quantile `ratio` of an image's |x0|, 1 to `limit` (Imagen section 2.3)."""
     size = sys.modules["torch"].quantile(x0.abs().reshape(len(x0), -1), ratio, dim=1).clamp(1, limit)
     size = size.reshape(-1, *[1] * (x0.ndim - 1))
     return x0.clamp(-size, size) / size

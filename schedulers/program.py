@@ -1,8 +1,8 @@
 """A solver's run as a table of numbers: one fused update for each evaluation.
 
-What a solver asks about next is a weighted sum of what it was given so far: states, answers, noises. The weights depend
-on the points alone. So the solver is run once on symbols, and the loop inside a pipeline only adds up. A solver that
-does something else with its tensors (a learned variance) has no such table, and runs itself.
+Each state of a run is a weighted sum of earlier states, outputs and noises. The weights depend only on the points. So
+the solver runs once on symbols, and the loop inside a pipeline only adds up. A solver that does something else with
+its tensors (a learned variance) has no such table and runs as a generator.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from schedulers.noise import Point
 from schedulers.prediction import Denoised, Pair
 from schedulers.solver import Steps
 
-Key = tuple[str, int]  # ("x", i) the state at evaluation i, ("y", i) the answer to it, ("z", k) the noise number k
+Key = tuple[str, int]  # ("x", i) the state at evaluation i, ("y", i) its output, ("z", k) noise number k
 
 
 class Sum:
-    """Σ weight·symbol; knows what solvers do with states: +, −, and products with numbers."""
+    """Σ weight·symbol, with the operations that solvers apply to states: +, −, and products with numbers."""
 
     __slots__ = ("weights",)
 
@@ -54,7 +54,10 @@ class Sum:
 
 
 class Program:
-    """Each evaluation: its point, the noises drawn after it, the weights of the next state, what is needed no more."""
+    """A run: for each evaluation its point, the noises drawn after it, and the weights of the next state.
+
+    `done_with` lists the values that no later evaluation needs.
+    """
 
     def __init__(self, run: Callable[[Any, Any], Steps], pair: str | Pair) -> None:
         """Record run(x, noise). Raises TypeError or AttributeError for a solver that is not linear in its tensors."""
@@ -72,16 +75,16 @@ class Program:
 
         steps = run(Sum({("x", 0): 1.0}), noise)
         x, p = next(steps)
-        asking = True
-        while asking:
+        running = True
+        while running:
             i = len(self.points)
-            drawn.clear()  # before the first question: its state comes from outside
+            drawn.clear()  # noise before the first evaluation belongs to a state that the caller makes
             d = Denoised(Sum({("x", i): 1.0}), Sum({("y", i): 1.0}), p, pair)
             self.points.append(p)
             try:
                 x, p = steps.send(d)
             except StopIteration as stop:
-                x, asking = stop.value, False
+                x, running = stop.value, False
             self.draws.append(list(drawn))
             self.updates.append([(key, w) for key, w in (x + Sum({})).weights.items() if w != 0])
         last: dict[Key, int] = {}
@@ -92,10 +95,10 @@ class Program:
         self.done_with = [[key for key, at in last.items() if at == i] for i in range(len(self.points))]
 
     def advance(self, i: int, values: dict[Key, Any], x: Any, y: Any, noise: Callable[[Point, Point], Any]) -> Any:
-        """The state after evaluation i of the state x was answered with y; `values` keeps what later ones need."""
+        """The state after evaluation i, from its state x and output y; `values` keeps what later evaluations need."""
         values[("x", i)], values[("y", i)] = x, y
         for key, p, q in self.draws[i]:
-            values[key] = noise(p, q)  # drawn even where it is not used: the generator goes on as in the native loop
+            values[key] = noise(p, q)  # drawn even if unused, so that the generator advances as in the native loop
         (key, w), *rest = self.updates[i]
         total = values[key] * w
         for key, w in rest:

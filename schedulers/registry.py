@@ -1,8 +1,8 @@
-"""Names: of solvers and grids, of the same things in other tools, and what is nearest to a name that is not known.
+"""The names of solvers and grids, here and in other tools, with a suggestion for an unknown name.
 
 Nothing here imports torch. Other packages add solvers and grids by the entry points `diffgen.solvers` and
-`diffgen.grids`; they are loaded when a name is not one of ours, or when all names are asked for. One that cannot be
-loaded, or that takes a name which is taken, is left out and reported by `plugin_errors`.
+`diffgen.grids`. They are loaded for a name that is not built in, and for the list of all names. A plug-in that cannot
+be loaded, or whose name is taken, is left out and reported by `plugin_errors`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from schedulers.solver import SOLVERS, Solver
 from . import grids
 from . import solvers as _solvers  # noqa: F401  (registers them)
 
-# What other tools call a solver with options, or with a grid that its name does not say. The plain names stand with the
-# solvers, in their decorators. A1111: AUTOMATIC1111; the `_k` names of InvokeAI are understood as the Karras grid.
+# Other tools' names for a solver with options. The plain names are in the solvers' decorators. A1111 is AUTOMATIC1111.
+# The `_k` names of InvokeAI mean the Karras grid.
 LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "DPM++ 2M SDE Heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # A1111
     "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # ComfyUI
@@ -33,18 +33,18 @@ LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
 
 
 class UnknownName(ValueError):  # noqa: N818
-    """A scheduler, grid or option that does not exist; the message says what is near and what there is."""
+    """A scheduler, grid or option that does not exist. The message suggests the nearest name, or lists all."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], near: str | None = None) -> None:
-        known = list(known)
+    def __init__(self, kind: str, name: str, names: Iterable[str], near: str | None = None) -> None:
+        names = list(names)
         if near is None:
-            near = next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)), None)
-        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}" if known else "there are none"
+            near = next(iter(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)
+        hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}" if names else "there are none"
         super().__init__(f"unknown {kind} {name!r}: {hint}")
 
 
 class Label(NamedTuple):
-    """What a name means here: a solver, the grid that the name says, and the options that it stands for."""
+    """The meaning of a name: a solver, a grid (None if the name has none), and options."""
 
     name: str
     grid: str | None
@@ -64,49 +64,49 @@ def grid_names() -> list[str]:
 
 
 def info(name: str) -> Solver:
-    """What there is to know of a solver, by any of its names. Raises UnknownName."""
+    """The solver with this name or alias. Raises UnknownName."""
     return SOLVERS[parse(name).name]
 
 
 def resolve(label: str) -> tuple[str, str | None]:
-    """(solver, grid or None) that a label means: "DPM++ 2M Karras" is ("dpmpp_2m", "karras"). Raises UnknownName."""
+    """(solver, grid or None) of a name: "DPM++ 2M Karras" is ("dpmpp_2m", "karras"). Raises UnknownName."""
     return parse(label)[:2]
 
 
 def parse(label: str) -> Label:
-    """As `resolve`, with the options that the label stands for. Raises UnknownName."""
-    found = _parse(label)
-    if found is None:
+    """As `resolve`, with the options of the name. Raises UnknownName."""
+    match = _parse(label)
+    if match is None:
         _load_plugins()
-        found = _parse(label)
-    if found is None:
-        known = {plain: meant.name for plain, meant in _labels(tuple(SOLVERS)).items()}
+        match = _parse(label)
+    if match is None:
+        alone = {plain: entry.name for plain, entry in _labels(tuple(SOLVERS)).items()}
         both = {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
         close = difflib.get_close_matches(_plain(label), both, n=1, cutoff=0.85)
-        close = close or difflib.get_close_matches(_plain(label), known, n=1)
-        raise UnknownName("scheduler", label, sorted(SOLVERS), (known | both)[close[0]] if close else None)
-    return found
+        close = close or difflib.get_close_matches(_plain(label), alone, n=1)
+        raise UnknownName("scheduler", label, sorted(SOLVERS), (alone | both)[close[0]] if close else None)
+    return match
 
 
 def check_grid(name: str) -> str:
-    """The canonical name of a grid, its number with it ("karras:5"), or the path of a grid file, which is read.
+    """The canonical name of a grid, with its number ("karras:5"), or the path of a grid file, which is read.
 
-    Raises UnknownName, and ValueError for a file as `grids.tuned` does.
+    Raises UnknownName, and ValueError for a file as `tuned` does.
     """
     if is_grid_file(name):
         grids.tuned(name)
         return name
     plain, colon, number = name.partition(":")
-    found = _grid_labels(tuple(GRIDS)).get(_plain(plain))
-    if found is None:
-        found = _grid_labels(tuple(grid_names())).get(_plain(plain))
-    if found is None:
+    canonical = _grid_labels(tuple(GRIDS)).get(_plain(plain))
+    if canonical is None:
+        canonical = _grid_labels(tuple(grid_names())).get(_plain(plain))
+    if canonical is None:
         raise UnknownName("grid", name, grid_names())
     try:
-        grids.named(found + colon + number)
-    except ValueError:  # it takes no such number
-        raise UnknownName("grid", name, grid_names(), found) from None
-    return found + colon + number
+        grids.named(canonical + colon + number)
+    except ValueError:  # a wrong number
+        raise UnknownName("grid", name, grid_names(), canonical) from None
+    return canonical + colon + number
 
 
 def _parse(label: str) -> Label | None:
@@ -126,7 +126,7 @@ def _parse(label: str) -> Label | None:
 
 
 @cache
-def _labels(_known: tuple[str, ...]) -> dict[str, Label]:
+def _labels(_names: tuple[str, ...]) -> dict[str, Label]:
     table: dict[str, Label] = {}
     for s in SOLVERS.values():
         for label in _names_of(s):
@@ -140,8 +140,8 @@ def _labels(_known: tuple[str, ...]) -> dict[str, Label]:
 
 
 @cache
-def _grid_labels(_known: tuple[str, ...]) -> dict[str, str]:
-    """Longest first: "sgm_uniform" is not "uniform"."""
+def _grid_labels(_names: tuple[str, ...]) -> dict[str, str]:
+    """Grid names by label, the longest first: a label that ends in "sgm_uniform" is not "uniform"."""
     table = {_plain(name): name for name in GRIDS} | {_plain(label): name for label, name in grids.ALIASES.items()}
     return dict(sorted(table.items(), key=lambda item: -len(item[0])))
 
@@ -151,7 +151,7 @@ def _names_of(s: Solver) -> set[str]:
 
 
 def _plain(label: str) -> str:
-    """ "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one label."""
+    """A label without case and separators: the same for "DPM++ 2M", "dpmpp_2m" and "dpm++2m"."""
     return re.sub(r"[\s_\-]", "", label.lower().replace("++", "pp"))
 
 
@@ -161,7 +161,7 @@ _ERRORS: dict[str, str] = {}
 
 
 def plugin_errors() -> dict[str, str]:
-    """The entry points that were left out, and why: {"diffgen.solvers: name": reason}."""
+    """The plug-ins that were left out, with the reason: {"diffgen.solvers: name": reason}."""
     _load_plugins()
     return dict(_ERRORS)
 
@@ -170,20 +170,20 @@ def plugin_errors() -> dict[str, str]:
 def _load_plugins() -> None:
     for group, load in (("diffgen.solvers", _load_solver), ("diffgen.grids", _load_grid)):
         for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
-            solvers, known_grids = dict(SOLVERS), dict(GRIDS)
+            solvers_before, grids_before = dict(SOLVERS), dict(GRIDS)
             try:
                 load(entry)
             except (Exception, SystemExit) as error:
                 _ERRORS[f"{group}: {entry.name}"] = f"{entry.value}: {type(error).__name__}: {error}"
-                for table, before in ((SOLVERS, solvers), (GRIDS, known_grids)):
+                for table, before in ((SOLVERS, solvers_before), (GRIDS, grids_before)):
                     table.clear()
                     table.update(before)  # type: ignore[arg-type]
 
 
 def _load_solver(entry: EntryPoint) -> None:
     function = entry.load()
-    found = SOLVERS.get(entry.name)
-    if found is None or found.function is not function:
+    solver = SOLVERS.get(entry.name)
+    if solver is None or solver.function is not function:
         raise ValueError(f"the entry point must name a function {entry.name} with the decorator schedulers.solver")
     _labels(tuple(SOLVERS))
 

@@ -132,7 +132,7 @@ def test_zero_terminal_snr_keeps_the_first_level() -> None:
     rescaled = noise.zero_terminal_snr()
     assert rescaled.alphas_cumprod[0] == pytest.approx(noise.alphas_cumprod[0], rel=1e-12)
     for flow in CONTINUOUS.values():
-        with pytest.raises(ValueError, match="no table"):
+        with pytest.raises(ValueError, match="only a table can be rescaled"):
             flow.zero_terminal_snr()
 
 
