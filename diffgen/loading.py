@@ -58,7 +58,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Unpack
 
     Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input file.
     """
-    if model.family == "run":
+    if model.is_run:
         from .training.plan import make_plan as plan_run
 
         return plan_run(model, prompts, **options)
@@ -69,7 +69,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Unpack
 
 def noise_and_prediction(model: Model) -> tuple[NoiseSchedule, str]:
     """The noise schedule and the prediction that a model was trained with. Raises InputError."""
-    if model.family == "run":
+    if model.is_run:
         from .training.plan import noise_and_prediction as of_run
 
         return of_run(model)

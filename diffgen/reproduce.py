@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from PIL import Image
 
 from diffgen import devices
 from diffgen.errors import InputError, InvalidOutput, UsageError
-from diffgen.images.metadata import label_of, read_record
+from diffgen.generation.options import read_options
+from diffgen.generation.plan import Plan
+from diffgen.generation.record import read_record
+from diffgen.generation.recorded import Record
+from diffgen.images.metadata import label_of
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image, read_kind
-from diffgen.images.readers.own import plain
 from diffgen.loading import load, make_plan
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, known_models, network_hash
@@ -27,6 +30,7 @@ from diffgen.training.run import read_run, read_state
 from schedulers.explicit import is_grid_file
 
 MAX_THREADS = 256
+PICTURES = {"image": "the picture to begin with", "mask": "the mask", "map": "the map"}
 COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
 
 
@@ -46,54 +50,72 @@ class Reproduction:
 
 
 class Files:
-    """The files that a picture may have been made from: those that are given, then those of the same name beside the
-    picture and in the current folder. What is needed is known by its hash."""
+    """Finds the files that a picture was made from by their hashes: among those of the user, then among those of the
+    recorded name beside the picture and in the current folder. All methods raise InputError if there is none."""
 
-    def __init__(self, given: Iterable[str | os.PathLike[str]], picture: Path) -> None:
-        self.given = [Path(one) for one in given]
+    def __init__(self, candidates: Iterable[str | os.PathLike[str]], picture: Path, model: Path) -> None:
+        self.candidates = [Path(candidate) for candidate in candidates]
         self.folders = list(dict.fromkeys((picture.parent, Path())))
+        self.model = model  # its folder
         self._hashes: dict[Path, str] = {}
-        for path in self.given:
+        for path in self.candidates:
             if not path.exists():
                 raise InputError(f"there is no file {path}")
 
-    def file(self, what: str, name: str | None, sha256: str, *more: Path) -> Path:
-        """The file of that hash, perhaps one of `more`. Raises InputError, which says whether there is another of the
-        same name."""
-        seen = []
-        for path in [*self._candidates(name), *more]:
-            if not path.is_file():
-                continue
-            if self._hash(path) == sha256:
-                return path
-            seen.append(path)
-        raise _missing(what, name, sha256, seen)
+    def file(self, what: str, entry: Record, *more: Path) -> Path:
+        """The file of {name, sha256}, perhaps one of `more`."""
+        name, sha256 = entry["name"], entry["sha256"]
+        others = []
+        for path in [*self._paths(name), *more]:
+            if path.is_file():
+                if self._hash(path) == sha256:
+                    return path
+                others.append(path)
+        raise _missing(what, name, sha256, others)
 
-    def picture(self, what: str, said: Mapping[str, Any], mode: str) -> Path:
-        """The picture, known by the hash of its file, or by that of its pixels where it was no file."""
-        if said.get("name") is not None:
-            return self.file(what, said["name"], said["sha256"])
-        for path in self.given:
-            if path.is_file() and pixels_sha256(read_image(path, mode)) == said["sha256"]:
+    def picture(self, what: str, entry: Record, mode: str) -> Path:
+        """The picture of {name, sha256}: the hash is of its pixels if it was no file."""
+        what = PICTURES[what]
+        if entry.get("name") is not None:
+            return self.file(what, entry)
+        for path in self.candidates:
+            if path.is_file() and pixels_sha256(read_image(path, mode)) == entry["sha256"]:
                 return path
-        raise _missing(what, None, said["sha256"], [])
+        raise _missing(what, None, entry["sha256"], [])
 
-    def control_model(self, said: Mapping[str, Any], folder: Path) -> Path:
-        """The ControlNet, a folder or a file, known by the hash of its weights."""
-        seen = []
-        for path in [*self._candidates(said["model"]), folder / "controlnet" / said["kind"]]:
+    def control_model(self, entry: Record) -> Path:
+        """The ControlNet, a folder or a file; the hash is of its weights."""
+        others = []
+        for path in [*self._paths(entry["model"]), self.model / "controlnet" / entry["kind"]]:
             try:
-                if path.exists() and inputs.weights_sha256(path) == said["model_sha256"]:
+                if path.exists() and inputs.weights_sha256(path) == entry["model_sha256"]:
                     return path
             except InputError:  # no weights
                 continue
             if path.exists():
-                seen.append(path)
-        raise _missing(f"the ControlNet for {said['kind']}", said["model"], str(said.get("model_sha256")), seen)
+                others.append(path)
+        raise _missing(f"the ControlNet for {entry['kind']}", entry["model"], str(entry.get("model_sha256")), others)
 
-    def _candidates(self, name: str | None) -> list[Path]:
+    def refiner(self, record: Record) -> str:
+        """The path or name of the refiner; models that have a name here are searched too."""
+        sha256 = record.get("refiner_hash", "")
+        for path in map(str, self.candidates):
+            try:
+                if (candidate := find(path)).family in REFINERS and network_hash(candidate) == sha256:
+                    return path
+            except InputError:  # no model
+                continue
+        model = next(filter(None, (find_by_hash(sha256, family) for family in REFINERS)), None)
+        if model is None:
+            raise InputError(
+                f"the refiner {record['refiner']!r} (SHA-256 {sha256[:10]}…) is not among the listed and cached models",
+                "give it with --file PATH",
+            )
+        return f"{model.name}@{model.revision}" if model.source == "cache" else model.name
+
+    def _paths(self, name: str | None) -> list[Path]:
         beside = [folder / name for folder in self.folders] if name and name not in (".", "..") else []
-        return [*self.given, *beside]
+        return [*self.candidates, *beside]
 
     def _hash(self, path: Path) -> str:
         if path not in self._hashes:
@@ -125,8 +147,7 @@ def reproduce(
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
     found, checkpoint = _model(record, model, path)
-    sources = Files(files, path)
-    plan: Any = _plan(record, found, sources)
+    plan = _plan(record, found, Files(files, path, found.folder))
     generator = _load(record, found, checkpoint, device)
     if generator.model_hash != record["model_hash"]:
         raise _other_model(found, generator.model_hash, record)
@@ -136,7 +157,7 @@ def reproduce(
     return _compared(path, record, made.image, made.record)
 
 
-def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Model, Path | None]:
+def _model(record: Record, name: str | None, path: Path) -> tuple[Model, Path | None]:
     """(the model that made the picture, the checkpoint of a run)."""
     of_run = record.get("family") == "run"
     if name is not None:
@@ -160,7 +181,7 @@ def _model(record: Mapping[str, Any], name: str | None, path: Path) -> tuple[Mod
     )
 
 
-def _runs(record: Mapping[str, Any], path: Path) -> Iterable[Model]:
+def _runs(record: Record, path: Path) -> Iterable[Model]:
     """Runs that may have made the picture: in the user's list, and of its name beside the picture or here."""
     yield from (model for model in known_models() if model.is_run)
     name = record.get("model")
@@ -170,7 +191,7 @@ def _runs(record: Mapping[str, Any], path: Path) -> Iterable[Model]:
                 yield find(str(folder / name))
 
 
-def _checkpoint(model: Model, record: Mapping[str, Any], strict: bool = True) -> Path | None:
+def _checkpoint(model: Model, record: Record, strict: bool = True) -> Path | None:
     """The checkpoint of a run whose averaged weights have the recorded hash. Raises InputError if `strict`."""
     for folder in read_run(model.folder).checkpoints():
         try:
@@ -188,11 +209,12 @@ def _checkpoint(model: Model, record: Mapping[str, Any], strict: bool = True) ->
     return None
 
 
-def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
-    """The order that the record is of, for one picture."""
+def _plan(record: Record, model: Model, files: Files) -> Plan:
+    """The plan of the one picture that the record is of."""
     grid = record["grid"]
     if is_grid_file(grid):
-        grid = str(files.file("the grid", grid, record.get("grid_sha256", ""), model.folder / "grids" / grid))
+        entry = {"name": grid, "sha256": record.get("grid_sha256", "")}
+        grid = str(files.file("the grid", entry, model.folder / "grids" / grid))
     upscale = record.get("upscale") or {}
     options: dict[str, Any] = {
         "seed": record["seed"],
@@ -208,73 +230,15 @@ def _plan(record: Mapping[str, Any], model: Model, files: Files) -> Any:
             reads_prompts = bool(record["prompt"])
         else:
             reads_prompts = FAMILIES[model.family].reads_prompts
-            options |= _asked(record, model, files)
+            options["negative"] = record.get("negative") or ""
+            options["vae_tiling"] = (record.get("memory") or {}).get("vae_tiling") is True
+            options |= read_options(record, "prompts" if reads_prompts else "noise", files)
         return make_plan(model, [record["prompt"]] if reads_prompts else (), **options)
     except UsageError as error:  # what the record says, nobody said on the command line
         raise InputError(f"the record cannot be obeyed: {error.message}", error.hint) from error
 
 
-def _asked(record: Mapping[str, Any], model: Model, files: Files) -> dict[str, Any]:
-    """What not every picture has; each input file found by its hash."""
-    asked: dict[str, Any] = {
-        key: record[key]
-        for key in ("negative", "prompt_syntax", "clip_skip", "guidance_rescale", "guidance_interval", "strength",
-                    "outpaint", "tile")
-        if record.get(key) is not None
-    }  # fmt: skip
-    if "image" in record:
-        asked["image"] = files.picture("the picture to begin with", record["image"], "RGB")
-    if "mask" in record:
-        asked["mask"] = files.picture("the mask", record["mask"], "L")
-    asked["controls"] = [
-        f"{one['kind']}={files.picture('the map', one, 'RGB')}:{plain(one['scale'])}"
-        for one in record.get("controls", ())
-    ]
-    asked["control_models"] = [
-        f"{one['kind']}={files.control_model(one, model.folder)}" for one in record.get("controls", ())
-    ]
-    asked["loras"] = [
-        f"{files.file('the LoRA', one['name'], one['sha256'])}:{plain(one['scale'])}" for one in record.get("loras", ())
-    ]
-    asked["embeddings"] = [
-        f"{one['word']}={files.file('the embedding', one['name'], one['sha256'])}"
-        for one in record.get("embeddings", ())
-    ]
-    if upscale := record.get("upscale"):
-        asked |= {
-            "upscale": upscale["factor"],
-            "upscale_mode": upscale["mode"],
-            "upscale_strength": upscale["strength"],
-        }
-    if variation := record.get("variation"):
-        asked |= {"variation_seed": variation["seed"], "variation_strength": variation["strength"]}
-    if record.get("refiner"):
-        asked["refiner"] = _refiner(record, files)
-    if (record.get("memory") or {}).get("vae_tiling") is True:
-        asked["vae_tiling"] = True
-    asked["safety"] = record.get("safety") != "off"
-    return asked
-
-
-def _refiner(record: Mapping[str, Any], files: Files) -> str:
-    """What names the refiner, known by its hash: one of the given files, or of the models that have a name here."""
-    digest = record.get("refiner_hash", "")
-    for path in map(str, files.given):
-        try:
-            if (given := find(path)).family in REFINERS and network_hash(given) == digest:
-                return path
-        except InputError:  # no model
-            continue
-    model = next(filter(None, (find_by_hash(digest, family) for family in REFINERS)), None)
-    if model is None:
-        raise InputError(
-            f"the refiner {record['refiner']!r} (SHA-256 {digest[:10]}…) is not among the listed and cached models",
-            "give it with --file PATH",
-        )
-    return f"{model.name}@{model.revision}" if model.source == "cache" else model.name
-
-
-def _load(record: Mapping[str, Any], model: Model, checkpoint: Path | None, device: str | None) -> Any:
+def _load(record: Record, model: Model, checkpoint: Path | None, device: str | None) -> Any:
     """The model on the recorded device, in its dtype, with as many threads, as far as that can be had here."""
     from diffgen import environment
 
@@ -301,7 +265,7 @@ def _load(record: Mapping[str, Any], model: Model, checkpoint: Path | None, devi
     return load(model, device, dtype, quantize=record.get("quantize", "none"))
 
 
-def _compared(path: Path, record: Mapping[str, Any], image: Image.Image, made: dict[str, Any]) -> Reproduction:
+def _compared(path: Path, record: Record, image: Image.Image, made: dict[str, Any]) -> Reproduction:
     there = read_image(path, read_kind(path)[2])
     mode = "RGBA" if "RGBA" in (there.mode, image.mode) else "RGB"
     a, b = (np.asarray(one.convert(mode)).astype(int) for one in (there, image))
@@ -316,7 +280,7 @@ def _compared(path: Path, record: Mapping[str, Any], image: Image.Image, made: d
     return Reproduction(image, made, int(apart.max()), int((apart > 0).sum()), _why(record, made, pixels_sha256(there)))
 
 
-def _why(record: Mapping[str, Any], made: Mapping[str, Any], there: str) -> str:
+def _why(record: Record, made: Record, there: str) -> str:
     """Why two pictures differ, as far as their records tell."""
     if made["pixels_sha256"] == record["pixels_sha256"]:
         return "the file's pixels were changed after the picture was made: made again, it has the recorded ones"
@@ -345,7 +309,7 @@ def _missing(what: str, name: str | None, sha256: str, seen: Sequence[Path]) -> 
     return InputError(f"{said} is not here", "give it with --image FILE (--file FILE, if it is no picture)")
 
 
-def _other_model(model: Model, digest: str, record: Mapping[str, Any]) -> InputError:
+def _other_model(model: Model, digest: str, record: Record) -> InputError:
     return InputError(
         f"{model.name} is another model than the one that made the picture: SHA-256 {digest[:10]}…, "
         f"not {record['model_hash'][:10]}…",

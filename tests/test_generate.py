@@ -20,6 +20,7 @@ import diffgen
 import schedulers
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError, InvalidOutput, OutOfMemory, UsageError
+from diffgen.generation.options import json_types
 from diffgen.models.find import find
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import Plan, make_plan
@@ -189,7 +190,7 @@ def test_a_piece_of_a_known_word_is_not_a_known_word() -> None:
 def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffa red apple\r\n\n  # a comment\n  a piñata  \n".encode())
-    assert [line.prompt for line in read_lines(str(file))] == ["a red apple", "a piñata"]
+    assert [line.prompt for line in read_lines(str(file), json_types())] == ["a red apple", "a piñata"]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_a_bad_prompt_file_is_refused_with_its_line(
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
     with pytest.raises(error, match=text):
-        read_lines(str(file))
+        read_lines(str(file), json_types())
 
 
 # What is refused
@@ -343,4 +344,65 @@ def test_the_end_of_memory_is_told_as_such() -> None:
 
 def test_stdin_is_read_for_a_hyphen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
-    assert [line.prompt for line in read_lines("-")] == ["a", "b"]
+    assert [line.prompt for line in read_lines("-", json_types())] == ["a", "b"]
+
+
+# The names of options
+
+
+def test_diffusers_names_are_aliases(generator: ImageGenerator) -> None:
+    ours = generator.generate("a red apple", seed=3, steps=2, guidance=2.0, negative="blue", count=2, size=(64, 32))
+    theirs: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0, "negative_prompt": "blue"}
+    theirs |= {"num_images_per_prompt": 2, "width": 64, "height": 32}
+    again = generator.generate("a red apple", seed=3, **theirs)
+    assert [image.tobytes() for image in again] == [image.tobytes() for image in ours]
+    assert [image.info for image in again] == [image.info for image in ours]
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "hint"),
+    [
+        ({"stepps": 3}, "generate takes no keyword 'stepps'", "'steps'"),
+        ({"num_inference_step": 3}, "'num_inference_step'", "'num_inference_steps'"),
+        ({"zzz": 3}, "'zzz'", "steps"),
+        ({"steps": 3, "num_inference_steps": 3}, "num_inference_steps and steps set the same option", "one of them"),
+        ({"guidance_scale": 3, "guidance": None}, "guidance_scale and guidance", ""),
+        ({"width": 64}, "width and height go together", "size"),
+        ({"width": 64, "height": 64, "size": 64}, "width and height and size set the same option", ""),
+    ],
+)
+def test_unknown_and_doubled_names_are_refused(
+    generator: ImageGenerator, options: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        generator.generate("a red apple", seed=3, **options)
+    assert hint in caught.value.hint
+
+
+# Callbacks
+
+
+class CallbackError(Exception):
+    """Raised by a callback."""
+
+
+@pytest.mark.parametrize("callback", ["on_step", "on_denoised"])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2, "count": 2}, {"attention": "apple"}, {"upscale": 2.0}])
+def test_an_error_in_a_callback_ends_the_work_within_one_step(
+    generator: ImageGenerator, callback: str, options: dict[str, Any]
+) -> None:
+    """The generator stays usable: the next picture is the same to the bit."""
+    plan = make_plan(generator.model, "a red apple", seed=3, steps=4, **options)
+    expected = [picture.image for picture in generator.pictures(plan)]
+    calls = []
+
+    def raising(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise CallbackError
+
+    with pytest.raises(CallbackError):
+        list(generator.pictures(plan, **{callback: raising}))
+    assert len(calls) == 2
+    again = [picture.image for picture in generator.pictures(plan)]
+    assert [image and image.tobytes() for image in again] == [image and image.tobytes() for image in expected]

@@ -15,7 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from diffgen.errors import InputError
-from diffgen.images.metadata import MAX_CHUNK, encode_png, info_of, parameters_text, read_record
+from diffgen.generation.record import read_record
+from diffgen.images.metadata import MAX_CHUNK, encode_png, info_of, parameters_text
 
 RECORD = {
     "schema": "diffgen.image/1",

@@ -19,10 +19,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import schedulers
+from diffgen.generation.record import read_made
 from diffgen.images import read
 from diffgen.images.metadata import encode_png, parameters_text
-from diffgen.images.readers import a1111, own, read_made
+from diffgen.images.readers import a1111
 from diffgen.images.readers.command import command
+from diffgen.images.readers.made import plain_number
 
 Result = tuple[int, str, str]
 Said = dict[str, Any]
@@ -661,7 +663,7 @@ def test_any_text_is_read_without_a_fault(text: str) -> None:
 
 @given(st.floats(1e-9, 1e9))
 def test_numbers_are_written_in_full(value: float) -> None:
-    text = own.plain(value)
+    text = plain_number(value)
     assert float(text) == value
     assert "e" not in text
 

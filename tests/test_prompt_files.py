@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffgen.errors import InputError, UsageError
+from diffgen.generation.options import json_types
 from diffgen.models.find import find
 from diffgen.models.info import info
-from diffgen.prompts.files import OPTIONS, Line, read_lines
+from diffgen.prompts.files import Line, read_lines
 from diffgen.prompts.styles import Style, apply_styles, read_styles
 from diffgen.prompts.words import known_words, unknown_words
 
@@ -21,7 +22,7 @@ from diffgen.prompts.words import known_words, unknown_words
 def lines_of(folder: Path, content: str | bytes, name: str = "prompts.txt") -> list[Line]:
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_lines(str(file))
+    return read_lines(str(file), json_types())
 
 
 def test_lines_and_objects_may_be_mixed(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_lines_and_objects_may_be_mixed(tmp_path: Path) -> None:
 def test_every_option_is_read(tmp_path: Path) -> None:
     value = {str: "x", list: ["x"], int: 3, float: 0.5}
     for kind in (0, -1):
-        said = {key: value[kinds[kind]] for key, kinds in OPTIONS.items()}
+        said = {key: value[kinds[kind]] for key, kinds in json_types().items()}
         line = json.dumps({"prompt": "a", **{key.replace("_", "-"): said[key] for key in said}})
         assert lines_of(tmp_path, line, "a.jsonl") == [Line("a", said, f"{tmp_path / 'a.jsonl'}, line 1")]
 
@@ -84,7 +85,7 @@ def test_in_a_jsonl_file_every_line_is_an_object(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no prompt"):
         lines_of(tmp_path, "# nothing\n")
     with pytest.raises(InputError, match="cannot read prompts"):
-        read_lines(str(tmp_path / "nowhere.txt"))
+        read_lines(str(tmp_path / "nowhere.txt"), json_types())
 
 
 # Styles

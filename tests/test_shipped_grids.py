@@ -18,8 +18,7 @@ import diffgen
 import schedulers
 from diffgen.cli.inspect import command_line
 from diffgen.errors import InputError
-from diffgen.images.metadata import read_record
-from diffgen.images.readers import read_made
+from diffgen.generation.record import read_made, read_record
 from diffgen.models import find, gate, hub
 from diffgen.models.by_hash import network_hash
 from diffgen.models.info import info

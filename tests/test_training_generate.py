@@ -19,7 +19,7 @@ import schedulers
 from diffgen import networks
 from diffgen.diffusion import GaussianDiffusion
 from diffgen.errors import InputError, InvalidOutput, UsageError
-from diffgen.images.metadata import read_record
+from diffgen.generation.record import read_record
 from diffgen.images.pixels import to_pil
 from diffgen.models.find import find
 from diffgen.training.plan import drawn_class, make_plan
@@ -414,6 +414,41 @@ def test_what_a_run_does_not_take(runs, diffgen_, option):
     code, out, err = diffgen_("generate", "cat", "-m", runs / "by-class", *option)
     assert (code, out) == (2, "")
     assert option[0] in err or option[-1] in err
+
+
+def test_diffusers_names_and_unknown_ones(by_class):
+    ours = by_class.generate("dog", seed=3, steps=2, guidance=2.0, count=2)
+    theirs = by_class.generate("dog", seed=3, num_inference_steps=2, guidance_scale=2.0, num_images_per_prompt=2)
+    assert pixels(ours) == pixels(theirs)
+    with pytest.raises(UsageError, match="takes no keyword 'stepps'") as caught:
+        by_class.generate("dog", stepps=3)
+    assert "'steps'" in caught.value.hint
+    with pytest.raises(UsageError, match="num_inference_steps and steps set the same option"):
+        by_class.generate("dog", steps=3, num_inference_steps=3)
+    with pytest.raises(UsageError, match="--negative is not supported for a run"):
+        by_class.generate("dog", negative_prompt="x")
+
+
+class CallbackError(Exception):
+    """Raised by a callback."""
+
+
+@pytest.mark.parametrize("callback", ["on_step", "on_denoised"])
+def test_an_error_in_a_callback_ends_the_work_within_one_step(by_class, callback):
+    """The generator stays usable: the next picture is the same to the bit."""
+    plan = make_plan(by_class.model, "dog", seed=3, steps=4, count=2, batch_size=2)
+    expected = pixels(picture.image for picture in by_class.pictures(plan))
+    calls = []
+
+    def raising(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise CallbackError
+
+    with pytest.raises(CallbackError):
+        list(by_class.pictures(plan, **{callback: raising}))
+    assert len(calls) == 2
+    assert pixels(picture.image for picture in by_class.pictures(plan)) == expected
 
 
 def test_dry_run(runs, diffgen_):

@@ -16,7 +16,7 @@ from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.generation.checks import which_seeds
-from diffgen.generation.options import Options
+from diffgen.generation.options import OPTIONS, flag_of, json_types
 from diffgen.generation.plan import Plan
 from diffgen.images.metadata import LEVELS, base_name, encode_png
 from diffgen.images.naming import Outputs
@@ -61,12 +61,6 @@ def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> A
 PROMPT, PICTURE, SAMPLING = "Prompt", "Picture", "Sampling"
 BEGIN, MODEL, MEMORY, OUTPUT = "From a picture", "Model", "Device and memory", "Output"
 LOOK = "Look inside"
-SINGULAR = {
-    "controls": "--control",
-    "control_models": "--control-model",
-    "loras": "--lora",
-    "embeddings": "--embedding",
-}
 
 
 def generate(
@@ -157,8 +151,9 @@ def generate(
         raise UsageError(f"--metadata must be one of {', '.join(LEVELS)} (got {metadata!r})")
     device, dtype, offload = device_name(device), dtype_name(dtype), offload_name(offload)
     quantize_name(quantize)
-    refuse_empty({name: value for name, value in given.items() if name not in ("prompt", "negative")}, SINGULAR)
-    options: Any = {name: given[name] for name in Options.__annotations__ if name in given}
+    flags = {name: flag_of(name) for name in OPTIONS}
+    refuse_empty({name: value for name, value in given.items() if name not in ("prompt", "negative")}, flags)
+    options: Any = {name: given[name] for name in OPTIONS if name in given}
     options["safety"] = check_switch("--safety", safety)
     options["keep_steps"] = save_steps is not None
     if attention_out is not None and not attention:
@@ -243,8 +238,8 @@ def generate(
 
 def _lines(given: list[str], file: str | None) -> list[Line]:
     """The prompts on the command line, "-" replaced by those from stdin, and those of the file."""
-    lines = [line for text in given for line in (read_lines("-") if text == "-" else [Line(text)])]
-    return lines + (read_lines(file) if file is not None else [])
+    lines = [line for text in given for line in (read_lines("-", json_types()) if text == "-" else [Line(text)])]
+    return lines + (read_lines(file, json_types()) if file is not None else [])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from diffgen.errors import InputError
-from diffgen.images.readers import read_made
+from diffgen.generation.record import read_made
 from diffgen.images.readers.command import command
 from diffgen.images.readers.made import Made
 from diffgen.models.find import DEFAULT, bundled_names, find

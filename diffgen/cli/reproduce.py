@@ -10,9 +10,9 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name
 from diffgen.errors import InputError, InvalidOutput
+from diffgen.generation.record import read_made
 from diffgen.images.metadata import encode_png
 from diffgen.images.naming import Outputs
-from diffgen.images.readers import read_made
 
 from .inspect import TOOLS, command_line
 from .options import Offline, RecordedDevice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import schedulers
@@ -37,6 +37,23 @@ def check_int(what: str, value: Any, low: int, high: int) -> int:
     """The value, a whole number in [low, high]. Raises UsageError."""
     if type(value) is not int or not low <= value <= high:
         raise UsageError(f"{what} must be a whole number from {low} to {high} (got {value!r})")
+    return value
+
+
+def whole_number(low: int, high: int) -> Callable[[str, Any], int]:
+    """The check of an option that is a whole number in [low, high]."""
+    return lambda flag, value: check_int(flag, value, low, high)
+
+
+def in_range(low: float, high: float) -> Callable[[str, Any], float]:
+    """The check of an option that is a number in [low, high]."""
+    return lambda flag, value: check_number(flag, value, low, high)
+
+
+def check_bool(flag: str, value: Any) -> bool:
+    """The value, True or False. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{flag} must be True or False (got {value!r})")
     return value
 
 

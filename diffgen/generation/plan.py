@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffgen.errors import DiffgenError, InvalidOutput, UsageError
 
+from .options import Options
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -44,6 +46,7 @@ class Plan:
     batch_size: int
     notes: tuple[str, ...] = ()  # what concerns every picture
     keep_steps: bool = False  # pictures come with what each evaluation predicted
+    options: Options = field(default_factory=Options)  # the value of each option that has a check in its row
 
     def __len__(self) -> int:
         return len(self.prompts) * self.count

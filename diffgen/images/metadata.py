@@ -1,41 +1,7 @@
 """What a picture says about itself: the AUTOMATIC1111 text, our own record as JSON, and the mark "made by a model".
 
-The record (`schema: "diffgen.image/1"`) holds all that is needed to make the picture again:
-
-    prompt, negative        as they were read: styles put round them, choices made
-    seed, index             the picture's own seed; its number among those of its prompt
-    steps, nfe              steps of the grid; evaluations of the network that were counted
-    guidance, scheduler, scheduler_options, grid
-    width, height           of the picture, after a second pass if there was one
-    model, model_hash, model_files {name: SHA-256}, family, prediction
-    device, dtype, threads, batch_size, rng, versions {package: version}
-    pixels_sha256           of the RGB bytes
-    warnings                what was said about it
-
-and, only where it was asked for:
-
-    grid_sha256                   of the grid's file, where it is one
-    grid_from                     model, where it takes that file of its own by itself for the rest of what is said
-    template, negative_template   the prompts before their choices were made; the choices are the seed's
-    styles                        [name]: already put round the prompts
-    prompt_syntax                 plain, where it is not a1111
-    clip_skip                     N, where it is not 1
-    guidance_rescale, guidance_interval   φ; [from, to]
-    image, mask                   {name, sha256}: name is null and sha256 of the pixels for what was no file
-    strength                      of image to image
-    outpaint                      [left, top, right, bottom]: pixels that were added to `image`
-    controls                      [{kind, name, sha256, drawn, scale, model, model_sha256}]
-    loras                         [{name, sha256, scale}]
-    embeddings                    [{word, name, sha256}]
-    upscale                       {factor, mode, strength, from: [width, height] of the first pass}
-    variation                     {seed, strength}
-    refiner, refiner_hash         its name; as model_hash
-    tile                          true
-    quantize                      int8: the weights were in eight bits
-    safety                        on or off, where the model has a checker
-    memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
-
-No path goes in, only base names. Keys that are missing are left out of the texts.
+`generation/record.py` says what the record holds. No path goes in, only base names. Keys that are missing are left
+out of the texts.
 """
 
 from __future__ import annotations
@@ -45,17 +11,13 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import schedulers
-from diffgen.errors import InputError
 from schedulers.registry import LABELS
-
-from .read import read_texts
 
 SCHEMA = "diffgen.image/1"
 LEVELS = ("full", "params", "none")
@@ -165,30 +127,6 @@ def encode_png(image: Image.Image, record: Mapping[str, Any], level: str = "full
     return file.getvalue()
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
-    """The record that `encode_png` wrote. It comes from a file: its numbers are in range, nothing else is promised.
-
-    Raises InputError: no picture, no record, not our schema, a value out of range.
-    """
-    text = read_texts(path).get("diffgen")
-    if text is None:
-        hint = "only PNG files that diffgen wrote with --metadata full do"
-        raise InputError(f"{path} carries no record of how it was made", hint)
-    if len(text) > MAX_CHUNK:
-        raise InputError(f"the record in {path} is too long: {len(text)} bytes, at most {MAX_CHUNK}")
-    try:
-        record = json.loads(text)
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not even be printed
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"the record in {path} is broken: {error}") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise InputError(f"the record in {path} is not of the schema {SCHEMA}")
-    for key, fits in CHECKS.items():
-        if record.get(key) is not None and not fits(record[key]):
-            raise InputError(f"the record in {path} has an impossible {key}: {str(record[key])[:80]!r}")
-    return record
-
-
 def _stem(name: str) -> str:
     return base_name(name).rpartition(".")[0] or base_name(name)
 
@@ -196,102 +134,6 @@ def _stem(name: str) -> str:
 def base_name(path: str) -> str:
     """The last part of a path of any system: folders of this machine are nobody's business."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
-
-
-def _whole(low: int, high: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and low <= value <= high
-
-
-def _number(low: float, high: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and low <= value <= high
-
-
-def _numbers(value: Any, count: int, low: float, high: float) -> bool:
-    return isinstance(value, list) and len(value) == count and all(map(_number(low, high), value))
-
-
-def _table(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
-    return isinstance(value, dict) and all(fits(value.get(key)) for key, fits in checks.items())
-
-
-def _file(value: Any, checks: Mapping[str, Callable[[Any], bool]] = {}) -> bool:
-    """{name, sha256, …}: the name may be null."""
-    known = isinstance(value, dict) and _sha256(value.get("sha256"))
-    return known and (value.get("name") is None or _name(value["name"])) and _table(value, checks)
-
-
-def _files(value: Any, checks: Mapping[str, Callable[[Any], bool]]) -> bool:
-    return isinstance(value, list) and len(value) <= 100 and all(_file(one, checks) for one in value)
-
-
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _sha256(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _name(value: Any) -> bool:
-    return isinstance(value, str) and value == base_name(value)
-
-
-CHECKS: dict[str, Callable[[Any], bool]] = {
-    "prompt": _text,
-    "negative": _text,
-    "seed": _whole(0, 2**64 - 1),
-    "index": _whole(0, 10**9),
-    "steps": _whole(1, 10_000),
-    "nfe": _whole(1, 1_000_000),
-    "guidance": lambda value: type(value) in (int, float) and -1000 <= value <= 1000,
-    "scheduler": _name,
-    "scheduler_options": lambda value: isinstance(value, dict),
-    "grid": _name,
-    "grid_sha256": _sha256,
-    "grid_from": lambda value: value == "model",
-    "width": _whole(1, 8192),
-    "height": _whole(1, 8192),
-    "model": _name,
-    "model_hash": _sha256,
-    "pixels_sha256": _sha256,
-    "batch_size": _whole(1, 4096),
-    "threads": _whole(1, 100_000),
-    "versions": lambda value: isinstance(value, dict),
-    "model_files": lambda value: isinstance(value, dict),
-    "prediction": _name,
-    "warnings": lambda value: isinstance(value, list),
-    "template": _text,
-    "negative_template": _text,
-    "styles": lambda value: isinstance(value, list) and all(map(_text, value)),
-    "prompt_syntax": _name,
-    "clip_skip": _whole(1, 100),
-    "guidance_rescale": _number(0, 1),
-    "guidance_interval": lambda value: _numbers(value, 2, 0, 1),
-    "image": lambda value: _file(value),
-    "mask": lambda value: _file(value),
-    "strength": _number(0, 1),
-    "outpaint": lambda value: _numbers(value, 4, 0, 8192),
-    "controls": lambda value: _files(value, {"kind": _name, "scale": _number(-10, 10), "model": _name}),
-    "loras": lambda value: _files(value, {"scale": _number(-10, 10)}),
-    "embeddings": lambda value: _files(value, {"word": _text}),
-    "upscale": lambda value: _table(
-        value,
-        {
-            "factor": _number(1, 8),
-            "mode": _name,
-            "strength": _number(0, 1),
-            "from": lambda size: _numbers(size, 2, 1, 8192),
-        },
-    ),
-    "variation": lambda value: _table(value, {"seed": _whole(0, 2**32 - 1), "strength": _number(0, 1)}),
-    "refiner": _text,
-    "refiner_hash": _sha256,
-    "tile": lambda value: isinstance(value, bool),
-    "quantize": _name,
-    "safety": lambda value: value in ("on", "off"),
-    "memory": lambda value: isinstance(value, dict),
-    "cut": lambda value: isinstance(value, list) and all(map(_text, value)),
-}
 
 
 def label_of(name: str, options: Mapping[str, Any]) -> str:

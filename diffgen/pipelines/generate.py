@@ -80,4 +80,4 @@ class ImageGenerator(LoadedModel):
             left = quantization.quantize(self.pipeline)
             self._quantized = True
             self.fits.append(f"weights in eight bits: {left:.0%} of their bytes are left")
-        adapters.seamless(self.pipeline, plan.tile)
+        adapters.seamless(self.pipeline, plan.options["tile"])

@@ -95,7 +95,7 @@ class LoadedModel:
 
     def autoencoder(self, plan: Plan | None = None) -> Autoencoder:
         dtype = vae_dtype(self.pipeline.vae, self.checked.row, self.dtype, self.offload)
-        tiling, may_tile = (plan.vae_tiling, not plan.tile) if plan else (False, True)
+        tiling, may_tile = (plan.options["vae_tiling"], not plan.options["tile"]) if plan else (False, True)
         return Autoencoder(self.pipeline.vae, dtype, self.device, tiling, may_tile)
 
     def safety_checker(self) -> Any:

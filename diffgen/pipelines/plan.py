@@ -15,13 +15,12 @@ from diffgen.generation.checks import (
     DEFAULTS,
     MAX_SIDE,
     check_int,
-    check_number,
     check_sampling,
     parse_interval,
     parse_size,
     which_seeds,
 )
-from diffgen.generation.options import OTHERS, Options
+from diffgen.generation.options import Options, checked_values, flag_of, unsupported, with_our_names
 from diffgen.models.families import REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
@@ -34,8 +33,6 @@ from schedulers.explicit import is_grid_file
 
 from . import inputs, sizes
 from .inputs import Control, Embedding, Input, Inputs, Lora, Upscale, Variation
-
-MAX_CLIP_SKIP = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +51,9 @@ class Plan(plan.Plan):
     negative: str
     own_grid: bool = False  # one of the model's files, which it takes by itself for the rest of what is asked
     known: frozenset[str] | None = None  # the words that the model was trained on
-    syntax: str = "a1111"
+    prompt_syntax: str = "a1111"
     styles: tuple[str, ...] = ()
-    clip_skip: int = 1
-    rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     image: Input | None = None
     strength: float = 1.0
     mask: Input | None = None
@@ -69,9 +64,6 @@ class Plan(plan.Plan):
     upscale: Upscale | None = None
     variation: Variation | None = None
     refiner: Model | None = None
-    tile: bool = False
-    vae_tiling: bool = False
-    safety: bool = True
     attention: tuple[str, ...] = ()
     wildcards: Wildcards = field(default_factory=lambda: Wildcards([]), compare=False, repr=False)
 
@@ -102,7 +94,7 @@ class Plan(plan.Plan):
         if self.model.prediction is not None:
             found.append(f"predicts {self.model.prediction}")
         if "safety_checker" in self.checked.companions:
-            found.append(f"safety checker {'on' if self.safety else 'off'}")
+            found.append(f"safety checker {'on' if self.options['safety'] else 'off'}")
         return found
 
     def shots(self) -> Iterator[Shot]:
@@ -111,7 +103,7 @@ class Plan(plan.Plan):
             for index in range(self.count):
                 seed = self.seed_of(index)
                 prompt, negative = template, self.negative
-                if self.syntax != "plain":
+                if self.prompt_syntax != "plain":
                     prompt, negative = self.wildcards.expand(template, seed, self.negative)
                 yield Shot(prompt=prompt, negative=negative, template=template, index=index, seed=seed)
 
@@ -126,33 +118,36 @@ class Plan(plan.Plan):
         """The words of a prompt, and of its choices, that the model never saw, as far as that is known."""
         if self.known is None:
             return ()
-        if self.syntax != "plain":
+        if self.prompt_syntax != "plain":
             prompt = self.wildcards.possible(prompt)
         added = {word for embedding in self.embeddings for word in prompt_rules.words(embedding.word)}
-        return tuple(prompt_rules.unknown_words(self.known | added, prompt, self.syntax))
+        return tuple(prompt_rules.unknown_words(self.known | added, prompt, self.prompt_syntax))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
-        found = [*self.notes, *prompt_syntax.notes(prompt, self.syntax)]
+        found = [*self.notes, *prompt_syntax.notes(prompt, self.prompt_syntax)]
         if words := self.unknown(prompt):
             named = ", ".join(map(repr, words))
             found.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it")
         return found
 
 
-def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Options]) -> Plan:
+def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
     """Check everything that can be checked without torch, the model's and the inputs' files included.
 
     What is not said comes from the model's card, else from its family's defaults.
     Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input.
     """
-    said = _Said(options)
+    options = with_our_names(keywords)
+    said = CheckedOptions(options)
     # What was asked for is checked first, so that a wrong option is never blamed on the model.
     check_sampling(DEFAULTS | said.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
     checked = check(model)
     if not checked.row.reads_prompts:
-        _check_unconditional(model, options)
+        if name := unsupported(options, "noise"):
+            why = f"{model.name} makes pictures from nothing but noise"
+            raise UsageError(f"{flag_of(name)} is not supported: {why}", "leave it out")
     elif options.get("controls"):
         class_of(checked.family, "control")  # before a ControlNet is asked for
     texts, negative = said.texts(prompts, checked.row.reads_prompts)
@@ -197,15 +192,6 @@ def make_plan(model: Model, prompts: str | Sequence[str], **options: Unpack[Opti
     return plan
 
 
-def _check_unconditional(model: Model, options: Options) -> None:
-    """Raises UsageError for an option about prompts, pictures or guidance."""
-    for name, neutral in {**OTHERS, "vae_tiling": False, "guidance": 1}.items():
-        if (value := options.get(name)) and value != neutral:
-            raise UsageError(
-                f"{model.name} makes pictures from nothing but noise: {name} is not for it", "leave it out"
-            )
-
-
 def _check_together(plan: Plan) -> None:
     """Does all that was asked for go together, and with this model? Raises UsageError."""
     family, mask = plan.checked.family, plan.mask is not None
@@ -218,24 +204,22 @@ def _check_together(plan: Plan) -> None:
     if not plan.checked.row.reads_prompts:
         return
     class_of(family, plan.task)
-    embedded = plan.checked.guidance_is_input
-    for asked, reason in (
+    embedded, tile = plan.checked.guidance_is_input, plan.options["tile"]
+    rescale, interval = plan.options["guidance_rescale"], plan.guidance_interval != (0, 1)
+    for is_wrong, reason in (
         (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
         (plan.task == "mask" and plan.controls, "an inpainting model takes no --control"),
         (plan.upscale and mask, "--upscale and a mask exclude each other: upscale the picture in a second run"),
-        (plan.tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),
-        (plan.tile and plan.vae_tiling, "--tile and --vae-tiling exclude each other: seams would show"),
+        (tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),
+        (tile and plan.options["vae_tiling"], "--tile and --vae-tiling exclude each other: seams would show"),
         (plan.embeddings and transformer, f"--embedding is not supported for {family}"),
-        (embedded and plan.rescale, "--guidance-rescale is not for a network that takes the guidance as an input"),
-        (
-            embedded and plan.interval != (0, 1),
-            "--guidance-interval is not for a network that takes the guidance as an input",
-        ),
+        (embedded and rescale, "--guidance-rescale is not for a network that takes the guidance as an input"),
+        (embedded and interval, "--guidance-interval is not for a network that takes the guidance as an input"),
         (plan.refiner and plan.checked.row.refiner is None, f"--refiner is for Stable Diffusion XL, not for {family}"),
         (plan.attention and transformer, f"--attention is not supported for {family}: it has no cross-attention"),
         (plan.refiner and (plan.task != "text" or plan.upscale), "--refiner is for text to image alone"),
     ):
-        if asked:
+        if is_wrong:
             raise UsageError(reason)
     if plan.upscale:
         class_of(family, "control+image" if plan.controls else "image")
@@ -246,7 +230,7 @@ def _check_attention(plan: Plan) -> None:
     """Is each word whose attention is asked for in a prompt? Raises UsageError."""
     if not plan.attention:
         return
-    texts = dict.fromkeys(prompt_syntax.plain_text(shot.prompt, plan.syntax) for shot in plan.shots())
+    texts = dict.fromkeys(prompt_syntax.plain_text(shot.prompt, plan.prompt_syntax) for shot in plan.shots())
     held = [prompt_rules.words(text) for text in texts]
     for asked in plan.attention:
         if not (words := prompt_rules.words(asked)):
@@ -257,14 +241,14 @@ def _check_attention(plan: Plan) -> None:
             raise UsageError(f"--attention {asked!r} is not in the prompt", f"its words are: {listed[:300]}")
 
 
-class _Said:
+class CheckedOptions:
     """The options about prompts, seeds and sampling, checked. Raises UsageError."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
         keys = ("steps", "guidance", "scheduler", "grid")
         self.sampling: dict[str, Any] = {key: options[key] for key in keys if options.get(key) is not None}  # type: ignore[literal-required]
-        self.syntax = prompt_syntax.check_syntax(options.get("prompt_syntax", "a1111"))
+        self.prompt_syntax = prompt_syntax.check_syntax(options.get("prompt_syntax", "a1111"))
         style = options.get("style")
         self.styles = (style,) if isinstance(style, str) else tuple(style or ())
         folders = options.get("wildcards")
@@ -273,21 +257,17 @@ class _Said:
         self.values: dict[str, Any] = {
             "given": frozenset(key for key, value in options.items() if value is not None),
             **which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds")),
+            "options": checked_values(options),
             "batch_size": check_int("--batch-size", options.get("batch_size", 1), 1, 4096),
-            "syntax": self.syntax,
+            "prompt_syntax": self.prompt_syntax,
             "styles": self.styles,
             "wildcards": self.wildcards,
-            "clip_skip": check_int("--clip-skip", options.get("clip_skip", 1), 1, MAX_CLIP_SKIP),
-            "rescale": check_number("--guidance-rescale", options.get("guidance_rescale", 0.0), 0, 1),
-            "interval": (0.0, 1.0) if window is None else parse_interval(window),
+            "guidance_interval": (0.0, 1.0) if window is None else parse_interval(window),
             "upscale": inputs.check_upscale(
                 options.get("upscale"), options.get("upscale_mode"), options.get("upscale_strength")
             ),
             "variation": inputs.check_variation(options.get("variation_seed"), options.get("variation_strength")),
             "refiner": _refiner(options.get("refiner")),
-            "tile": options.get("tile", False),
-            "vae_tiling": options.get("vae_tiling", False),
-            "safety": options.get("safety", True),
             "keep_steps": options.get("keep_steps", False),
             "attention": _words(options.get("attention")),
         }
@@ -308,7 +288,7 @@ class _Said:
             styled = [apply_styles(self.styles, text, negative) for text in given]
             given, negative = [text for text, _ in styled], styled[0][1]
         for text in (*given, negative):
-            check_text(text, self.syntax, self.wildcards)
+            check_text(text, self.prompt_syntax, self.wildcards)
         return tuple(given), negative
 
 

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,41 +15,22 @@ from diffgen.errors import InputError, UsageError
 
 from .words import MAX_BYTES
 
-# What a line of a prompt file may say besides its prompt, as what. Whether a number is in its range is checked with the
-# command's own options.
-OPTIONS: dict[str, tuple[type, ...]] = {
-    "negative": (str,),
-    "style": (str, list),
-    "prompt_syntax": (str,),
-    "clip_skip": (int,),
-    "count": (int,),
-    "seed": (int,),
-    "size": (str, int, list),
-    "steps": (int,),
-    "guidance": (int, float),
-    "scheduler": (str,),
-    "grid": (str,),
-    "image": (str,),
-    "strength": (int, float),
-    "mask": (str,),
-    "variation_seed": (int,),
-    "variation_strength": (int, float),
-}
+Types = Mapping[str, tuple[type, ...]]  # the options that a line may set: the types of their JSON values
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a prompt file: the prompt, what is said of it (by the names in OPTIONS), and where it stands."""
+    """A line of a prompt file: the prompt, what is said of it (by the options' names), and where it stands."""
 
     prompt: str
     options: dict[str, Any] = field(default_factory=dict)
     where: str = ""  # "prompts.jsonl, line 3"
 
 
-def read_lines(source: str) -> list[Line]:
+def read_lines(source: str, options: Types) -> list[Line]:
     """The prompts in a file, or in stdin for "-", one a line, UTF-8; blank lines and # comments are skipped.
 
-    A line that begins with {" is a JSON object with `prompt` and any of OPTIONS; in a file called .jsonl every line is.
+    A line that begins with {" is a JSON object with `prompt` and any of `options`; in a .jsonl file every line is.
     Raises InputError, with the line's number (not UTF-8, over 64 KiB, broken JSON, an unknown key or a value of the
     wrong kind), or if the file cannot be read; UsageError for a file without a prompt.
     """
@@ -57,10 +39,10 @@ def read_lines(source: str) -> list[Line]:
         if source == "-":
             if sys.stdin is None:
                 raise ValueError("it is closed")
-            lines = _lines(sys.stdin.buffer, name)
+            lines = _lines(sys.stdin.buffer, name, options)
         else:
             with Path(source).open("rb") as file:
-                lines = _lines(file, name)
+                lines = _lines(file, name, options)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot read prompts from {name}: {reason}") from error
@@ -71,7 +53,7 @@ def read_lines(source: str) -> list[Line]:
     return lines
 
 
-def _lines(file: BinaryIO, name: str) -> list[Line]:
+def _lines(file: BinaryIO, name: str, options: Types) -> list[Line]:
     lines = []
     number = 0
     all_json = name.lower().endswith((".jsonl", ".ndjson"))
@@ -86,11 +68,12 @@ def _lines(file: BinaryIO, name: str) -> list[Line]:
             raise InputError(f"{where}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8") from error
         if not text or text.startswith("#"):
             continue
-        lines.append(_json_line(text, where) if all_json or re.match(r'\{\s*"', text) else Line(text, {}, where))
+        is_json = all_json or re.match(r'\{\s*"', text)
+        lines.append(_json_line(text, where, options) if is_json else Line(text, {}, where))
     return lines
 
 
-def _json_line(text: str, where: str) -> Line:
+def _json_line(text: str, where: str, types: Types) -> Line:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:
@@ -113,15 +96,15 @@ def _json_line(text: str, where: str) -> Line:
         if key == "prompt":
             continue
         known = key.replace("-", "_")
-        if known not in OPTIONS:
-            near = difflib.get_close_matches(known, ["prompt", *OPTIONS], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: prompt, {', '.join(OPTIONS)}"
+        if known not in types:
+            near = difflib.get_close_matches(known, ["prompt", *types], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are: prompt, {', '.join(types)}"
             raise InputError(f"{where}: unknown key {key!r}", hint)
         if known in options:
             raise InputError(f"{where}: {known!r} is there twice")
-        if type(value) not in OPTIONS[known]:
+        if type(value) not in types[known]:
             kinds = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
-            wanted = " or ".join(kinds[kind] for kind in OPTIONS[known])
+            wanted = " or ".join(kinds[kind] for kind in types[known])
             raise InputError(f"{where}: {key!r} must be {wanted} (got {value!r})")
         if value == "" and known != "negative":
             raise InputError(f"{where}: {key!r} is empty", "give it a value, or leave it out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
@@ -16,6 +16,7 @@ from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.generation.grid_files import check_grid_model
+from diffgen.generation.options import Options
 from diffgen.generation.plan import Picture, finished
 from diffgen.generation.record import record_of
 from diffgen.images.pixels import pixels_sha256, to_pil
@@ -62,7 +63,7 @@ class RunGenerator:
         *,
         metadata: str = "full",
         on_step: Callable[[int, int], None] | None = None,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> list[Image.Image]:
         """Pictures of classes by their names, or of nothing: of a class drawn from the seed, if there are any.
 

@@ -6,13 +6,13 @@ import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
 from diffgen.generation.checks import DEFAULTS, check_int, check_sampling, parse_size, which_seeds
-from diffgen.generation.options import OTHERS
+from diffgen.generation.options import Options, flag_of, unsupported, with_our_names
 from diffgen.models.find import Model
 
 from . import config as configuration
@@ -58,17 +58,16 @@ def drawn_class(seed: int, classes: int) -> int:
     return int.from_bytes(hashlib.sha256(f"class of {seed}".encode()).digest()[:8], "big") % classes
 
 
-def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Any) -> RunPlan:
+def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpack[Options]) -> RunPlan:
     """Check everything that can be checked without torch.
 
     options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size, keep_steps; what is not said, or
              None, is what the run was trained with. Those that only pipelines have are refused if they are used.
     Raises UsageError for a wrong number or name, InputError for a wrong run.
     """
-    for name, neutral in OTHERS.items():
-        if (value := options.get(name)) and value != neutral:
-            flag = name.removesuffix("s" if name in ("controls", "control_models", "loras", "embeddings") else "")
-            raise UsageError(f"--{flag.replace('_', '-')} is not there for a run of `diffgen train`", "leave it out")
+    options = with_our_names(keywords)
+    if name := unsupported(options, "run"):
+        raise UsageError(f"{flag_of(name)} is not supported for a run of `diffgen train`", "leave it out")
     asked = {key: options[key] for key in ("steps", "guidance", "scheduler", "grid") if options.get(key) is not None}
     check_sampling(DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
     size = None if options.get("size") is None else parse_size(options["size"])

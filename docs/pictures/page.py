@@ -28,7 +28,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from diffgen.cli import run
-from diffgen.images.metadata import read_record
+from diffgen.generation.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 GAP = 8

@@ -10,20 +10,16 @@ from pathlib import Path
 
 from diffgen.errors import InputError
 
-from .. import metadata
-from ..read import Carried, read_carried
-from . import a1111, comfyui, fooocus, invokeai, kohya, mflux, novelai, own, sdcpp
+from ..read import Carried
+from . import a1111, comfyui, fooocus, invokeai, kohya, mflux, novelai, sdcpp
 from .made import Made
 
 # Those with a mark of their own first: several tools also write AUTOMATIC1111's text.
 READERS = (sdcpp.read, fooocus.read, novelai.read, invokeai.read, comfyui.read, mflux.read, kohya.read, a1111.read)
 
 
-def read_made(path: str | Path) -> Made:
-    """How the picture in a file was made. Raises InputError: no picture, nothing in it about that, or broken."""
-    carried = read_carried(path)
-    if "diffgen" in carried.texts:
-        return own.of_record(metadata.read_record(path))
+def read_tool_metadata(path: str | Path, carried: Carried) -> Made:
+    """How the picture in a file was made, by the metadata that a tool wrote. Raises InputError if there is none."""
     for read in READERS:
         if (made := read(carried)) is not None:
             return made

@@ -6,7 +6,7 @@ import re
 
 from . import a1111
 from .made import Made
-from .own import plain
+from .made import plain_number as plain
 
 MAX_SEED = 2**32 - 1
 

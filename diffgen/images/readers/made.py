@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import schedulers
@@ -142,3 +143,9 @@ def table(value: Any) -> dict[str, Any]:
 def entries(value: Any, limit: int = 100) -> list[Any]:
     """The first items of a list, else none."""
     return value[:limit] if isinstance(value, list) else []
+
+
+def plain_number(value: float) -> str:
+    """A number in full, without an exponent, as the command's options read it."""
+    text = format(Decimal(repr(value)), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -62,7 +62,7 @@ class Batches:
         self.maps: Maps | None = None
         if plan.attention:
             self.maps = Maps(loaded.pipeline.unet, self.guided)
-        self.safety = loaded.safety_checker() if plan.safety and not self.pixels else None
+        self.safety = loaded.safety_checker() if plan.options["safety"] and not self.pixels else None
         if self.pixels:
             return
         self.coder = loaded.autoencoder(plan)
@@ -70,7 +70,7 @@ class Batches:
             load_controlnet(control.model, loaded.pipeline.unet, self.device, self.dtype) for control in plan.controls
         ]
         for network in controlnets:
-            adapters.seamless_network(network, plan.tile)
+            adapters.seamless_network(network, plan.options["tile"])
         self.parts = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
         self.pipeline = self._pipeline(plan.task)
         memory.offload(self.pipeline, loaded.offload, self.device)
@@ -121,8 +121,8 @@ class Batches:
                 plan.checked.row,
                 shots[0].prompt,
                 shots[0].negative,
-                syntax=plan.syntax,
-                clip_skip=plan.clip_skip,
+                syntax=plan.prompt_syntax,
+                clip_skip=plan.options["clip_skip"],
                 guided=self.guided,
                 tokens=plan.checked.tokens,
             )
@@ -200,8 +200,8 @@ class Batches:
         settings = Settings(
             steps=plan.steps,
             guidance=plan.guidance,
-            rescale=plan.rescale,
-            interval=plan.interval,
+            rescale=plan.options["guidance_rescale"],
+            interval=plan.guidance_interval,
             controls=[fit.cover(control.map, size) for control in plan.controls],
             scales=[control.scale for control in plan.controls],
         )
@@ -227,7 +227,7 @@ class Batches:
             FAMILIES[family],
             shots[0].prompt,
             shots[0].negative,
-            syntax=plan.syntax,
+            syntax=plan.prompt_syntax,
             guided=plan.guidance != 1,
         )
         start = Start(torch.zeros_like(latents), latents)
@@ -314,7 +314,7 @@ class Batches:
         found = {}
         if self.maps is not None:
             for word in self.plan.attention:
-                if where := places(self.pipeline, shot.prompt, word, self.plan.syntax):
+                if where := places(self.pipeline, shot.prompt, word, self.plan.prompt_syntax):
                     found[word] = self.maps.word(row, where).cpu().numpy()
         return found
 

@@ -1,4 +1,4 @@
-"""The record that a picture carries: all that is needed to make it again. Its keys are listed in images/metadata.py."""
+"""The record of a picture that a pipeline made. `generation/record.py` lists its keys."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
+from diffgen.generation.options import OPTIONS
 from diffgen.generation.record import record_of as plan_record
 from diffgen.images.metadata import base_name
+from diffgen.models.find import Model
 from schedulers.scheduler import Scheduler
 
 from ..loaded import LoadedModel
 from ..plan import Plan, Shot
 
 
-def record_of(generator: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
-    """The record of a picture, but for its pixels' hash and what was done about memory."""
-    files = {
-        name.replace("/", ":"): digest for name, digest in generator.hashes.items() if name.endswith(".safetensors")
-    }
+def record_of(loaded: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
+    """The record of a picture, except the hash of its pixels and what was done to fit into memory."""
+    files = {name.replace("/", ":"): digest for name, digest in loaded.hashes.items() if name.endswith(".safetensors")}
     width, height = plan.final_size
     return plan_record(
-        generator,
+        loaded,
         plan,
         scheduler,
         shot,
@@ -31,37 +31,43 @@ def record_of(generator: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Sh
         width=width,
         height=height,
         model_files=files,
-        family=generator.model.family,
+        family=loaded.model.family,
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("diffusers", "transformers")},
-        **_asked(generator, plan, shot),
+        **_options(loaded, plan, shot),
     )
 
 
-def _asked(generator: LoadedModel, plan: Plan, shot: Shot) -> dict[str, Any]:
-    """The options that not every picture has; those that were not asked for are left out."""
-    found: dict[str, Any] = {
+def _options(loaded: LoadedModel, plan: Plan, shot: Shot) -> dict[str, Any]:
+    """The options that are not neutral, by the keys of their rows, and what else only some pictures have."""
+    values: dict[str, Any] = {
         "grid_from": "model" if plan.own_grid else None,
         "template": shot.template if shot.template != shot.prompt else None,
         "negative_template": plan.negative if plan.negative != shot.negative else None,
         "styles": list(plan.styles),
-        "prompt_syntax": plan.syntax if plan.syntax != "a1111" else None,
-        "clip_skip": plan.clip_skip if plan.clip_skip != 1 else None,
-        "guidance_rescale": plan.rescale or None,
-        "guidance_interval": list(plan.interval) if plan.interval != (0, 1) else None,
-        "image": plan.image and plan.image.record(),
-        "strength": plan.strength if plan.image else None,
-        "mask": plan.mask.record() if plan.mask and not plan.outpaint else None,
-        "outpaint": list(plan.outpaint) if plan.outpaint else None,
-        "controls": [control.record() for control in plan.controls],
-        "loras": [lora.record() for lora in plan.loras],
-        "embeddings": [embedding.record() for embedding in plan.embeddings],
-        "upscale": plan.upscale.record() | {"from": [plan.width, plan.height]} if plan.upscale else None,
-        "variation": plan.variation and plan.variation.record(),
-        "refiner": base_name(plan.refiner.name) if plan.refiner else None,
-        "refiner_hash": generator.refiner_hash if plan.refiner else None,
-        "tile": plan.tile or None,
-        "quantize": generator.quantize if generator.quantize != "none" else None,
-        "safety": ("on" if plan.safety else "off") if "safety_checker" in generator.checked.companions else None,
     }
-    return {key: value for key, value in found.items() if value is not None and value != []}
+    for name, option in OPTIONS.items():
+        if option.record:
+            value = plan.options.get(name) if option.check else getattr(plan, option.record)
+            values[option.record] = None if value == option.neutral else _as_json(value)
+    if not plan.image:
+        values["strength"] = None
+    if plan.outpaint:
+        values["mask"] = None  # it is what was added
+    if plan.upscale:
+        values["upscale"]["from"] = [plan.width, plan.height]
+    if plan.refiner:
+        values["refiner_hash"] = loaded.refiner_hash
+    has_checker = "safety_checker" in loaded.checked.companions
+    values["safety"] = ("on" if plan.options["safety"] else "off") if has_checker else None
+    values["quantize"] = loaded.quantize if loaded.quantize != "none" else None
+    return {key: value for key, value in values.items() if value is not None and value != []}
+
+
+def _as_json(value: Any) -> Any:
+    """A plan's value in JSON's types."""
+    if isinstance(value, tuple):
+        return [_as_json(one) for one in value]
+    if isinstance(value, Model):
+        return base_name(value.name)
+    return value.record() if hasattr(value, "record") else value
