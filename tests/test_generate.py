@@ -247,7 +247,7 @@ UNET, VAE, TEXT = (
         (VAE, lambda t: t["decoder.conv_in.bias"].fill_(float("nan")), "'decoder.conv_in.bias' has values that"),
         ("unet/config.json", lambda c: c.update(in_channels=9), "has the shape"),
         ("unet/config.json", lambda c: c.update(layers_per_block=10**6), "more layers"),
-        ("unet/config.json", lambda c: c.update(cross_attention_dim=10**9), "out of all bounds"),
+        ("unet/config.json", lambda c: c.update(cross_attention_dim=10**9), "out of bounds"),
         ("unet/config.json", lambda c: c.update(down_block_types=["os.system"]), "makes no UNet2DConditionModel"),
         ("unet/config.json", lambda c: c.update(sample_size=10**5), "--size"),
         ("vae/config.json", lambda c: c.update(block_out_channels="x"), "makes no AutoencoderKL"),

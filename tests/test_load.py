@@ -635,5 +635,5 @@ def test_only_a_refiner_is_a_refiner(folder: Callable[[str], Path]) -> None:
     pipe = load_refiner(gate.check_folder(folder("sdxl-refiner")), CPU, F32)
     assert pipe.config.requires_aesthetics_score
     assert not pipe.config.force_zeros_for_empty_prompt
-    with pytest.raises(InputError, match="no refiner"):
+    with pytest.raises(InputError, match="not a refiner"):
         load_refiner(gate.check_folder(folder("sdxl")), CPU, F32)

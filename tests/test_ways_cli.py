@@ -178,7 +178,7 @@ def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch:
         (["--control", "canny=@photo.png"], 3, "--control-model"),
         (["--control-model", "@photo.png"], 2, "--control"),
         (["--refiner", "nothing"], 3, "nothing"),
-        (["--refiner", "emoji"], 3, "no refiner"),
+        (["--refiner", "emoji"], 3, "not a refiner"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

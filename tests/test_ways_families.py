@@ -301,5 +301,5 @@ def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator]
 def test_prompts_where_there_are_none(folder: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="reads no prompts"):
         diffgen.load(str(folder("unconditional")), device="cpu").generate("a")
-    with pytest.raises(InputError, match="no refiner"):
+    with pytest.raises(InputError, match="not a refiner"):
         diffgen.load(str(folder("sdxl")), device="cpu").generate("a", refiner=str(folder("sd2")))

@@ -349,5 +349,5 @@ def _refiner(name: str | None) -> Model | None:
         return None
     model = find(name)
     if model.family not in REFINERS:
-        raise InputError(f"--refiner {name}: no refiner of Stable Diffusion XL, but of the family {model.family}")
+        raise InputError(f"--refiner {name}: not a refiner of Stable Diffusion XL, but of the family {model.family}")
     return model

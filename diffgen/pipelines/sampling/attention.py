@@ -1,8 +1,8 @@
-"""Where each token of a prompt is looked at: the cross-attention of a UNet, averaged over a run.
+"""Attention maps: where each token of a prompt acts, by the UNet's cross-attention averaged over a run.
 
-For a place q of the picture and the keys k of all tokens, a head's attention is softmax(q·kᵀ/√d). What is kept is its
-mean over heads, layers and evaluations, of the prompt's half of the batch, scaled up to the largest resolution: the
-attention maps of DAAM (Tang et al. 2022, "What the DAAM", section 3.1), which sums where this averages.
+For a place q of the picture and the keys k of all tokens, a head's attention is softmax(q·kᵀ/√d). The map is its mean
+over heads, layers and evaluations, for the prompt's half of the batch, scaled up to the largest resolution: the
+attention maps of DAAM (Tang et al. 2022, "What the DAAM", section 3.1), which sums instead.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.nn import functional
 
 
 class Maps:
-    """The attention of the UNet's evaluations while this is open as a context; the pictures do not change by a bit.
+    """A context that records the attention of the UNet's evaluations. The pictures stay the same to the bit.
 
-    guided  whether the network's batch is [negative prompts, prompts], of which the second half counts
+    guided  whether the network's batch is [negative prompts, prompts]; then its second half counts
 
-    Memory is bounded: for each picture and resolution one map of each token, whatever the number of steps, layers and
-    heads; at work it takes one head's attention more.
+    Memory is bounded: one map for each picture, resolution and token, whatever the number of steps, layers and heads,
+    and one head's attention while it works.
     """
 
     def __init__(self, unet: Any, guided: bool) -> None:
@@ -44,24 +44,24 @@ class Maps:
             layer.set_processor(processor)
 
     def clear(self) -> None:
-        """Forget what was seen: other pictures begin."""
+        """Forget the maps: other pictures begin."""
         self._sums, self._count = {}, 0
 
     def tokens(self, row: int) -> Tensor:
         """The attention [tokens, h, w] of picture `row` of the batch; at each place it sums to 1 over the tokens."""
         size = max(self._sums)
-        found = [functional.interpolate(maps[row : row + 1], size, mode="bilinear") for maps in self._sums.values()]
-        return torch.cat(found).sum(0) / self._count
+        scaled = [functional.interpolate(maps[row : row + 1], size, mode="bilinear") for maps in self._sums.values()]
+        return torch.cat(scaled).sum(0) / self._count
 
     def word(self, row: int, places: list[int]) -> Tensor:
-        """The map [h, w] of a word that stands at these places among the tokens: their sum."""
+        """The map [h, w] of a word at these places among the tokens: their sum."""
         return self.tokens(row)[places].sum(0)
 
     def _begin(self, unet: Any, inputs: tuple[Any, ...]) -> None:
         self._size = tuple(inputs[0].shape[-2:])
 
     def add(self, layer: Any, states: Tensor, context: Tensor) -> None:
-        """The attention of one layer: states [B, h·w, C] look at context [B, tokens, width]."""
+        """Add the attention of one layer: states [B, h·w, C] attend to context [B, tokens, width]."""
         rows = len(states) // 2 if self.guided else len(states)
         query, key = layer.to_q(states[-rows:]), layer.to_k(context[-rows:])
         mean = torch.zeros(rows, query.shape[1], key.shape[1], device=query.device)
@@ -73,7 +73,7 @@ class Maps:
         self._count += 1
 
     def _resolution(self, places: int) -> tuple[int, int]:
-        """(h, w) of a layer with so many places: the latents', halved again and again."""
+        """(h, w) of a layer with that many places: the latents', halved repeatedly."""
         height, width = self._size
         while height * width > places:
             height, width = -(-height // 2), -(-width // 2)
@@ -81,7 +81,7 @@ class Maps:
 
 
 class _Watched:
-    """A layer's own processor, whose input is looked at first."""
+    """A layer's own processor; the maps get its input first."""
 
     def __init__(self, processor: Any, maps: Maps) -> None:
         self.processor, self.maps = processor, maps

@@ -1,4 +1,4 @@
-"""One plan being made: batch by batch, from what its way begins with to finished pictures."""
+"""Make the pictures of a plan batch by batch, from the noise or the picture that each task starts with."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Batches:
         self.total = groups * self.nfe
         self.guided = plan.guidance != 1 and not loaded.checked.guidance_is_input
         self.pixels = "vae" not in loaded.pipeline.components
-        self.trail: list[tuple[float, Any]] = []  # (t, latents or pictures [B] that were predicted) of each evaluation
+        self.trail: list[tuple[float, Any]] = []  # (t, predicted latents or pictures [B]) of each evaluation
         self.maps: Maps | None = None
         if plan.attention:
             self.maps = Maps(loaded.pipeline.unet, self.guided)
@@ -85,7 +85,7 @@ class Batches:
                 yield from self._group(shots)
 
     def _group(self, shots: list[Shot]) -> Iterator[Picture]:
-        """The pictures of some shots at once, or of fewer at once if memory ends."""
+        """Make the pictures of some shots at once, or of fewer at once if memory runs out."""
         if len(shots) > self.limit:
             for first in range(0, len(shots), self.limit):
                 yield from self._group(shots[first : first + self.limit])
@@ -97,7 +97,7 @@ class Batches:
         except OutOfMemory as error:
             if len(shots) == 1:
                 raise OutOfMemory(f"{error.message}, with one picture at a time", memory.HINT) from error
-        if latents is None:  # not inside `except`: the error holds on to every tensor of the attempt
+        if latents is None:  # not inside `except`: the error refers to every tensor of the attempt
             memory.release()
             self.done, self.limit = done, (len(shots) + 1) // 2
             self.total += self.nfe * (-(-len(shots) // self.limit) - 1)
@@ -107,7 +107,7 @@ class Batches:
             yield self._finish(latent, shot, row, len(shots), warnings)
 
     def _sample(self, shots: list[Shot]) -> tuple[Tensor, tuple[str, ...]]:
-        """Clean latents [B, C, h, w] of the shots, each from its own noise, and what of their prompt was not read."""
+        """Clean latents [B, C, h, w] of the shots, each from its own noise, and warnings about their prompt."""
         plan = self.plan
         self.trail = []
         if self.maps is not None:
@@ -170,7 +170,7 @@ class Batches:
         return noise.to(device=self.device, dtype=self.dtype)
 
     def _encoded(self, pictures: list[Image.Image], generators: list[torch.Generator]) -> Tensor:
-        """Clean latents of pictures, each drawn with its generator."""
+        """Clean latents of pictures, each sampled with its generator."""
         latents = [
             self.coder.encode(torch.from_numpy(from_pil(picture))[None], generator)
             for picture, generator in zip(pictures, generators, strict=True)
@@ -255,7 +255,7 @@ class Batches:
         return self._call(self.second, embeddings, shots, generators, Start(noise, clean), upscale.strength)
 
     def _sample_pixels(self, shots: list[Shot], generators: list[torch.Generator]) -> Tensor:
-        """Of a model without prompts and latents: pictures [B, C, H, W] in [-1, 1], by the native loop."""
+        """Pictures [B, C, H, W] in [-1, 1] of a model without prompts and latents, by the native loop."""
         unet = self.loaded.pipeline.unet
         scheduler = self.scheduler
         shape = (len(generators), unet.config.in_channels, self.plan.height, self.plan.width)
@@ -268,7 +268,7 @@ class Batches:
         return scheduler.sample(lambda x, t: unet(x, t, return_dict=False)[0], x, self.plan.steps, generators, watch)
 
     def _observe(self, shots: list[Shot], i: int, t: float, x0: Tensor) -> None:
-        """Evaluation i, at time t, predicted the clean latents or pixels x0 [B, C, h, w]."""
+        """Keep and report the clean latents or pixels x0 [B, C, h, w] that evaluation i predicted at time t."""
         if self.plan.keep_steps:
             kept = [self.loaded.sketch(x) for x in x0] if self.pixels else x0.float().cpu().clone()
             self.trail.append((t, kept))
@@ -282,7 +282,7 @@ class Batches:
             self.on_step(self.done, max(self.done, self.total))
 
     def _finish(self, latent: Tensor, shot: Shot, row: int, together: int, warnings: tuple[str, ...]) -> Picture:
-        """The picture of one latent [C, h, w], decoded by itself, so that it does not depend on its batch."""
+        """The picture of one latent [C, h, w], decoded alone, so that it does not depend on its batch."""
         record = record_of(self.loaded, self.plan, self.scheduler, shot, self.count)
         record["warnings"] += warnings
         try:
@@ -291,41 +291,41 @@ class Batches:
                 steps = self._steps(row)
         except InvalidOutput as error:
             seed = f"the picture of {shot.prompt!r} with seed {shot.seed}"
-            told = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)
-            return Picture(shot.prompt, shot.seed, None, record, told)
+            named = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)
+            return Picture(shot.prompt, shot.seed, None, record, named)
         record["memory"] = self._memory(together)
         record["pixels_sha256"] = pixels_sha256(image)
         return Picture(shot.prompt, shot.seed, image, record, steps=steps, attention=self._attention(shot, row))
 
     def _steps(self, row: int) -> tuple[Step, ...]:
-        """What each evaluation predicted of a picture of the batch."""
+        """Each evaluation's prediction of a picture of the batch."""
         steps = []
-        for evaluation, (t, seen) in enumerate(self.trail, 1):
+        for evaluation, (t, predicted) in enumerate(self.trail, 1):
             if self.pixels:
-                image = seen[row]
+                image = predicted[row]
             else:
-                pixels = self.coder.decode(seen[row : row + 1]).nan_to_num(0)
+                pixels = self.coder.decode(predicted[row : row + 1]).nan_to_num(0)
                 image = self._composed(to_pil(pixels.cpu().numpy())[0])
             steps.append(Step(image, evaluation, t))
         return tuple(steps)
 
     def _attention(self, shot: Shot, row: int) -> dict[str, Any]:
-        """The map of each word that was asked for and is in this picture's prompt."""
-        found = {}
+        """The map of each word of the plan that is in this picture's prompt."""
+        maps = {}
         if self.maps is not None:
             for word in self.plan.attention:
                 if where := places(self.pipeline, shot.prompt, word, self.plan.prompt_syntax):
-                    found[word] = self.maps.word(row, where).cpu().numpy()
-        return found
+                    maps[word] = self.maps.word(row, where).cpu().numpy()
+        return maps
 
     def _composed(self, image: Image.Image) -> Image.Image:
-        """Outside the mask, if there is one, the picture that was given."""
+        """The picture with the input picture outside the mask, if there is one."""
         if self.plan.mask is not None and self.plan.image is not None:
             return fit.compose(image, self.plan.image.image, self.plan.mask.image)
         return image
 
     def _decoded(self, latent: Tensor) -> Image.Image:
-        """The picture. Raises InvalidOutput: not finite, or flagged by the model's safety checker."""
+        """Decode the picture. Raises InvalidOutput: not finite, or flagged by the model's safety checker."""
         hint = "try --dtype float32, less --guidance or another --scheduler"
         if not latent.isfinite().all():
             raise InvalidOutput("is not finite", hint)
@@ -338,14 +338,14 @@ class Batches:
         return self._composed(image)
 
     def _memory(self, together: int) -> dict[str, Any]:
-        """What was done to fit into memory and numbers, as far as it is not what was asked for."""
-        found: dict[str, Any] = {}
+        """What was changed to fit into memory and half precision, for the record."""
+        changes: dict[str, Any] = {}
         if together < self.plan.batch_size and self.limit < self.plan.batch_size:
-            found["batch_size"] = together
+            changes["batch_size"] = together
         if not self.pixels and self.coder.tiling:
-            found["vae_tiling"] = True
+            changes["vae_tiling"] = True
         if not self.pixels and self.coder.float32:
-            found["vae_dtype"] = "float32"
+            changes["vae_dtype"] = "float32"
         if self.loaded.offload != "none":
-            found["offload"] = self.loaded.offload
-        return found
+            changes["offload"] = self.loaded.offload
+        return changes

@@ -1,8 +1,8 @@
-"""From prompts to what a network reads: embeddings by chunks, weighted as AUTOMATIC1111 does it.
+"""Turn prompts into the embeddings that a network reads: in chunks, weighted as in AUTOMATIC1111.
 
 Stable Diffusion 1 and 2 (one CLIP encoder) and XL (two, and the pooled embedding of the second) read any number of
-chunks, with weights. Stable Diffusion 3 and Flux get the text without its syntax, cut off where their encoders end.
-Without weights, a prompt of one chunk gives exactly what the pipeline's own `encode_prompt` gives.
+chunks, with weights. Families without chunks (Stable Diffusion 3, Flux) get the text without its syntax, cut off where
+their encoders end. Without weights, a prompt of one chunk gives exactly what the pipeline's own `encode_prompt` gives.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffgen.models.families import Family
 from diffgen.prompts.syntax import is_weighted, parse, plain_text
 from diffgen.prompts.tokens import Chunk, chunks
 
-WITHOUT_WEIGHTS = "this family of models reads prompts without weights and BREAK: the text alone was read"
+WITHOUT_WEIGHTS = "this family of models does not support weights and BREAK in prompts: only the text was read"
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def embed(
     guided: bool = True,
     tokens: int | None = None,
 ) -> Embedded:
-    """The embeddings of a prompt and, where `guided`, of its negative prompt, both of the same length.
+    """Embed a prompt and, where `guided`, its negative prompt, both of the same length.
 
     `pipeline` is a loaded diffusers pipeline of the family; tokens that textual inversion added to its tokenizers are
     read. With `syntax` "plain" a text is taken literally, and cut off after one chunk. `clip_skip` N takes the output
@@ -82,22 +82,22 @@ def embed(
 
 
 def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, torch.Tensor]:
-    """What the family's encode_prompt returns, by the names of the call's arguments, without what is None."""
+    """Give the tensors that encode_prompt returns the names of the call's arguments, and drop those that are None."""
     pairs = zip(family.embeddings, tensors, strict=False)  # Flux's returns positions too
     return {name: tensor for name, tensor in pairs if tensor is not None}
 
 
 def places(pipeline: Any, prompt: str, word: str, syntax: str = "a1111") -> list[int]:
-    """Where the tokens of a word, or of words in a row, stand in the embeddings that `embed` makes of a prompt."""
+    """The places of the tokens of a word, or of consecutive words, in the embeddings of a prompt."""
     reader = _Reader(pipeline, pipeline.tokenizer, pipeline.text_encoder, clip_skip=1)
     ids = reader.ids(word)
-    found: list[int] = []
+    matches: list[int] = []
     for number, chunk in enumerate(reader.chunks(prompt, syntax)):
         tokens = [token for token, _ in chunk]
         for first in range(len(tokens) - len(ids) + 1):
             if tokens[first : first + len(ids)] == ids:
-                found += range(number * reader.length + 1 + first, number * reader.length + 1 + first + len(ids))
-    return sorted(set(found))
+                matches += range(number * reader.length + 1 + first, number * reader.length + 1 + first + len(ids))
+    return sorted(set(matches))
 
 
 class _Reader:
@@ -125,9 +125,9 @@ class _Reader:
         text = self.pipeline.maybe_convert_prompt(text, self.tokenizer)
         return self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-    def encode(self, found: list[Chunk], count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode(self, prompt: list[Chunk], count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The chunks, and empty ones up to `count`: embeddings [1, count·length, width], and the first one's pooled."""
-        read = [self._encode(chunk) for chunk in [*found, *[[] for _ in range(count - len(found))]]]
+        read = [self._encode(chunk) for chunk in [*prompt, *[[] for _ in range(count - len(prompt))]]]
         return torch.cat([hidden for hidden, _ in read], dim=1), read[0][1]
 
     def _encode(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -155,7 +155,7 @@ class _Reader:
 def _weigh(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Embeddings [1, length, width] times their tokens' weights [length], scaled back to the mean that they had.
 
-    Where a mean is zero but for rounding there is nothing to scale by, and the product stays.
+    Where a mean is zero except for rounding, nothing can be scaled, and the product stays.
     """
     if bool((weights == 1).all()):
         return hidden
@@ -167,7 +167,7 @@ def _weigh(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _join(read: list[tuple[torch.Tensor, torch.Tensor | None]]) -> tuple[torch.Tensor, Any]:
-    """What several encoders say of a prompt, side by side, and the last one's pooled embedding."""
+    """The embeddings of several encoders side by side, and the last one's pooled embedding."""
     return torch.cat([hidden for hidden, _ in read], dim=-1), read[-1][1]
 
 
@@ -184,7 +184,7 @@ def _embed_text(
     """The pipeline's own embeddings of the prompts' texts: families without chunks."""
     known = inspect.signature(pipeline.encode_prompt).parameters
     if clip_skip != 1 and "clip_skip" not in known:
-        raise UsageError("--clip-skip: this family of models reads no layer of a CLIP encoder that could be skipped")
+        raise UsageError("--clip-skip: this family of models reads no layers of a CLIP encoder, so none can be skipped")
     text, opposite = plain_text(prompt, syntax), plain_text(negative, syntax)
     weighted = any(is_weighted(parse(source, syntax)) for source in (prompt, negative))
     options: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in known}

@@ -1,7 +1,7 @@
-"""What is done to fit into memory and into the range of half precision, and a list of what was done.
+"""Fit into memory: offloading, releasing memory, and the safety checker.
 
-The autoencoder is where both end first: it works on all the pixels, and its activations outgrow float16. So one
-picture at a time goes through it; where memory ends, in tiles; where numbers end, once more in float32.
+The autoencoder needs the most memory, since it works on all the pixels, and its activations may overflow in float16.
+So it takes one picture at a time, in tiles if memory runs out, in float32 if it overflows: see autoencoder.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ HINT = "try a smaller --size; on a GPU also --dtype float16, --offload model, --
 
 
 def check_offload(name: str, device: torch.device) -> str:
-    """The name, if it can be done: on a GPU, by the package accelerate. Raises UsageError, InputError."""
+    """Check the name of an offload mode: it needs a GPU and the package accelerate. Raises UsageError, InputError."""
     if name != "none":
         if device.type == "cpu":
-            raise UsageError(f"--offload {name} spares a GPU's memory, and the device is the CPU", "leave it out")
+            raise UsageError(f"--offload {name} saves a GPU's memory, but the device is the CPU", "leave it out")
         if importlib.util.find_spec("accelerate") is None:
             raise InputError(f"--offload {name} needs the package accelerate", "pip install 'diffgen[offload]'")
     return name
@@ -41,15 +41,15 @@ def offload(pipeline: Any, kind: str, device: torch.device) -> None:
 
 
 def release() -> None:
-    """Give back what is no longer used, so that a smaller attempt finds room."""
+    """Free unused memory before a smaller attempt."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_flagged(safety: tuple[Any, Any], image: Image.Image, device: torch.device, dtype: torch.dtype) -> bool:
-    """What the model's safety checker says of a picture; `safety` is (checker, its image processor)."""
+    """Whether the model's safety checker flags a picture; `safety` is (checker, its image processor)."""
     checker, processor = safety
-    seen = processor(images=[image], return_tensors="pt").pixel_values.to(device=device, dtype=dtype)
-    _, flags = checker(images=np.asarray(image)[None] / 255, clip_input=seen)
+    pixels = processor(images=[image], return_tensors="pt").pixel_values.to(device=device, dtype=dtype)
+    _, flags = checker(images=np.asarray(image)[None] / 255, clip_input=pixels)
     return bool(flags[0])

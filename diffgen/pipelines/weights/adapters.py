@@ -1,7 +1,7 @@
-"""What is added to a loaded model: LoRAs, textual inversions, ControlNets. All from safetensors that the gate has seen.
+"""Add LoRAs, textual inversions and seamless tiling to a loaded model. Their files have passed the gate.
 
-A LoRA is merged: W + scale·(alpha/rank)·B·A, once, so that a picture costs no more with it than without. Its tensors
-are found under the names of every layout in use:
+A LoRA is merged once, W + scale·(alpha/rank)·B·A, so that a picture takes no longer with it. Its tensors may have the
+names of any layout in use:
 
     unet.X.lora_A.weight                        diffusers and PEFT (also transformer.X, text_encoder.X)
     unet.X.processor.to_q_lora.down.weight      older diffusers
@@ -62,16 +62,16 @@ class Matched:
 
 @dataclass
 class _Low:
-    """One low-rank matrix of a file: the names of its tensors."""
+    """A low-rank matrix of a file: the names of its tensors."""
 
     parts: dict[str, str] = field(default_factory=dict)  # down, up, alpha
 
 
 @torch.no_grad()
 def merge_lora(pipeline: Any, family: str, lora: Lora) -> Matched:
-    """Add a LoRA to the weights of the pipeline's networks; how much of it found a place.
+    """Add a LoRA to the weights of the pipeline's networks; returns how much of it matched.
 
-    Raises InputError: nothing fits, a shape that does not, values that are not finite, a kind that is not read (DoRA,
+    Raises InputError if nothing fits, for a wrong shape, values that are not finite, or a kind that is not read (DoRA,
     LoHa, LoKr).
     """
     metadata, header = gate.read_safetensors(lora.path)
@@ -104,7 +104,7 @@ def merge_lora(pipeline: Any, family: str, lora: Lora) -> Matched:
 
 
 def _lows(names: Mapping[str, Any]) -> tuple[dict[str, _Low], list[str]]:
-    """{module: its tensors}, and the names that are of no low-rank matrix."""
+    """({module: its tensors}, the names that belong to no low-rank matrix)."""
     lows: dict[str, _Low] = {}
     strange = []
     for name in names:
@@ -117,7 +117,7 @@ def _lows(names: Mapping[str, Any]) -> tuple[dict[str, _Low], list[str]]:
 
 
 class _Places:
-    """Where in a pipeline a LoRA's modules belong, by all their spellings."""
+    """The places in a pipeline for a LoRA's modules, by all their spellings."""
 
     def __init__(self, pipeline: Any, family: str) -> None:
         self.family = family
@@ -126,18 +126,18 @@ class _Places:
         self.words = code_of(family).words  # in kohya's names every dot is an underscore too
         self.network: Any = parts[self.denoiser]
         self.weights = dict(self.network.named_parameters())
-        self.known: dict[str, Any] = {}
+        self.by_spelling: dict[str, Any] = {}
         for name, part in parts.items():
             if name == self.denoiser or name.startswith("text_encoder"):
                 for path, module in part.named_modules():
                     if isinstance(module, nn.Linear | nn.Conv2d):
                         for spelling in self._spellings(name, path):
-                            self.known.setdefault(spelling, module.weight)
+                            self.by_spelling.setdefault(spelling, module.weight)
 
     def of(self, module: str) -> list[tuple[nn.Parameter, Take]]:
-        """(weight, what it takes of the whole matrix) of each place; none if the model has no such module."""
-        if module in self.known:
-            return [(self.known[module], keep)]
+        """(weight, the part of the matrix that it takes) of each place; none if the model has no such module."""
+        if module in self.by_spelling:
+            return [(self.by_spelling[module], keep)]
         prefix = next((prefix for prefix in _ORIGINAL if module.startswith(prefix)), None)
         if prefix is None:
             return []
@@ -167,19 +167,19 @@ class _Places:
 
 
 def _alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float]:
-    """alpha of a module where the file has no tensor for it: what PEFT wrote into the header, or its rank."""
+    """alpha(module, rank) where the file has no tensor for it: PEFT's value in the header, or the rank."""
     try:
-        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        said = said if isinstance(said, dict) else {}
+        config = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        config = config if isinstance(config, dict) else {}
     except (ValueError, RecursionError):
-        said = {}
+        config = {}
 
     def alpha(module: str, rank: int) -> float:
         part, _, path = module.partition(".")
-        pattern = said.get(f"{part}.alpha_pattern")
+        pattern = config.get(f"{part}.alpha_pattern")
         value = pattern.get(path) if isinstance(pattern, dict) else None
-        value = said.get(f"{part}.lora_alpha", rank) if value is None else value
-        value = value * math.sqrt(rank) if said.get(f"{part}.use_rslora") is True else value
+        value = config.get(f"{part}.lora_alpha", rank) if value is None else value
+        value = value * math.sqrt(rank) if config.get(f"{part}.use_rslora") is True else value
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else float(rank)
 
     return alpha
@@ -191,7 +191,7 @@ def _delta(lora: Lora, module: str, tensors: dict[str, Tensor], alphas: Callable
     rank = len(down)
     fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == rank and up[0, 0].numel() == 1
     if not fits:
-        raise InputError(f"{lora.path}: {module!r} is no product of {list(up.shape)} and {list(down.shape)}")
+        raise InputError(f"{lora.path}: {module!r} is not a product of {list(up.shape)} and {list(down.shape)}")
     alpha = float(tensors["alpha"]) if "alpha" in tensors else alphas(module, rank)
     product = (up.flatten(1) @ down.flatten(1)) * (lora.scale * alpha / rank)
     return product.reshape(len(up), *down.shape[1:])
@@ -209,10 +209,10 @@ def _add(lora: Lora, module: str, weight: nn.Parameter, delta: Tensor) -> None:
 
 
 def add_embedding(pipeline: Any, embedding: Embedding) -> int:
-    """Teach the pipeline's tokenizers and text encoders a new word; how many vectors it has.
+    """Add a word to the pipeline's tokenizers and text encoders; returns its number of vectors.
 
-    A file holds one tensor [n, width], or one for each of two encoders (clip_l, clip_g); the width says which.
-    Raises InputError: nothing fits, the word is taken, values that are not finite.
+    A file holds one tensor [n, width], or one for each of two encoders (clip_l, clip_g), as the width shows.
+    Raises InputError if nothing fits, the word is taken, or values are not finite.
     """
     parts = pipeline.components
     encoders = {
@@ -246,14 +246,14 @@ def add_embedding(pipeline: Any, embedding: Embedding) -> int:
 
 
 def seamless(pipeline: Any, on: bool) -> None:
-    """Make the networks of pixels see their picture's left edge beside its right one, and its top below its bottom."""
+    """Make pictures that repeat without seams: convolutions wrap around the edges. Off: they pad with zeros."""
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             seamless_network(part, on)
 
 
 def seamless_network(network: nn.Module, on: bool) -> None:
-    """Convolutions that pad with what is on the other side, or again with zeros."""
+    """Let a network's convolutions pad with the opposite side, or with zeros again."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.padding_mode = "circular" if on else "zeros"

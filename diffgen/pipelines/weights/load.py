@@ -1,4 +1,4 @@
-"""From checked files to a pipeline of diffusers: the families' pipelines, ControlNets, the safety checker.
+"""Load checked files into pipelines of diffusers, ControlNets and the safety checker.
 
 Nothing named in a file is imported, nothing is unpickled, nothing is fetched.
 """
@@ -29,9 +29,9 @@ from .tokenizers import tokenizer_of
 
 
 def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) -> Any:
-    """The text-to-image pipeline of a model that has passed the gate, ready but for its scheduler, which is None.
+    """Load the text-to-image pipeline of a model that has passed the gate; its scheduler is None.
 
-    A refiner comes in its image-to-image pipeline, an unconditional model in DDPMPipeline. The VAE is in float32: it
+    A refiner has an image-to-image pipeline, an unconditional model DDPMPipeline. The VAE is in float32, because it
     overflows in float16. Raises InputError where a configuration makes no network, names, shapes or values of the
     weights do not fit it, or the parts do not fit each other.
     """
@@ -50,7 +50,7 @@ def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) ->
 
 
 def assemble(cls: type, family: Family, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
-    """A pipeline of that class of diffusers, of the parts and switches that it takes; other parts are left out."""
+    """Make a pipeline of a class of diffusers from the parts and settings that it takes; others are left out."""
     known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     optional = {name: None for name, part in family.parts.items() if part.optional}
     arguments = {**optional, **family.fixed, **parts, **settings}
@@ -60,15 +60,17 @@ def assemble(cls: type, family: Family, parts: Mapping[str, Any], settings: Mapp
 
 
 def load_refiner(checked: Checked, device: torch.device, dtype: torch.dtype) -> Any:
-    """The pipeline of SDXL's refiner, which takes a picture or latents. Raises InputError for any other model."""
+    """Load a refiner, whose pipeline takes a picture or latents. Raises InputError for any other model."""
     if not checked.row.is_refiner:
-        raise InputError(f"{checked.folder}: no refiner of Stable Diffusion XL, but of the family {checked.family}")
+        raise InputError(f"{checked.folder}: not a refiner of Stable Diffusion XL, but of the family {checked.family}")
     return load_pipeline(checked, device, dtype)
 
 
 def load_safety_checker(checked: Checked, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any] | None:
-    """(checker, its image processor), as `run_safety_checker` of Stable Diffusion 1's pipelines needs them; None where
-    the model has none. Raises InputError."""
+    """Load (checker, its image processor), as `memory.is_flagged` needs them; None if the model has none.
+
+    Raises InputError.
+    """
     if not {"safety_checker", "feature_extractor"} <= set(checked.companions):
         return None
     component = gate.check_companion(checked, "safety_checker")
@@ -77,10 +79,10 @@ def load_safety_checker(checked: Checked, device: torch.device, dtype: torch.dty
 
 
 def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The ControlNet in a diffusers folder, or in a file in diffusers' or the original layout, for a model's UNet.
+    """Load a ControlNet for a UNet, from a diffusers folder or from a file in diffusers' or the original layout.
 
-    A file has no configuration: its is the UNet's, whose first half a ControlNet is. Raises InputError for what is no
-    ControlNet and for one that is made for another family.
+    A file has no configuration; the UNet's applies, since a ControlNet is a copy of its first half. Raises InputError
+    for other kinds of files and for a ControlNet of another family.
     """
     component = _controlnet_component(Path(path), unet)
     names = component.tensors or {}
@@ -99,7 +101,7 @@ def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: to
 
 
 def _controlnet_component(path: Path, unet: Any) -> Component:
-    """A ControlNet's files, checked."""
+    """Check a ControlNet's files. Raises InputError."""
     if path.is_dir():
         config = gate.read_json(path / "config.json")
         if config.get("_class_name") != "ControlNetModel":
@@ -109,7 +111,7 @@ def _controlnet_component(path: Path, unet: Any) -> Component:
     tensors = gate.read_header(path)
     config = {
         **unet.config,
-        "in_channels": unet.config.out_channels,  # those of an inpainting UNet are more
+        "in_channels": unet.config.out_channels,  # an inpainting UNet has more
         "conditioning_embedding_out_channels": _hint_widths(path, tensors),
     }
     return Component("controlnet", "diffusers", "ControlNetModel", path, config, (path,), tensors)
@@ -122,14 +124,14 @@ def _hint_widths(path: Path, tensors: Mapping[str, gate.Tensor]) -> list[int]:
         lambda i: f"input_hint_block.{4 * i}.weight",
         lambda i: f"controlnet_cond_embedding.{f'blocks.{2 * i - 1}' if i else 'conv_in'}.weight",
     ):
-        held = itertools.takewhile(tensors.__contains__, map(name, itertools.count()))
-        if widths := [tensors[key].shape[0] for key in held]:
+        names = itertools.takewhile(tensors.__contains__, map(name, itertools.count()))
+        if widths := [tensors[key].shape[0] for key in names]:
             return widths
-    raise InputError(f"{path}: no ControlNet: it has no convolutions for a control picture")
+    raise InputError(f"{path}: not a ControlNet: it has no convolutions for a control picture")
 
 
 def _load(checked: Checked, component: Component, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of the folder, or of the single file in its original layout."""
+    """Load a network of the folder, or of the single file in its original layout."""
     if checked.file is None or component.weights != (checked.file,):
         return load_network(component, device, dtype)
     family, name, config = checked.family, component.name, component.config
@@ -138,7 +140,7 @@ def _load(checked: Checked, component: Component, device: torch.device, dtype: t
 
 
 def _processor(component: Component) -> CLIPImageProcessorPil:
-    """CLIP's image processor: of its configuration the sizes and numbers."""
+    """CLIP's image processor, with the sizes and numbers of its configuration."""
     known = {
         "size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb",
         "image_mean", "image_std", "rescale_factor", "resample",
@@ -151,7 +153,7 @@ def _processor(component: Component) -> CLIPImageProcessorPil:
 
 
 def _settings(checked: Checked) -> dict[str, bool]:
-    """The family's switches, as a folder's model_index.json has them."""
+    """The family's settings in a folder's model_index.json."""
     if checked.file is not None and checked.folder == checked.file.parent:
         return {}  # a single file without a folder
     index = gate.read_json(checked.folder / "model_index.json")
@@ -159,7 +161,7 @@ def _settings(checked: Checked) -> dict[str, bool]:
 
 
 def _check_vocabularies(checked: Checked, loaded: Mapping[str, Any]) -> None:
-    """Has each text encoder a row for every token of its tokenizer? Raises InputError."""
+    """Raise InputError unless each text encoder has a row for every token of its tokenizer."""
     for name, tokenizer in loaded.items():
         if name.startswith("tokenizer"):
             rows = loaded[name.replace("tokenizer", "text_encoder")].config.vocab_size

@@ -1,7 +1,7 @@
-"""A network with its weights: built without memory, compared with the files' headers, then filled tensor by tensor.
+"""Load a network: build it without memory, compare it with the files' headers, fill it tensor by tensor.
 
-The class comes from our own table. Names and shapes of the weights must fit it exactly before one of them is read, and
-every value must be finite.
+The class comes from our own table. Names and shapes of the weights must fit it exactly before any is read, and every
+value must be finite.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from diffgen.models.gate import Component, Tensor
 
 from .pieces import Layout, Take, keep
 
-# What is taken from a configuration of transformers. Others of its keys choose code (attention kernels) or do nothing.
+# The keys that are read from a configuration of transformers. Others choose code (attention kernels) or do nothing.
 CLIP_TEXT = {
     "vocab_size", "hidden_size", "intermediate_size", "projection_dim", "num_hidden_layers", "num_attention_heads",
     "max_position_embeddings", "hidden_act", "layer_norm_eps", "pad_token_id", "bos_token_id", "eos_token_id",
@@ -44,31 +44,31 @@ T5 = {
     "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj", "pad_token_id", "eos_token_id",
 }  # fmt: skip
 
-# Bounds on configurations: without them a few bytes could ask for a network that takes days to build.
+# Bounds on configurations: without them a few bytes could describe a network that takes days to build.
 MAX_NUMBER = 10**6
 MAX_LIST = 64
 
 
 def _clip_text(cls: type, config: dict[str, Any]) -> nn.Module:
-    return cls(CLIPTextConfig(**_known(CLIP_TEXT, config), attn_implementation="sdpa"))
+    return cls(CLIPTextConfig(**_only(CLIP_TEXT, config), attn_implementation="sdpa"))
 
 
 def _t5(cls: type, config: dict[str, Any]) -> nn.Module:
-    return cls(T5Config(**_known(T5, config), attn_implementation="sdpa"))
+    return cls(T5Config(**_only(T5, config), attn_implementation="sdpa"))
 
 
 def _safety_checker(cls: type, config: dict[str, Any]) -> nn.Module:
     vision = config.get("vision_config")
-    vision = _known(CLIP_VISION, vision) if isinstance(vision, dict) else {}
+    vision = _only(CLIP_VISION, vision) if isinstance(vision, dict) else {}
     width = {"projection_dim": config["projection_dim"]} if "projection_dim" in config else {}
     return cls(CLIPConfig(vision_config=vision, **width))
 
 
-def _known(keys: Any, config: dict[str, Any]) -> dict[str, Any]:
+def _only(keys: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
-# The classes of diffusers that a family's row names, and those of transformers, which each take other keys.
+# The classes of diffusers in the families' rows; and those of other libraries, each with its own keys.
 _DIFFUSERS = {"ControlNetModel"} | {
     name
     for row in FAMILIES.values()
@@ -85,18 +85,18 @@ _TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
 
 
 def make_network(class_name: str, config: dict[str, Any]) -> nn.Module:
-    """A network of a class in our tables, with fresh weights. Raises whatever its constructor raises."""
+    """Make a network of a class in our tables, with fresh weights. Raises whatever its constructor raises."""
     if class_name in _TRANSFORMERS:
         return _TRANSFORMERS[class_name](config)
     if class_name not in _DIFFUSERS:
         raise ValueError(f"there is no class {class_name!r} in the table of families")
     cls = getattr(diffusers, class_name)
-    return cls(**_known(inspect.signature(cls.__init__).parameters, config))
+    return cls(**_only(inspect.signature(cls.__init__).parameters, config))
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of a network comes from: a tensor of the files, and what is taken of it."""
+    """Where a tensor of a network comes from: a tensor of the files, and the part of it."""
 
     name: str
     take: Take
@@ -109,26 +109,26 @@ def load_network(
     layout: Layout | None = None,
     constants: Mapping[str, Take] | None = None,
 ) -> Any:
-    """The network of a component that has passed the gate, with its weights, for inference.
+    """Load the network of a component that has passed the gate, for inference.
 
     `layout` translates the names of an original layout (None: diffusers' and transformers' own), `constants` makes
-    tensors that no file of that layout holds. What must not be in half precision (T5's output projections in float16)
-    stays in float32. Raises InputError where the configuration makes no network, or names, shapes or values of the
+    tensors that no file of that layout holds. Tensors too narrow in float16 (T5's output projections) stay in
+    float32. Raises InputError where the configuration makes no network, or names, shapes or values of the
     weights do not fit it.
     """
     _check_bounds(component)
     try:
         with torch.device("meta"):
             network: Any = make_network(component.class_name, component.config)
-    except Exception as error:  # whatever a constructor raises for arguments that do not go together
+    except Exception as error:  # whatever a constructor raises for arguments that do not fit together
         raise InputError(f"{component.folder / 'config.json'}: makes no {component.class_name}: {error}") from error
     expected, aliases = _tensors_of(network)
-    made = {name: take for name, take in (constants or {}).items() if name in expected}
-    sources = _match(component, {name: expected[name] for name in expected if name not in made}, aliases, layout)
+    constant = {name: take for name, take in (constants or {}).items() if name in expected}
+    sources = _match(component, {name: expected[name] for name in expected if name not in constant}, aliases, layout)
     exact = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
     dtypes = {name: torch.float32 if exact & set(name.split(".")) else dtype for name in expected}
     tensors = _read(component, sources, dtypes, device)
-    for name, take in made.items():
+    for name, take in constant.items():
         tensors[name] = take(torch.empty(expected[name], device="meta")).to(device, dtypes[name])
     network.load_state_dict({**tensors, **{a: tensors[name] for a, name in aliases.items()}}, strict=True, assign=True)
     if aliases:
@@ -145,34 +145,34 @@ def _tensors_of(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[st
     aliases: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in network.state_dict(keep_vars=True).items():
-        known = first.setdefault(id(tensor), name)
-        if known == name:
+        original = first.setdefault(id(tensor), name)
+        if original == name:
             shapes[name] = tuple(tensor.shape)
         else:
-            aliases[name] = known
+            aliases[name] = original
     return shapes, aliases
 
 
 def _fill(component: Component, network: nn.Module, name: str, buffer: torch.Tensor, device: torch.device) -> None:
-    """The one buffer that files do not hold: CLIP's position_ids, 0, 1, 2, …"""
+    """Fill the one buffer that files do not hold: CLIP's position_ids, 0, 1, 2, …"""
     owner, _, key = name.rpartition(".")
     if key != "position_ids":
         raise InputError(
-            f"{component.folder / 'config.json'}: this {component.class_name} has a table, {name}, of its own"
+            f"{component.folder / 'config.json'}: this {component.class_name} needs the table {name}, which files lack"
         )
     ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
     network.get_submodule(owner).register_buffer(key, ids, persistent=False)
 
 
 def _check_bounds(component: Component) -> None:
-    """Refuse numbers and lists without measure, and more layers than there are tensors."""
+    """Raise InputError for excessive numbers and lists, and for more layers than there are tensors."""
     where = component.folder / "config.json"
     layers, blocks = 1, 0
     for key, value in component.config.items():
         items = _flat(value)
         numbers = [n for n in items if isinstance(n, int | float)]
         if len(items) > MAX_LIST or any(not abs(n) <= MAX_NUMBER for n in numbers):
-            raise InputError(f"{where}: {key!r} is out of all bounds")
+            raise InputError(f"{where}: {key!r} is out of bounds")
         if key in ("layers_per_block", "transformer_layers_per_block"):
             layers *= max([1, *map(math.ceil, numbers)])
         if key in ("num_hidden_layers", "num_layers", "num_single_layers"):
@@ -180,7 +180,7 @@ def _check_bounds(component: Component) -> None:
         if key == "down_block_types":
             layers *= max(1, len(items))
     if max(layers, blocks) > len(component.tensors or {}):
-        raise InputError(f"{where}: asks for more layers ({max(layers, blocks)}) than there are weights")
+        raise InputError(f"{where}: describes more layers ({max(layers, blocks)}) than there are weights")
 
 
 def _flat(value: Any) -> list[Any]:
@@ -195,21 +195,21 @@ def _match(
     """{name in the network: its source}. Raises InputError unless both have the same tensors and shapes."""
     where = component.folder if layout is None else component.weights[0]
     sources: dict[str, Source] = {}
-    found: dict[str, str] = {}  # the name by which each was found: an alias or its own
+    spellings: dict[str, str] = {}  # the name that matched each: an alias or its own
     for name, tensor in (component.tensors or {}).items():
         if name.endswith("embeddings.position_ids"):
             continue  # 0, 1, 2, …: older files hold it
-        for wanted, take in [(name, keep)] if layout is None else layout(name):
-            spelled = next((s for s in _spellings(wanted) if s in expected or s in aliases), None)
+        for target, take in [(name, keep)] if layout is None else layout(name):
+            spelled = next((s for s in _spellings(target) if s in expected or s in aliases), None)
             if spelled is None:
                 raise InputError(f"{where}: the tensor {name!r} does not belong to its {component.class_name}")
             ours = aliases.get(spelled, spelled)
             _check_shape(f"{where}: the tensor {name!r}", tensor, take, expected[ours])
             if ours in sources:
-                if spelled in aliases or found[ours] in aliases:
+                if spelled in aliases or spellings[ours] in aliases:
                     continue  # one tensor under both of its names
                 raise InputError(f"{where}: the tensor {name!r} is there under two names")
-            sources[ours], found[ours] = Source(name, take), spelled
+            sources[ours], spellings[ours] = Source(name, take), spelled
     missing = sorted(set(expected) - set(sources))
     if missing:
         raise InputError(f"{where}: the tensor {missing[0]!r} is missing ({len(missing)} in all)")
@@ -227,7 +227,7 @@ def _check_shape(what: str, tensor: Tensor, take: Take, expected: tuple[int, ...
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A tensor's name, and what other versions of diffusers and transformers call the same."""
+    """A tensor's name, and its names in other versions of diffusers and transformers."""
     yield name
     yield name.removeprefix("text_model.")
     yield f"text_model.{name}"
@@ -239,15 +239,15 @@ def _spellings(name: str) -> Iterator[str]:
 def _read(
     component: Component, sources: dict[str, Source], dtypes: dict[str, torch.dtype], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """The tensors, under their names in the network. Raises InputError for a value that is not finite."""
-    wanted: dict[str, list[str]] = {}
+    """Read the tensors, under their names in the network. Raises InputError for a value that is not finite."""
+    targets: dict[str, list[str]] = {}
     for target, source in sources.items():
-        wanted.setdefault(source.name, []).append(target)
+        targets.setdefault(source.name, []).append(target)
     tensors = {}
     for path in component.weights:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                for target in wanted.get(name, ()):
+                for target in targets.get(name, ()):
                     dtype = dtypes[target]
                     tensor = sources[target].take(file.get_tensor(name)).to(dtype).contiguous()
                     if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):

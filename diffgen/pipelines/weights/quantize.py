@@ -1,7 +1,7 @@
-"""Weights in eight bits, by torchao, which diffusers recommends: an optional package (`pip install diffgen[quantize]`).
+"""Weights in eight bits by torchao, an optional package (`pip install diffgen[quantize]`).
 
-Each row of a linear layer's matrix keeps its greatest magnitude and 255 steps below it; it is multiplied in the
-layer's own dtype (weight-only int8). Convolutions and the autoencoder stay as they are.
+Each row of a linear layer's matrix becomes int8 with a scale; it is multiplied in the layer's own dtype (weight-only
+int8). Convolutions and the autoencoder stay as they are.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_
 
 
 def check() -> None:
-    """Is the package there? Raises InputError, which says how to get it."""
+    """Raise InputError without the package, with the command that installs it."""
     if importlib.util.find_spec("torchao") is None:
         raise InputError("weights in eight bits need the package torchao", "pip install torchao")
 
 
 @torch.inference_mode(False)
 def quantize(pipeline: Any) -> float:
-    """Quantise the linear layers of a loaded pipeline in place; returns the part of its bytes that is left, 0 to 1.
+    """Quantise the linear layers of a loaded pipeline in place; returns the remaining share of its bytes, 0 to 1.
 
-    After it nothing can be merged into the weights: LoRAs go before. Raises InputError without the package.
+    LoRAs must be merged before. Raises InputError without the package.
     """
     check()
     for name in ("torchao", "torch.utils._pytree"):  # they report kernels for other devices, and each other

@@ -1,6 +1,6 @@
-"""Tokenizers from the files of a folder: CLIP's byte pairs and T5's unigrams, rebuilt from their tables alone.
+"""Make tokenizers from the files of a folder: CLIP's byte pairs and T5's unigrams, from their tables alone.
 
-What else such a file may say (patterns, code to split and join with) is not taken over: both classes bring their own.
+Patterns and code to split and join with, which such a file may name, are ignored: both classes have their own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from diffgen.errors import InputError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json
-from diffgen.prompts.tokens import special_tokens as known_tokens
+from diffgen.prompts.tokens import special_tokens as tokens_of
 from diffgen.prompts.words import read_vocabulary
 
 T5_LENGTH = 512  # tokens
@@ -25,9 +25,10 @@ T5_EXTRA = 100  # <extra_id_0> … <extra_id_99>, which spiece.model leaves out 
 
 
 def tokenizer_of(component: Component, encoder: Any) -> CLIPTokenizer | T5Tokenizer:
-    """The tokenizer of a component that has passed the gate, for an encoder of that configuration. Raises InputError.
+    """Make the tokenizer of a component that has passed the gate, for an encoder of that configuration.
 
     CLIP's cuts a text where its encoder ends; T5's encoder has no end, and its pipelines cut at T5_LENGTH or before.
+    Raises InputError.
     """
     if component.class_name.startswith("T5"):
         return load_t5_tokenizer(component.folder, T5_LENGTH)
@@ -35,13 +36,13 @@ def tokenizer_of(component: Component, encoder: Any) -> CLIPTokenizer | T5Tokeni
 
 
 def load_tokenizer(folder: Path, length: int, special_tokens: Mapping[str, str] | None = None) -> CLIPTokenizer:
-    """CLIP's tokenizer with the vocabulary of a folder; it cuts a text at `length` tokens.
+    """Make CLIP's tokenizer with the vocabulary of a folder; it cuts a text at `length` tokens.
 
-    `special_tokens` (bos_token, eos_token, pad_token, unk_token) go before those that the folder names. Raises
+    `special_tokens` (bos_token, eos_token, pad_token, unk_token) override those that the folder names. Raises
     InputError.
     """
     vocabulary, merges = read_vocabulary(folder)
-    special = known_tokens(folder) | dict(special_tokens or {})
+    special = tokens_of(folder) | dict(special_tokens or {})
     outside = [token for token in special.values() if token not in vocabulary]
     if outside:
         raise InputError(f"{folder}: the token {outside[0]!r} is not in the vocabulary")
@@ -52,7 +53,7 @@ def load_tokenizer(folder: Path, length: int, special_tokens: Mapping[str, str] 
 
 
 def load_t5_tokenizer(folder: Path, length: int) -> T5Tokenizer:
-    """T5's tokenizer with the vocabulary of a folder's tokenizer.json, else of its spiece.model. Raises InputError."""
+    """Make T5's tokenizer with the vocabulary of a folder's tokenizer.json or spiece.model. Raises InputError."""
     path = folder / "tokenizer.json"
     pieces, normalization = _from_json(path) if path.exists() else _from_sentencepiece(folder / "spiece.model")
     if [piece for piece, _ in pieces[:3]] != ["<pad>", "</s>", "<unk>"]:
@@ -69,7 +70,7 @@ def _from_json(path: Path) -> tuple[list[tuple[str, float]], bytes | None]:
     model = content.get("model")
     rows = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(rows, list) or not all(_is_piece(row) for row in rows):
-        raise InputError(f"{path}: no list of pieces and numbers")
+        raise InputError(f"{path}: has no list of pieces and numbers")
     return [(piece, float(score)) for piece, score in rows], _charsmap(path, content.get("normalizer"))
 
 
@@ -78,7 +79,7 @@ def _is_piece(row: Any) -> bool:
 
 
 def _charsmap(path: Path, normalizer: Any) -> bytes | None:
-    """The table of the first precompiled normalizer, which may stand in a sequence."""
+    """The table of the first precompiled normalizer, which may be in a sequence."""
     if not isinstance(normalizer, dict):
         return None
     parts = normalizer.get("normalizers")
