@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from diffgen.cli.app import app
+from diffgen.generation.options import json_types
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["docs/ways.md", "docs/seeing.md", "docs/prompts.md", "samples/gallery/README.md"]
@@ -70,6 +71,12 @@ def test_every_command_parses(name: str) -> None:
         for word in rest:
             if word.startswith("samples/"):
                 assert (ROOT / word).exists(), f"{name}: {words}"
+
+
+def test_every_key_of_prompt_files_is_documented() -> None:
+    table = (ROOT / "docs" / "prompts.md").read_text("utf-8").split("| key | value |")[1]
+    keys = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|")))
+    assert sorted(keys) == sorted(["prompt", *json_types()])
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
