@@ -9,10 +9,11 @@ from safetensors.numpy import save_file
 from test_models_gate import TENSORS, make_folder
 
 import schedulers
-from diffgen.errors import InputError
+from diffgen.errors import InputError, UsageError
 from diffgen.models import gate
-from diffgen.models.families import COMPANIONS, FAMILIES, PIPELINES, defaults_of, family_of
+from diffgen.models.families import COMPANIONS, FAMILIES, PIPELINES, TASKS, class_of, defaults_of, family_of
 from diffgen.models.gate import check_companion, check_folder
+from diffgen.models.single_file import CONFIGS
 
 CLIP, SECOND = ("transformers", "CLIPTextModel"), ("transformers", "CLIPTextModelWithProjection")
 TOKENIZER, T5 = ("transformers", "CLIPTokenizer"), ("transformers", "T5EncoderModel")
@@ -231,6 +232,29 @@ def test_every_pipeline_has_a_family():
     for pipeline in PIPELINES:
         assert family_of(pipeline, {"text_encoder"}, {}) is not None
     assert family_of("WanPipeline", set(), {}) is None
+
+
+def test_rows_are_complete():
+    """Each row names what exists: tasks, refiner, places in single files, vocabularies, the bundled configurations."""
+    for name, family in FAMILIES.items():
+        assert name == family.name
+        assert set(family.tasks) <= set(TASKS)
+        assert family.refiner is None or FAMILIES[family.refiner].is_refiner
+        assert set(family.tokens) <= {None, *family.variants}
+        assert family.denoiser in family.parts
+        assert family.reads_prompts == bool(family.embeddings)
+        assert (
+            bool(family.marks) == bool(family.in_files) == (CONFIGS / name).is_dir() == (family.configure is not None)
+        )
+        if family.marks:
+            networks = {part for part, what in family.parts.items() if what.kind == "network"}
+            assert set(family.in_files) == networks
+            assert set(gate.read_index(CONFIGS / name).pairs) == set(family.parts)
+        for part in family.parts.values():
+            assert (part.kind == "tokenizer") == (CONFIGS / part.vocabulary != CONFIGS)
+            assert (CONFIGS / part.vocabulary).is_dir()
+    with pytest.raises(UsageError, match="ControlNet is not supported for models of the family flux"):
+        class_of("flux", "control")
 
 
 def test_the_guides_table_is_the_families():

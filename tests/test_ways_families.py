@@ -16,6 +16,7 @@ from tiny import build
 import diffgen
 from diffgen.errors import InputError, UsageError
 from diffgen.images.metadata import encode_png
+from diffgen.models.families import FAMILIES as ROWS
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import make_plan
 from diffgen.reproduce import reproduce
@@ -73,6 +74,32 @@ def theirs(generator: ImageGenerator, name: str, **more: Any) -> Any:
     pipeline = getattr(diffusers, name)(**parts, **said, scheduler=scheduler, **more)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def test_rows_name_what_diffusers_and_this_room_have() -> None:
+    import diffusers
+
+    from diffgen.pipelines.families import Code, code_of
+    from diffgen.pipelines.sampling.latents import CODECS
+
+    for name, family in ROWS.items():
+        assert isinstance(code_of(name), Code)
+        assert family.latents in CODECS
+        for cls in (*family.pipelines, *family.tasks.values()):
+            assert hasattr(diffusers, cls), cls
+
+
+def test_packing_is_diffusers_own() -> None:
+    from diffusers import FluxPipeline
+
+    from diffgen.pipelines.sampling.latents import CODECS
+
+    x = torch.randn(2, 16, 6, 10)
+    packed = CODECS["packed"].pack(x)
+    assert torch.equal(packed, FluxPipeline._pack_latents(x, 2, 16, 6, 10))
+    assert torch.equal(CODECS["packed"].unpack(packed, 6, 10), x)
+    assert torch.equal(FluxPipeline._unpack_latents(packed, 48, 80, 8), x)
+    assert torch.equal(CODECS["plain"].unpack(CODECS["plain"].pack(x), 6, 10), x)
 
 
 NAMES = {

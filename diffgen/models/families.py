@@ -1,7 +1,7 @@
 """The families of models, one row each. Code reads the row instead of comparing a family's name.
 
-What a row cannot say (the layout of the network's weights, its inputs) stands in the row's module in
-`diffgen/pipelines/families/`. A name in a file is only ever compared with this table; nothing is imported by it.
+What a row cannot hold (the layout of the network's weights, its inputs) is in the module that the row names, in
+`diffgen/pipelines/families/`. Names in files are only compared with this table; none of them is ever imported.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ TASKS = {
 
 @dataclass(frozen=True)
 class InFile:
-    """Where a network lies in a single-file checkpoint, and in which layout."""
+    """Where a single-file checkpoint holds a network, and in which layout."""
 
     layout: str  # "denoiser" (of the family's module), or one that families share: see pipelines/weights/layouts.py
     prefixes: tuple[str, ...]  # one of them begins the names of the network's tensors
     inner: str = ""  # what follows the prefix in these names; tensors without it are not read
-    bare: tuple[str, ...] = ()  # how the names begin in a file that holds this network alone, without a prefix
+    bare: tuple[str, ...] = ()  # how the names begin in a file that holds only this network, without a prefix
     identities: tuple[str, ...] = ()  # matrices of the network that no file holds: the identity
 
 
@@ -61,7 +61,7 @@ class Defaults(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """What models of one kind have in common."""
+    """What the models of a family have in common."""
 
     name: str
     title: str
@@ -73,7 +73,7 @@ class Family:
     module: str = "unet"  # in pipelines/families: layout, checks and inputs of the network
 
     # Pipelines
-    fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are no parts
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are not parts
     settings: tuple[str, ...] = ()  # switches of model_index.json that their constructors take
     refiner: str | None = None  # the family of models that can take over the last steps
 
@@ -173,7 +173,7 @@ _FEW_STEPS = {
     "lcm-merged": Defaults(6, 1.0, "lcm"),
 }
 
-# Of the families that a file has the marks of, the last one is meant: the special ones follow the general ones.
+# If a file has the marks of several families, it belongs to the last one: special families follow general ones.
 FAMILIES = {
     family.name: family
     for family in (
@@ -396,7 +396,7 @@ TEXT_WIDTHS: dict[int | None, str] = {
     row.text_width: row.name for row in FAMILIES.values() if row.text_width is not None
 }
 
-# What a folder may name besides, and what text to image does not need. Checked only where it is asked for.
+# Components that a folder may name and that text to image does not need. They are checked only when they are used.
 COMPANIONS = {
     "safety_checker": _network("stable_diffusion", "StableDiffusionSafetyChecker"),
     "feature_extractor": Part(
@@ -420,7 +420,7 @@ def class_of(family: str, task: str) -> str:
 
 
 def candidates(pipeline: str, parts: set[str]) -> list[Family]:
-    """The families that a pipeline of that class name and with those components may belong to; none: not read.
+    """The families that a pipeline of that class and with those components may belong to; empty if it is not read.
 
     These are the families that miss the fewest components and, among them, need the most.
     """
@@ -444,10 +444,10 @@ def family_of(pipeline: str, parts: set[str], unet: Mapping[str, Any]) -> Family
 def variant_of(
     family: Family, name: str, pipeline: str, network: Mapping[str, Any], scheduler: Mapping[str, Any]
 ) -> str | None:
-    """Which of the family's variants a model is, by its configurations first, then by its name; None is the plain one.
+    """The variant of a family's model, by its configurations first, then by its name; None is the plain one.
 
     inpaint: 9 channels in. lcm: the UNet has a projection for the guidance (time_cond_proj_dim). lcm-merged: it has
-    none, but LCM's pipeline or scheduler, or "lcm" in the name. turbo: an Euler scheduler with trailing times for
+    none, and LCM's pipeline or scheduler, or "lcm" in the name. turbo: an Euler scheduler with trailing times for
     epsilon, or "turbo" or "lightning" in the name. 3.5: normalised queries and keys. schnell: no guidance embedding.
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))

@@ -65,7 +65,7 @@ def _resnet(block: str, rest: str) -> str | None:
     return None if target is None else f"{block}.{target}"
 
 
-def controlnet(name: str, config: Mapping[str, Any]) -> Pieces | None:
+def controlnet_layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
     """lllyasviel/ControlNet cldm/cldm.py: the UNet's first half, its outputs, and a stack of convolutions (hint)."""
     stem, _, end = name.rpartition(".")
     if match := re.fullmatch(r"zero_convs\.(\d+)\.0", stem):

@@ -22,7 +22,7 @@ from diffgen.models.families import Family
 from diffgen.models.gate import Checked, Component
 
 from ..families import code_of
-from ..families.unet import controlnet as controlnet_names
+from ..families.unet import controlnet_layout
 from .layouts import constants, file_layout, first_prefix, pieces_of
 from .network import load_network
 from .tokenizers import tokenizer_of
@@ -88,7 +88,7 @@ def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: to
     names = component.tensors or {}
     original = any(name.endswith("input_hint_block.0.weight") for name in names)
     prefix = first_prefix(("control_model.",), names)
-    layout = functools.partial(pieces_of, controlnet_names, component.config, prefix) if original else None
+    layout = functools.partial(pieces_of, controlnet_layout, component.config, prefix) if original else None
     network = load_network(component, device, dtype, layout)
     for key in ("cross_attention_dim", "addition_embed_type"):
         ours, theirs = network.config[key], unet.config[key]
