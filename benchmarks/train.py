@@ -4,26 +4,28 @@
     python benchmarks/train.py [--data samples/emoji32] [--images 6400] [--threads 2] [--device cpu]
 
 The peers are denoising-diffusion-pytorch's UNet with the step of its `Trainer`, and diffusers' UNet2DModel with the
-step of its example train_unconditional.py. Against each stands a UNet of ours whose parameters and multiply-adds are
-within 10 % of the peer's. All get the same pictures in the same order, 32×32, 32 at a time, from memory (the peers' own
-loaders, which decode files in worker processes, are left out). They train on epsilon with the linear schedule, at the
-same learning rate, after the same warm-up: the peers' own, 1e-4, is made for runs of days. Optimizer, clipping,
-averages and the reading of each loss are their own, and so is float32, unless --peer-autocast. Ours computes in what
-`diffgen train` chooses: bfloat16 on a device that is fast with it.
+step of its example train_unconditional.py. Each is compared with a UNet of ours with the same parameters and
+multiply-adds within 10 %. All get the same pictures in the same order, 32×32, 32 at a time, from memory (without the
+peers' loaders, which decode files in worker processes). They train on epsilon with the linear schedule, at the
+same learning rate, after the same warm-up: the peers' default, 1e-4, is for runs of days. Optimizer, clipping,
+averages and the reading of each loss are their own, and so is float32, unless --peer-autocast. Ours computes in the
+precision that `diffgen train` chooses: bfloat16 on a device that is fast in it.
 
 They take turns, --steps steps at a time; the first round warms up and is not counted. The ratio is the median of the
-rounds' ratios. The held-out loss is the mean squared error of epsilon on pictures that none has trained on, at times
-and noises that are the same for all, of the raw weights and of their average.
+rounds' ratios. The held-out loss is the mean squared error of epsilon on pictures that none was trained on, at the same
+times and with the same noise for all, of the weights and of their average.
 
-denoising-diffusion-pytorch imports torchvision for its data set and its grids, which are not used here. Where there is
-no torchvision for the installed torch, an empty module stands in for it while the peer is imported.
+denoising-diffusion-pytorch imports torchvision for its data set and its grids, which are not used here. If the
+installed torch has no torchvision, an empty module replaces it while the peer is imported.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: another busy process would slow all down many times
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # before torch: a busy process beside it would slow everything down many times
 
 import argparse
 import importlib
@@ -49,7 +51,7 @@ from diffgen.training.pixels import PixelJob
 from diffgen.training.trainer import Trainer
 
 LUCIDRAINS, DIFFUSERS = "denoising-diffusion-pytorch", "diffusers"
-OURS: dict[str, dict[str, Any]] = {  # against whom: what matches it
+OURS: dict[str, dict[str, Any]] = {  # by peer: our network of its size
     LUCIDRAINS: dict(width=48, multipliers=[1, 2, 2, 2], blocks=2, attention=[False, False, False, True]),
     DIFFUSERS: dict(width=64, multipliers=[1, 2, 2], blocks=1, attention=[False, False, True]),
 }
@@ -63,12 +65,12 @@ class Contestant:
     name: str
     network: nn.Module
     step: Callable[[int], object]
-    losses: Callable[[], tuple[float, float]]  # on held-out pictures: of the raw weights, of their average
+    losses: Callable[[], tuple[float, float]]  # on held-out pictures: of the weights, of their average
     seconds: list[float] = field(default_factory=list)  # of each round
 
 
 def ours(args: argparse.Namespace, against: str) -> tuple[Contestant, PixelJob, torch.dtype]:
-    """`diffgen train` without its log and checkpoints; the job, which has the data; what is computed in."""
+    """(`diffgen train` without its log and checkpoints, its job with the data, its precision)"""
     config = Config(
         data=Data(classes=False),
         network={"name": "unet", **OURS[against]},
@@ -85,11 +87,11 @@ def ours(args: argparse.Namespace, against: str) -> tuple[Contestant, PixelJob, 
     trainer = Trainer(job, config.train, Ranks(args.device))
 
     def losses() -> tuple[float, float]:
-        found = []
+        values = []
         for average in (None, trainer.averages[0]):
             with trainer.evaluating(average) as networks, trainer.autocast():
-                found.append(held_out(networks["network"], job))
-        return found[0], found[1]
+                values.append(held_out(networks["network"], job))
+        return values[0], values[1]
 
     return Contestant(f"diffgen, matching {against}", job.network, trainer.step, losses), job, trainer.dtype
 
@@ -194,10 +196,10 @@ def diffusers_example(job: PixelJob, args: argparse.Namespace) -> Contestant:
 
 
 def import_lucidrains() -> types.ModuleType:
-    """The package; with an empty torchvision for the time of the import, if none can be imported."""
+    """Import the package, with an empty torchvision if none can be imported."""
     try:
         importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):  # RuntimeError: made for another build of torch
+    except (ImportError, RuntimeError):  # RuntimeError: it needs another build of torch
         stand_ins = {
             name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms", "torchvision.utils")
         }
@@ -235,8 +237,8 @@ def held_out(network: Callable[[Tensor, Tensor], Tensor], job: PixelJob, times: 
     for i in range(times):
         t = ((torch.arange(count) / count + i) * job.diffusion.T / times).long()
         noise = torch.randn(count, job.data.channels, *job.data.size, generator=g)
-        for some in torch.arange(count).split(64):
-            x0, eps, at = job.clean(job.test[some]), noise[some].to(job.device), t[some].to(job.device)
+        for part in torch.arange(count).split(64):
+            x0, eps, at = job.clean(job.test[part]), noise[part].to(job.device), t[part].to(job.device)
             output = network(job.diffusion.q_sample(x0, at, eps), at)
             total += (output.float() - eps).square().mean(dim=(1, 2, 3)).sum().item()
     return total / (times * count)

@@ -1,4 +1,4 @@
-"""Devices and dtypes: their names, checked without torch, and what they stand for, which imports it."""
+"""Devices and dtypes: check their names without torch, then choose the objects with it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     import torch
 
 
-# What libraries under torch say where memory ends: its own allocator, oneDNN, C++, cuDNN and cuBLAS.
+# Messages of libraries under torch when memory ends: its allocator, oneDNN, C++, cuDNN and cuBLAS.
 OUT_OF_MEMORY = ("allocate memory", "could not create a primitive", "bad_alloc", "ALLOC_FAILED")
 
 
 def device_name(name: str) -> str:
-    """The name of a device, if it can be one. Whether it is there, torch knows. Raises UsageError."""
+    """Check the name of a device, but not whether it exists. Raises UsageError."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", name):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N, mps or xpu (got {name!r})")
     return name
@@ -33,7 +33,7 @@ def dtype_name(name: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, else Apple's GPU, else the CPU. Raises UsageError if it is not there."""
+    """The device of that name; `auto` is CUDA, else Apple's GPU, else the CPU. Raises UsageError if it is missing."""
     import torch
 
     present: dict[str, Callable[[], bool]] = {
@@ -61,7 +61,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def describe() -> dict[str, object]:
-    """What there is to compute on: device, name, memory in bytes (of an accelerator), bf16 (is bfloat16 fast?)."""
+    """Describe the default device: device, name, memory in bytes (of an accelerator), bf16 (is bfloat16 fast?)."""
     import torch
 
     device = choose_device("auto")
@@ -77,7 +77,7 @@ def describe() -> dict[str, object]:
 
 
 def _cpu_has_bf16() -> bool:
-    """Does the processor multiply bfloat16 itself? Known of Linux only."""
+    """Whether the processor multiplies bfloat16; detected on Linux only."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         return re.search(r"\b(amx_bf16|avx512_bf16|avx_bf16|bf16)\b", file.read(2**20)) is not None
     return False
@@ -85,17 +85,17 @@ def _cpu_has_bf16() -> bool:
 
 @contextlib.contextmanager
 def out_of_memory() -> Iterator[None]:
-    """Turn what torch raises where memory ends into OutOfMemory."""
+    """Raise OutOfMemory for the errors that torch raises when memory ends."""
     import torch
 
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(sign in text for sign in OUT_OF_MEMORY):
+        by_type = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not by_type and not any(sign in text for sign in OUT_OF_MEMORY):
             raise
         raise OutOfMemory(
-            f"out of memory: {text.splitlines()[0] if text else 'no more to be had'}",
+            f"out of memory: {text.splitlines()[0] if text else 'no memory left'}",
             "try a smaller --size, --batch-size 1, or --dtype float16 on a GPU",
         ) from error

@@ -1,4 +1,4 @@
-"""What has to stand in the environment before torch, diffusers and transformers are imported."""
+"""Environment variables to set before torch, diffusers and transformers are imported."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ALWAYS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # of its warnings, those that concern a user are raised or printed by us
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # diffgen itself reports what concerns the user
 }
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
 def prepare(offline: bool = False) -> None:
-    """Set what the user has not set. With `offline` the network is off, whatever the environment said."""
+    """Set the variables that the user has not set; with `offline`, switch the network off in any case."""
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     if offline:

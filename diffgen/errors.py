@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1  # while running
     USAGE = 2  # wrong on the command line
-    INPUT = 3  # an input is missing, refused, wrong inside, or does not fit
+    INPUT = 3  # an input is missing, refused, invalid, or does not fit
     MEMORY = 4  # out of memory
     OUTPUT = 5  # the output is invalid: not finite, reproduction differs, training diverged
     WRITE = 6  # cannot write: exists, in use, disk full, permission
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 
 class DiffgenError(Exception):
-    """An error that a person can act on: what happened and what was seen (`message`), what to do (`hint`)."""
+    """An error for the user: what happened and what was seen (`message`), what to do (`hint`)."""
 
     code = ExitCode.FAILED
 

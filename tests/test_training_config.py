@@ -167,9 +167,9 @@ def test_the_samples_are_configurations(path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("[sample]\nprompts = 'a'", "sample.prompts is 'a', not a list of texts", ""),
-        ("[sample]\nprompts = ['a', 3]", "sample.prompts is ['a', 3], not a list of texts", ""),
-        ("autoencoder = 3", "autoencoder is 3, not a text", ""),
+        ("[sample]\nprompts = 'a'", "sample.prompts is 'a', not a list of strings", ""),
+        ("[sample]\nprompts = ['a', 3]", "sample.prompts is ['a', 3], not a list of strings", ""),
+        ("autoencoder = 3", "autoencoder is 3, not a string", ""),
         (
             "[text]\ncaption_dropout = 0.1",
             "unknown key text.caption_dropout",

@@ -212,7 +212,7 @@ def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothin
         (["--resume", "--steps", "50"], 2, "config.train.steps: 40, now 50"),
         (["--resume", "--seed", "1", "--batch-size", "8"], 2, "batch_size: 16, now 8; config.train.seed: 0, now 1"),
         (["--resume", "--config", "other.toml"], 2, "config.network.dropout: 0.1, now 0.0"),
-        (["--resume", "--init", "run"], 2, "init.sha256: not there, now"),
+        (["--resume", "--init", "run"], 2, "init.sha256: missing, now"),
     ],
 )  # fmt: skip
 def test_a_run_goes_on_only_as_it_was_begun(

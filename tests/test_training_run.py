@@ -94,11 +94,11 @@ def test_weights_that_are_not_there(finished: Path) -> None:
         (lambda said: said["data"].update(size=[8, 10**6]), "data.size is 1000000"),
         (lambda said: said["data"].update(levels=1), "data.levels is 1"),
         (lambda said: said["data"].update(classes=[1]), "data.classes is not a list of names"),
-        (lambda said: said["data"].update(fingerprint="0"), "data.fingerprint is no SHA-256"),
+        (lambda said: said["data"].update(fingerprint="0"), "data.fingerprint is not a SHA-256"),
         (lambda said: said["noise"].update(T=10**9), "noise.T is 1000000000"),
         (lambda said: said["noise"].update(name="os.system"), "noise.name is 'os.system'"),
         (lambda said: said.update(prediction="eps"), "prediction is 'eps'"),
-        (lambda said: said.update(variance=[]), "variance is '\\[\\]', not a text"),
+        (lambda said: said.update(variance=[]), "variance is '\\[\\]', not a string"),
     ],
 )
 def test_a_run_that_says_what_cannot_be(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:

@@ -26,13 +26,13 @@ Examples:
   diffgen evaluate runs/mine --data pictures/ --samples 200 -o neighbours.png
 """
 
-SAMPLING, WHAT, OUTPUT = "Samples", "What is found", "Output"
-SILENCE = 10.0  # seconds between two lines where no bar can be shown
+SAMPLING, WHAT, OUTPUT = "Samples", "Metrics", "Output"
+SILENCE = 10.0  # seconds between two lines where there is no bar
 
 
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run of `diffgen train`.")],
-    data: Annotated[str, typer.Option(metavar="DATA", help="What it was trained on: `digits`, or the folder.")],
+    data: Annotated[str, typer.Option(metavar="DATA", help="The data of the run: `digits`, or a folder.")],
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="\\[1000 with classes, else 500]", rich_help_panel=SAMPLING)
     ] = None,
@@ -47,16 +47,16 @@ def evaluate(
     ] = None,
     grid: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="At which times the model is asked.", rich_help_panel=SAMPLING),
+        typer.Option(metavar="NAME|FILE", help="The times at which the model is evaluated.", rich_help_panel=SAMPLING),
     ] = None,
     bits: Annotated[
         bool, typer.Option("--bits/--no-bits", help="Bits per dimension by the bound.", rich_help_panel=WHAT)
     ] = True,
     ode: Annotated[
-        bool, typer.Option("--ode", help="Also by the probability-flow ODE: slower.", rich_help_panel=WHAT)
+        bool, typer.Option("--ode", help="Also by the probability-flow ODE (slower).", rich_help_panel=WHAT)
     ] = False,
     any_data: Annotated[
-        bool, typer.Option("--any-data", help="Take other data than the run's too.", rich_help_panel=WHAT)
+        bool, typer.Option("--any-data", help="Accept other data than the run's.", rich_help_panel=WHAT)
     ] = False,
     device: Device = "auto",
     batch_size: Annotated[
@@ -69,7 +69,7 @@ def evaluate(
             "-o",
             "--output",
             metavar="FILE.png|FOLDER",
-            help="Samples beside their nearest training pictures; a folder gets the figures too.",
+            help="Samples with their nearest training pictures; a folder also gets the figures.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,

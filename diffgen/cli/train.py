@@ -33,7 +33,7 @@ Examples:
 """
 
 RUN, TRAINING, OUTPUT = "Run", "Training", "Output"
-SILENCE = 10.0  # seconds between two lines where no bar can be shown
+SILENCE = 10.0  # seconds between two lines where there is no bar
 
 
 def train(
@@ -48,12 +48,12 @@ def train(
         str | None, typer.Option(metavar="FILE.toml", help="The configuration; see samples/.", rich_help_panel=RUN)
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint.", rich_help_panel=RUN)
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint.", rich_help_panel=RUN)
     ] = False,
     init: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN|FILE|FOLDER", help="Begin with the weights of another run, or of a model.", rich_help_panel=RUN
+            metavar="RUN|FILE|FOLDER", help="Start from the weights of another run, or of a model.", rich_help_panel=RUN
         ),
     ] = None,
     checkpoint_every: Annotated[
@@ -61,7 +61,9 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say what it needs, by a few steps; write nothing.", rich_help_panel=RUN),
+        typer.Option(
+            "--dry-run", help="Estimate memory and time from a few steps; write nothing.", rich_help_panel=RUN
+        ),
     ] = False,
     steps: Annotated[int | None, typer.Option(help="Updates of the weights.", rich_help_panel=TRAINING)] = None,
     batch_size: Annotated[
@@ -130,7 +132,7 @@ def _estimate(result: dict[str, Any]) -> list[str]:
         f"parameters  {result['parameters']:,}",
         f"memory      about {_size(sizes['total'])} on {result['device']} ({parts})",
         f"time        about {time_text(result['seconds'])} for {result['steps']} steps of "
-        f"{result['seconds_per_step']:.3g} s in {result['precision']}, by {result['timed_steps']} that were timed",
+        f"{result['seconds_per_step']:.3g} s in {result['precision']}, from {result['timed_steps']} timed steps",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors and JSON in a folder that is complete or not there.
+"""Checkpoints: safetensors and JSON in a folder that is either complete or absent.
 
-The files are written into a folder with a temporary name, synced, and the folder is renamed; only then are older ones
-removed. So a kill at any moment leaves the newest complete one, and a full disk leaves the one before.
+The files are written into a folder with a temporary name and synced, then the folder is renamed, then older checkpoints
+are removed. So a kill at any moment leaves the newest complete checkpoint, and a full disk leaves the previous one.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TEMPORARY = ".diffgen-"
 
 
 def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-    """Publish checkpoints/<step> with these files ({"model": {name: tensor}}) and state.json; its folder.
+    """Publish checkpoints/<step> with these files ({"model": {name: tensor}}) and state.json; returns its folder.
 
-    Raises InvalidOutput if a tensor is not finite, and CannotWrite; then nothing new is there.
+    Raises InvalidOutput if a tensor is not finite, and CannotWrite; then it writes nothing.
     """
     final = run / "checkpoints" / str(step)
     temporary = run / f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -49,10 +49,10 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
         about["sha256"] = state_hash(about)
         publish(temporary / "state.json", (json.dumps(about, indent=1) + "\n").encode())
         final.parent.mkdir(exist_ok=True)
-        if final.exists():  # a damaged one, in whose place this run has come again
+        if final.exists():  # a damaged one, which this run replaces
             shutil.rmtree(final)
         os.rename(temporary, final)
-    except CannotWrite as error:  # of a file in the temporary folder, whose name says nothing
+    except CannotWrite as error:  # it names a file in the temporary folder
         raise cannot_write(final, error.__cause__) if isinstance(error.__cause__, OSError) else error from error
     except OSError as error:
         raise cannot_write(final, error) from error
@@ -64,23 +64,23 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
 
 
 def prune(run: Run, step: int, keep: int, every: int) -> None:
-    """Remove checkpoints older than the one of `step`, but for the newest `keep` − 1 of those at multiples of `every`.
+    """Remove checkpoints before `step`, except the newest `keep` − 1 at multiples of `every`.
 
-    So an interrupted run ends with the same ones as one that was not. Newer ones are damaged, or this run would have
-    begun there: they count for nothing, and are written over once it comes there again.
+    So an interrupted run ends with the same checkpoints as an uninterrupted one. Later checkpoints are damaged, or the
+    run would have started there: they do not count, and the run replaces them when it reaches their step.
     """
     older = [folder for folder in run.checkpoints() if int(folder.name) < step]
     regular = [folder for folder in older if int(folder.name) % every == 0]
     for folder in older:
         if folder not in regular[: keep - 1]:
-            away = run.folder / f"{TEMPORARY}{secrets.token_hex(8)}"
-            with contextlib.suppress(OSError):  # what cannot be removed is no failure of the training
-                os.rename(folder, away)  # in one go, so that no half of a checkpoint is ever seen
-                shutil.rmtree(away)
+            temporary = run.folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+            with contextlib.suppress(OSError):  # the training does not fail because of an old checkpoint
+                os.rename(folder, temporary)  # atomic: no other process sees half of a checkpoint
+                shutil.rmtree(temporary)
 
 
 def sweep(run: Path) -> None:
-    """Remove what a kill left half-written. Only with the run's lock held."""
+    """Remove temporary files that a kill left behind. Call it only with the lock of the run."""
     for leftover in [*run.glob(f"{TEMPORARY}*"), *run.glob(f"samples/{TEMPORARY}*")]:
         shutil.rmtree(leftover, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -88,7 +88,7 @@ def sweep(run: Path) -> None:
 
 
 def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a weights file, on the CPU: names and shapes must be those expected. Raises InputError."""
+    """Read a weights file to the CPU; raises InputError unless names and shapes are those expected."""
     shapes = {key: tensor.shape for key, tensor in read_header(path).items()}
     for key in sorted(shapes.keys() ^ expected.keys()):
         kind = "holds an unknown" if key in shapes else "lacks the"

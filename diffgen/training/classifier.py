@@ -1,7 +1,7 @@
-"""A small classifier, trained in seconds from a fixed seed: it judges pictures where no pretrained network is at hand.
+"""A small classifier, trained in seconds from a fixed seed: it judges pictures without a pretrained network.
 
-Its features are what the Fréchet distance of `evaluate` is computed in. Data without classes gets a task of its own:
-which way up is the picture (rotation prediction, Gidaris et al. 2018)?
+The Fréchet distance of `evaluate` is computed in its features. For data without classes it predicts which way up a
+picture is (rotation prediction, Gidaris et al. 2018).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURES, classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, FEATURES], what the last layer decides by."""
+        """[B, FEATURES], the input of the last layer."""
         return self.body(shrunk(x))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,9 +39,9 @@ class Classifier(nn.Module):
 
 
 def train_classifier(x: Tensor, labels: Tensor, classes: int, *, seed: int = 0) -> Classifier:
-    """A classifier of pictures [N, C, H, W] with labels LongTensor [N]; the same pictures give the same weights.
+    """Train a classifier on pictures [N, C, H, W] with labels LongTensor [N]; the same data give the same weights.
 
-    AdamW with a learning rate that falls to 0, 300 steps of 64 pictures however many there are.
+    AdamW with a learning rate that falls to 0; always 300 steps of 64 pictures.
     """
     x = shrunk(x)
     generator = torch.Generator().manual_seed(seed)
@@ -52,8 +52,8 @@ def train_classifier(x: Tensor, labels: Tensor, classes: int, *, seed: int = 0) 
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     with torch.enable_grad():
         for _ in range(STEPS):
-            some = torch.randint(len(x), (BATCH,), generator=generator)
-            loss = F.cross_entropy(classifier(x[some]), labels[some])
+            batch = torch.randint(len(x), (BATCH,), generator=generator)
+            loss = F.cross_entropy(classifier(x[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -63,26 +63,26 @@ def train_classifier(x: Tensor, labels: Tensor, classes: int, *, seed: int = 0) 
 
 def features(classifier: Classifier, x: Tensor) -> Tensor:
     """[N, FEATURES] of pictures [N, C, H, W]."""
-    return torch.cat([classifier.features(some) for some in x.split(512)])
+    return torch.cat([classifier.features(batch) for batch in x.split(512)])
 
 
 def accuracy(classifier: Classifier, x: Tensor, labels: Tensor) -> float:
-    """The part of the pictures that is put into the right class."""
-    right = [classifier(some).argmax(1) == label for some, label in zip(x.split(512), labels.split(512), strict=True)]
+    """The fraction of the pictures that is classified correctly."""
+    right = [classifier(batch).argmax(1) == label for batch, label in zip(x.split(512), labels.split(512), strict=True)]
     return float(torch.cat(right).double().mean())
 
 
 def turned(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(pictures [4N, C, H, W], labels [4N]): each in four positions, by quarter turns if it is square, else mirrored at
-    neither, one, the other or both of its axes."""
+    """(pictures [4N, C, H, W], labels [4N]): each picture in four positions, by quarter turns if it is square, else by
+    mirroring at neither, one or both of its axes."""
     if x.shape[2] == x.shape[3]:
-        ways = [x.rot90(quarter, (2, 3)) for quarter in range(4)]
+        positions = [x.rot90(quarter, (2, 3)) for quarter in range(4)]
     else:
-        ways = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
-    return torch.cat(ways), torch.arange(4).repeat_interleave(len(x))
+        positions = [x, x.flip(2), x.flip(3), x.flip(2, 3)]
+    return torch.cat(positions), torch.arange(4).repeat_interleave(len(x))
 
 
 def shrunk(x: Tensor) -> Tensor:
-    """The pictures, averaged down where a side is longer than `LARGEST`."""
+    """Average the pictures down where a side is longer than `LARGEST`."""
     size = (min(x.shape[2], LARGEST), min(x.shape[3], LARGEST))
     return x if size == x.shape[2:] else F.adaptive_avg_pool2d(x, size)

@@ -1,13 +1,13 @@
-"""The configuration of a run: TOML, typed, every key known, every number in its range. No torch at import.
+"""The configuration of a run: TOML, typed and checked; unknown keys are errors. No torch at import.
 
     job = "pixels"                       # what is trained
 
     [data]                               # how the pictures are read
     size = 32
 
-    [network]                            # "unet" or "dit", and what `diffgen.networks` calls its sizes
+    [network]                            # "unet" or "dit", and its sizes, as in `diffgen.networks`
     name = "unet"
-    width = 64                           # unless given: 32 for pictures of up to 16 x 16 pixels, else 64
+    width = 64                           # default: 32 for pictures of up to 16 x 16 pixels, else 64
 
     [diffusion]
     noise = "cosine"
@@ -15,10 +15,10 @@
     [train]
     steps = 5000
 
-    [sample]                             # the grids on the way
+    [sample]                             # the sheets of samples
     steps = 20
 
-Keys that are left out have the defaults below. `samples/` has a commented file for each job.
+Missing keys have the defaults below. `samples/` has commented files.
 """
 
 from __future__ import annotations
@@ -45,21 +45,23 @@ MAX_FILE = 2**20  # bytes of a configuration file
 def setting(
     default: Any, low: float | None = None, high: float | None = None, *, of: tuple[Any, ...] = (), length: int = 0
 ) -> Any:
-    """A key with its default and its range (both ends allowed), or the values that there are; of a list of numbers, its
-    length, without one its members differ."""
+    """A key with its default, and its range (inclusive) or its choices.
+
+    `length` is that of a list of numbers; without one, the numbers of a list must differ.
+    """
     limits = {"low": low, "high": high, "of": of, "length": length, "distinct": not length}
     return field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True)
 class Data:
-    """How the pictures are read."""
+    """How to read the pictures."""
 
-    size: int | None = setting(None, 1, 1024)  # side to which pictures are scaled and cropped; unless given, their own
-    channels: int | None = setting(None, of=(1, 3, 4))  # grey, RGB, RGBA; unless given, the least that holds all
-    classes: bool = True  # train class-conditionally, where the data has classes
+    size: int | None = setting(None, 1, 1024)  # side to scale and crop pictures to; default: their own
+    channels: int | None = setting(None, of=(1, 3, 4))  # grey, RGB, RGBA; default: the smallest that holds all
+    classes: bool = True  # train by class, if the data have classes
     flip: bool = False  # mirror half of the pictures
-    held_out: float = setting(0.1, 0, 0.9)  # the part of each class that is kept out of the training
+    held_out: float = setting(0.1, 0, 0.9)  # the fraction of each class that is not trained on
     memory: str = setting("auto", of=("auto", "ram", "map"))
 
 
@@ -71,32 +73,32 @@ class Diffusion:
     T: int = setting(1000, 1, 100_000)
     prediction: str = setting("epsilon", of=tuple(PLAIN))
     variance: str = setting("fixed_small", of=VARIANCES)
-    objective: str | None = setting(None, of=OBJECTIVES)  # unless given: hybrid for a learned variance
+    objective: str | None = setting(None, of=OBJECTIVES)  # default: hybrid for a learned variance
     weight: str | None = setting(None, of=tuple(WEIGHTS))
     vlb_weight: float = setting(0.001, 0, 1000)
     times: str = setting("stratified", of=("stratified", "uniform", "importance"))  # how t is drawn
     offset_noise: float = setting(0.0, 0, 1)
-    label_dropout: float = setting(0.1, 0, 1)  # how often the class is left out, so that guidance works
+    label_dropout: float = setting(0.1, 0, 1)  # how often the class is dropped, for guidance
 
 
 @dataclass(frozen=True)
 class Train:
-    """What every job has: how long, how fast, how exactly, how often saved."""
+    """The table that all jobs share: length, optimizer, precision, intervals."""
 
     steps: int = setting(5000, 1, 10**9)
     batch_size: int = setting(128, 1, 10**6)  # of all processes together
-    accumulate: int = setting(1, 1, 10**4)  # parts that the batch of a process is computed in, one after the other
+    accumulate: int = setting(1, 1, 10**4)  # parts into which a process divides its batch
     seed: int = setting(0, 0, 2**32 - 1)
     learning_rate: float = setting(1e-3, 0, 10)
     warmup: int = setting(100, 0, 10**9)  # steps until the learning rate is reached
-    schedule: str = setting("constant", of=("constant", "cosine", "linear"))  # after that; the others end at 0
-    decay: float = setting(1.0, 0.001, 1)  # the last part of the run, in which they fall
+    schedule: str = setting("constant", of=("constant", "cosine", "linear"))  # after the warm-up; the others fall to 0
+    decay: float = setting(1.0, 0.001, 1)  # the last part of the run, in which the rate falls
     betas: tuple[float, ...] = setting((0.9, 0.99), 0, 0.999999, length=2)
     weight_decay: float = setting(0.0, 0, 10)
-    clip: float = setting(1.0, 0, 10**6)  # the largest norm of the gradient; 0: not clipped
+    clip: float = setting(1.0, 0, 10**6)  # the largest norm of the gradient; 0: no clipping
     ema: tuple[float, ...] = setting((0.1,), 0.005, 0.25)  # lengths of the averages, as parts of the run; see ema.py
     precision: str = setting("auto", of=("auto", "float32", "bfloat16"))
-    compile: bool = False  # torch.compile: slow to begin, then faster on a GPU
+    compile: bool = False  # torch.compile: a slow start, then faster on a GPU
     parallel: str = setting("ddp", of=("ddp", "fsdp"))  # with torchrun: a copy in each process, or parts of one
     log_every: int = setting(50, 1, 10**9)
     held_out_every: int = setting(500, 1, 10**9)
@@ -106,10 +108,10 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """The grids of pictures made on the way, and how `generate` samples unless told otherwise."""
+    """The sheets of samples, and the defaults of `generate` for this run."""
 
     every: int = setting(1000, 1, 10**9)
-    count: int = setting(32, 1, 1024)  # pictures of the raw weights, and as many of the average
+    count: int = setting(32, 1, 1024)  # samples of the weights, and as many of their average
     scheduler: str = "dpmpp_2m"
     steps: int = setting(20, 1, 1000)
     guidance: float = setting(1.0, 0, 100)
@@ -128,7 +130,7 @@ class Config:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file, not yet checked. Raises InputError."""
+    """Read the tables of a TOML file, unchecked. Raises InputError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE + 1)
@@ -142,22 +144,22 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(tables: Mapping[str, Any], where: str | Path, kind: Any = Config) -> Any:
-    """A configuration of that kind (a dataclass of tables) from tables. Raises InputError, naming file and key."""
+    """Make a configuration of that kind, a dataclass of tables. Raises InputError, naming file and key."""
     return _table(tables, kind, str(where), "", kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The tables again, every key with its value; JSON knows them. `parse` takes them."""
+    """The tables of a configuration with all keys, as JSON values; the inverse of `parse`."""
     return dataclasses.asdict(config, dict_factory=lambda pairs: {k: _plain(v) for k, v in pairs if v is not None})
 
 
 def with_values(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables with some keys replaced, {"train.steps": 20}."""
+    """Replace some keys of the tables: {"train.steps": 20}."""
     changed = {name: dict(table) if isinstance(table, Mapping) else table for name, table in tables.items()}
     for key, value in values.items():
         table, name = key.split(".")
         if not isinstance(inner := changed.setdefault(table, {}), dict):
-            continue  # it is refused when it is parsed
+            continue  # `parse` refuses it
         inner[name] = value
     return changed
 
@@ -165,7 +167,7 @@ def with_values(tables: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """`train.steps: 20, now 30` for each key that differs."""
     a, b = _flat(before), _flat(after)
-    missing = "not there"
+    missing = "missing"
     return [
         f"{key}: {a.get(key, missing)}, now {b.get(key, missing)}"
         for key in sorted({*a, *b})
@@ -192,16 +194,16 @@ def _table(values: Any, kind: Any, where: str, prefix: str, root: Any) -> Any:
     for name, value in values.items():
         if name not in fields:
             raise InputError(f"{where}: unknown key {prefix + name}", nearest(name, prefix, kind, root))
-        expected, said = types_of[name], f"{where}: {prefix}{name}"
+        expected, key = types_of[name], f"{where}: {prefix}{name}"
         if dataclasses.is_dataclass(expected):
             read_values[name] = _table(value, expected, where, f"{prefix}{name}.", root)
         else:
-            read_values[name] = _value(value, expected, fields[name].metadata, said)
+            read_values[name] = _value(value, expected, fields[name].metadata, key)
     return kind(**read_values)
 
 
 def nearest(name: str, prefix: str, kind: Any, root: Any) -> str:
-    """Which key of the table `kind` was meant, or of another one of the configuration `root`, and which there are."""
+    """A hint for an unknown key: the nearest one of the table `kind` or of the configuration `root`, or all keys."""
     here = [f.name for f in dataclasses.fields(kind)]
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
@@ -213,38 +215,38 @@ def nearest(name: str, prefix: str, kind: Any, root: Any) -> str:
     return f"there are {', '.join(prefix + key for key in here)}"
 
 
-def _value(value: Any, expected: Any, limits: Mapping[str, Any], said: str) -> Any:
-    """The value, of the type and in the range that its key has."""
+def _value(value: Any, expected: Any, limits: Mapping[str, Any], key: str) -> Any:
+    """The value, converted to its type. Raises InputError outside its range or its choices."""
     options = [t for t in typing.get_args(expected) if t is not type(None)] if _is_union(expected) else [expected]
     (expected,) = options
     if typing.get_origin(expected) is tuple:
         length, (of_what, _) = limits.get("length"), typing.get_args(expected)
         if of_what is str:
             if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-                raise InputError(f"{said} is {value!r}, not a list of texts")
+                raise InputError(f"{key} is {value!r}, not a list of strings")
             return tuple(value)
         if not isinstance(value, list | tuple) or not value or (length and len(value) != length):
-            raise InputError(f"{said} is {value!r}, not a list of {f'{length} ' if length else ''}numbers")
-        numbers = tuple(_value(item, float, limits, said) for item in value)
+            raise InputError(f"{key} is {value!r}, not a list of {f'{length} ' if length else ''}numbers")
+        numbers = tuple(_value(item, float, limits, key) for item in value)
         if limits.get("distinct") and len({f"{number:g}" for number in numbers}) < len(numbers):
-            raise InputError(f"{said} is {value!r}: two of them are the same")
+            raise InputError(f"{key} is {value!r}: two of them are the same")
         return numbers
     if typing.get_origin(expected) is dict:
         if not isinstance(value, Mapping):
-            raise InputError(f"{said} is {value!r}, not a table")
+            raise InputError(f"{key} is {value!r}, not a table")
         return dict(value)
     if expected is float and type(value) is int:
         value = float(value)
     if type(value) is not expected:
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-        raise InputError(f"{said} is {value!r}, not {words[expected]}")
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+        raise InputError(f"{key} is {value!r}, not {words[expected]}")
     of, low, high = limits.get("of"), limits.get("low"), limits.get("high")
     if of and value not in of:
         near = difflib.get_close_matches(str(value), map(str, of), n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"{said} is {value!r}", f"{guess}there are {', '.join(map(str, of))}")
+        raise InputError(f"{key} is {value!r}", f"{guess}there are {', '.join(map(str, of))}")
     if low is not None and not (low <= value <= high and math.isfinite(value)):
-        raise InputError(f"{said} is {value!r}: it must lie between {low:g} and {high:g}")
+        raise InputError(f"{key} is {value!r}: it must lie between {low:g} and {high:g}")
     return value
 
 

@@ -38,7 +38,7 @@ class Draws:
 
 
 class DiffusionJob(ABC):
-    """A `job.Job` for DDPM's algorithm 1; a subclass says what is clean, what conditions it and who predicts.
+    """A `job.Job` for DDPM's algorithm 1; a subclass defines x0, the condition and the prediction.
 
     A subclass sets `networks`, `area` and `shape`, and calls `super().__init__` first for everything else. `config` has
     the tables data, diffusion, train and sample.
@@ -74,8 +74,8 @@ class DiffusionJob(ABC):
 
     @abstractmethod
     def choose(self, k: int, u: Tensor) -> Choices:
-        """The job's own choices for the global batch of step k, each [B]: captions, flips, …; `u` is uniform in
-        [0, 1), [uniforms − 1, B]."""
+        """The job's own choices for the global batch of step k, each [B]: captions, flips, …; `u` [uniforms − 1, B] is
+        uniform in [0, 1)."""
 
     @abstractmethod
     def clean(self, indices: Tensor, choices: Choices | None = None) -> Tensor:
@@ -179,7 +179,7 @@ class DiffusionJob(ABC):
         return {}
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        raise InputError(f"{folder} is not a run", "begin with a run of this job, or with a .safetensors file")
+        raise InputError(f"{folder} is not a run", "start from a run of this job, or from a .safetensors file")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.importance is None else self.importance.state_dict()

@@ -1,8 +1,8 @@
 """Averages of the weights over training, with the power function of EDM2 (Karras et al. 2024, section 3).
 
-The average after n steps weighs step i with ∝ i^γ: it forgets the first steps by itself, and it spans a fixed part of
-the run however long that becomes. Its `length` is that part: the standard deviation of i/n under these weights. 0.10
-is about what a decay of 1 − 8/n is at the end; lengths from 0.05 to 0.15 are usual.
+The average after n steps weighs step i with ∝ i^γ: it forgets the first steps, and spans a fixed fraction of the run,
+however long. Its `length` is that fraction: the standard deviation of i/n under these weights. At the end, 0.10 is
+about a decay of 1 − 8/n; usual lengths are 0.05 to 0.15.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def exponent(length: float) -> float:
 
 
 def decay(gamma: float, n: int) -> float:
-    """EDM2 eq. 127: β_n = (1 − 1/n)^(γ + 1), by which the average is multiplied at step n = 1, 2, …; β_1 is 0."""
+    """EDM2 eq. 127: β_n = (1 − 1/n)^(γ + 1), the factor of the average at step n = 1, 2, …; β_1 is 0."""
     return (1 - 1 / n) ** (gamma + 1)
 
 
 class Average:
-    """One average of named parameters, in float32, updated once a step without reading anything back."""
+    """One average of named parameters, in float32, updated once a step on the device."""
 
     def __init__(self, parameters: Mapping[str, Tensor], length: float) -> None:
         self.gamma = exponent(length)
@@ -47,5 +47,5 @@ class Average:
         self.values = [p.float().clone() for p in self.sources]
 
     def update(self, n: int) -> None:
-        """Take in the weights as they are after step n, counted from 1."""
+        """Add the weights after step n, counted from 1."""
         torch._foreach_lerp_(self.values, self.sources, 1 - decay(self.gamma, n))

@@ -44,7 +44,7 @@ def evaluate(
     out       a .png file for samples beside their nearest training pictures, or a folder for it and evaluation.json
     overwrite whether files that exist are replaced
     device    auto, cpu, cuda, cuda:N, mps or xpu
-    listener  is told what happens
+    listener  gets reports of progress
     options   samples   how many; 1000 with classes, in the proportions of the data, else 500
               seed      sample i has seed + i (0)
               steps, guidance, scheduler, grid  how they are made; unless given, as `generate` makes them

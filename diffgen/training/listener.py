@@ -1,4 +1,4 @@
-"""Who is told how a training or an evaluation goes."""
+"""The interface through which a training or an evaluation reports its progress."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any
 
 
 class Listener:
-    """Ignores everything; a subclass overrides what it wants to show. Only rank 0 reports steps and losses."""
+    """Ignores all reports; a subclass overrides those that it shows."""
 
     def note(self, text: str) -> None:
-        """Something the user may want to know."""
+        """Report a fact to the user."""
 
     def warn(self, text: str) -> None:
-        """Something is wrong, and the training goes on."""
+        """Report a problem that does not stop the work."""
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """`done` of `total` pictures are read, encoded or evaluated: `text` names the stage."""
+        """Report that `done` of `total` pictures are read, encoded or evaluated; `text` names the stage."""
 
     def step(self, step: int, steps: int) -> None:
-        """`step` of `steps` steps are done."""
+        """Report that `step` of `steps` steps are done."""
 
     def losses(self, line: dict[str, Any]) -> None:
-        """Means since the last call (step, steps, loss, gradient_norm, images_per_second), or held-out losses (step,
-        steps, held_out_raw, held_out_ema)."""
+        """Report means since the last call (loss, gradient_norm, images_per_second), or held-out losses (held_out_raw,
+        held_out_ema); both with step and steps."""

@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and what it tells a listener.
+"""What a run logs: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and the reports to a listener.
 
 metrics.jsonl has no clock in it, and a resume cuts it back to the checkpoint, so that it ends in the same bytes. Times
 are in timing.jsonl, to which every start appends.

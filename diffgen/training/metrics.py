@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**24  # numbers in a block that is computed at once
+AT_ONCE = 2**24  # numbers of a block
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ METRICS = {
 def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 512, seed: int = 0) -> float:
     """√ E_θ W₂²(θ·a, θ·b) over random directions θ of unit length (Rabin et al. 2011; Bonneel et al. 2015).
 
-    In one dimension W₂² is the integral of the squared difference of the two quantile functions, which are steps: exact
-    for sets of different sizes too. 0 for equal sets. `a` and `b` are [N, D] and [M, D].
+    In one dimension W₂² is the integral of the squared difference of the two quantile functions. They are steps, so it
+    is exact, also for sets of different sizes. 0 for equal sets. `a` and `b` are [N, D] and [M, D].
     """
     a, b = _checked(a, b)
     generator = torch.Generator().manual_seed(seed)
@@ -69,8 +69,8 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 512, seed: in
     ends = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique()
     width, at_a, at_b = ends.diff() / (n * m), ends[:-1] // m, ends[:-1] // n
     total = 0.0
-    for some in directions.split(max(1, AT_ONCE // (n + m)), dim=1):
-        one, other = ((x @ some).sort(dim=0).values for x in (a, b))
+    for part in directions.split(max(1, AT_ONCE // (n + m)), dim=1):
+        one, other = ((x @ part).sort(dim=0).values for x in (a, b))
         total += float((width[:, None] * (one[at_a] - other[at_b]).square()).sum())
     return (total / projections) ** 0.5
 
@@ -78,7 +78,7 @@ def sliced_wasserstein(a: Tensor, b: Tensor, *, projections: int = 512, seed: in
 def frechet(a: Tensor, b: Tensor) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2·(Σ_a Σ_b)^½): squared W₂ of two Gaussians (Dowson and Landau 1982).
 
-    Small sets are farther apart than the distributions that they are from: compare only for equal N and M.
+    Small sets are farther apart than their distributions: compare only at equal N and M.
     Raises ValueError for fewer than two examples.
     """
     a, b = _checked(a, b)
@@ -94,9 +94,9 @@ def frechet(a: Tensor, b: Tensor) -> float:
 def nearest_neighbour_accuracy(a: Tensor, b: Tensor, *, draws: int = 10, seed: int = 0) -> float:
     """How often an example's nearest neighbour among all others is of its own set (Lopez-Paz and Oquab 2017).
 
-    0.5: the sets cannot be told apart; 1: they can, always; below 0.5: one copies the other. Of the larger set as many
-    as the smaller has are drawn, so that chance is one half, and the mean of `draws` such draws is returned. Where
-    several are equally near, the part of them that is of its own set counts.
+    0.5: the sets are indistinguishable; 1: always distinguishable; below 0.5: one copies the other. The larger set is
+    subsampled to the size of the smaller, so that chance is one half; the result is the mean of `draws` such draws.
+    Among several equally near neighbours, the fraction of its own set counts.
     Raises ValueError for fewer than two examples.
     """
     a, b = _checked(a, b)
@@ -108,18 +108,18 @@ def nearest_neighbour_accuracy(a: Tensor, b: Tensor, *, draws: int = 10, seed: i
     own = torch.arange(2 * n) < n
     for _ in range(draws):
         both = torch.cat([x if len(x) == n else x[torch.randperm(len(x), generator=generator)[:n]] for x in (a, b)])
-        for some in torch.arange(2 * n).split(max(1, AT_ONCE // (2 * n))):
-            distance = torch.cdist(both[some], both)
-            distance[torch.arange(len(some)), some] = torch.inf
+        for rows in torch.arange(2 * n).split(max(1, AT_ONCE // (2 * n))):
+            distance = torch.cdist(both[rows], both)
+            distance[torch.arange(len(rows)), rows] = torch.inf
             near = distance <= distance.min(1, keepdim=True).values
-            total += float(((near & (own[some, None] == own)).sum(1) / near.sum(1)).sum())
+            total += float(((near & (own[rows, None] == own)).sum(1) / near.sum(1)).sum())
     return total / (2 * n * draws)
 
 
 def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Naeem et al. 2020, eq. 4 and 5: (density, coverage) by balls that reach to each real example's k-th neighbour.
+    """Naeem et al. 2020, eq. 4 and 5: (density, coverage) by balls up to each real example's k-th neighbour.
 
-    Density: how many balls a fake lies in, over k; other real ones reach 1. Coverage: the part of the balls that hold a
+    Density: in how many balls a fake lies, over k; 1 for other real examples. Coverage: the fraction of balls with a
     fake; with N real examples and M others of the same distribution 1 − (N−1)…(N−k) / ((N+M−1)…(N+M−k)).
     Raises ValueError unless there are more than k real examples.
     """
@@ -127,10 +127,10 @@ def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float,
     if len(real) <= k:
         raise ValueError(f"density and coverage need more than {k} real examples, there are {len(real)}")
     balls, covered = 0, 0
-    for some in torch.arange(len(real)).split(max(1, AT_ONCE // (len(real) + len(fake)))):
-        among = torch.cdist(real[some], real)
-        among[torch.arange(len(some)), some] = torch.inf
-        inside = torch.cdist(real[some], fake) < among.kthvalue(k, dim=1).values[:, None]
+    for rows in torch.arange(len(real)).split(max(1, AT_ONCE // (len(real) + len(fake)))):
+        among = torch.cdist(real[rows], real)
+        among[torch.arange(len(rows)), rows] = torch.inf
+        inside = torch.cdist(real[rows], fake) < among.kthvalue(k, dim=1).values[:, None]
         balls, covered = balls + int(inside.sum()), covered + int(inside.any(1).sum())
     return balls / (k * len(fake)), covered / len(real)
 
@@ -138,7 +138,7 @@ def density_and_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float,
 def nearest(x: Tensor, others: Tensor, *, leave_out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(distance float64 [N], number LongTensor [N]) of the nearest of `others` [M, D] to each row of `x` [N, D].
 
-    `leave_out` LongTensor [N] is the number of the one that does not count for it: itself, where x is of the others.
+    `leave_out` LongTensor [N] is a number that each row ignores: its own, if `others` contain x.
     """
     if x.ndim != 2 or others.ndim != 2 or x.shape[1] != others.shape[1] or not len(x) or not len(others):
         raise ValueError(f"expected [N, D] and [M, D], got {list(x.shape)} and {list(others.shape)}")
@@ -149,21 +149,21 @@ def nearest(x: Tensor, others: Tensor, *, leave_out: Tensor | None = None) -> tu
         if leave_out is not None:
             here = (leave_out >= first) & (leave_out < first + distance.shape[1])
             distance[here, leave_out[here] - first] = torch.inf
-        found, at = distance.min(1)
-        number = torch.where(found < best, at + first, number)
-        best = torch.minimum(found, best)
+        smallest, at = distance.min(1)
+        number = torch.where(smallest < best, at + first, number)
+        best = torch.minimum(smallest, best)
     return best, number
 
 
 def memorisation_ratio(samples: Tensor, train: Tensor, test: Tensor) -> float:
     """Median distance from a sample to its nearest training example, over the same from held-out data.
 
-    About 1: samples are as far from the training data as new data are; towards 0: they copy it.
-    Raises ValueError where half of the held-out data are in the training data.
+    About 1: samples are as far from the training data as new data are; towards 0: they are copies.
+    Raises ValueError if half of the held-out data are in the training data.
     """
     near, far = (nearest(x, train)[0].quantile(0.5) for x in (samples, test))
     if far == 0:
-        raise ValueError("most held-out examples are copies of training examples: what is new cannot be told")
+        raise ValueError("most held-out examples are copies of training examples: there is no scale for new ones")
     return float(near / far)
 
 

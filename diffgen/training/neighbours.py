@@ -10,14 +10,14 @@ from diffgen.images.pixels import to_pil
 
 from .real_pictures import RealPictures
 
-SIDE = 72  # smaller pictures are enlarged to about this by a whole factor, larger ones reduced
+SIDE = 72  # pixels; smaller pictures are enlarged by a whole factor, larger ones reduced
 GAP, LINE = 6, 16
 COLUMNS, ROWS = 8, 4
 PAPER, INK = "white", "black"
 
 
 def neighbours(real: RealPictures, samples: Tensor) -> Image.Image:
-    """Up to 32 pairs of samples uint8 [N, C, H, W], from the nearest to a training picture to the farthest from any."""
+    """Draw up to 32 of the samples uint8 [N, C, H, W] above their nearest training pictures, nearest pairs first."""
     distance, number = real.nearest(samples)
     order = distance.argsort(stable=True)
     shown = order[torch.linspace(0, len(order) - 1, min(len(order), COLUMNS * ROWS)).round().long()]
@@ -27,7 +27,7 @@ def neighbours(real: RealPictures, samples: Tensor) -> Image.Image:
     width, height = above[0].size
     across, down = max(width, 32) + GAP, 2 * height + LINE + GAP + 6
     columns = min(COLUMNS, len(shown))
-    text = "above: samples; below: the nearest training picture; 1: as far as new real pictures are"
+    text = "above: samples; below: the nearest training picture; distance 1: the median of held-out pictures"
     font = ImageFont.load_default(11)
     lines = _wrapped(text, columns * across - GAP, font)
     top = GAP + LINE * len(lines)

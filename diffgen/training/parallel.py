@@ -138,8 +138,8 @@ class Ranks:
             if self.world == 1 or not (isinstance(error, dist.DistError) or any(w in str(error) for w in words)):
                 raise
             raise Lost(
-                f"another process of this training has ended, or does not answer (seen by {self.rank} of {self.world})",
-                "start the same command again with --resume; --debug shows what the network said",
+                f"another process of this training has ended, or does not answer (says {self.rank} of {self.world})",
+                "start the same command again with --resume; --debug shows the error of the network",
             ) from error
 
     def leave(self) -> None:

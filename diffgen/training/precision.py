@@ -1,4 +1,4 @@
-"""In what precision a device is fast, and which attention it is fast with."""
+"""The precision and the attention in which a device is fast."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-# Pixels of an example from which a CPU is faster in bfloat16: twice at 32 × 32, not at all with the digits' 8 × 8.
+# Pixels of an example above which a CPU is faster in bfloat16: twice as fast at 32 × 32, not at all at 8 × 8.
 WORTH_IT = 16 * 16
 
 
 def fast_dtype(name: str, device: torch.device, area: int) -> torch.dtype:
-    """The dtype of that name; `auto` is bfloat16 where the hardware multiplies it quickly, else float32.
+    """The dtype of that name; `auto` is bfloat16 if the hardware is fast in it, else float32.
 
     `area` is the number of pixels of an example. The choice does not depend on how many processes there are.
     """
@@ -27,5 +27,5 @@ def fast_dtype(name: str, device: torch.device, area: int) -> torch.dtype:
 
 
 def fast_attention(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """In bfloat16 on a CPU the plain products are faster than the fused attention; elsewhere torch chooses."""
+    """The attention for bfloat16: on a CPU plain products, which are faster than the fused one; else torch's choice."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()

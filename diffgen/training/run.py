@@ -1,11 +1,11 @@
-"""A run folder, read: what it says of itself, its newest checkpoint, its network. No torch at import.
+"""Read a run folder: its description, its newest checkpoint, its network. No torch at import.
 
     run.json           configuration, data, network, versions; written once
     metrics.jsonl      losses by step; no clock in it. Times are in timing.jsonl
     checkpoints/<step> complete ones only: model, ema, optimizer .safetensors and state.json, which has all hashes
-    samples/<step>.png pictures made on the way: the raw weights above, their average below
+    samples/<step>.png samples of the weights above, of their average below
 
-A run comes from anywhere: its files are checked as a model's are, and nothing in them is executed.
+A run is untrusted: its files are checked as those of a model, and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class Run:
-    """What run.json says. Of a job other than "pixels", network and data are whatever that job wrote, noise is {}."""
+    """The content of run.json. Jobs other than "pixels" define network, data and noise themselves."""
 
     folder: Path
     job: str
@@ -56,7 +56,7 @@ class Run:
         return self.folder.resolve().name
 
     def checkpoints(self) -> list[Path]:
-        """The folders of its checkpoints, newest first; whether they are sound, `read_state` knows."""
+        """The folders of its checkpoints, newest first; `read_state` checks them."""
         try:
             names = os.listdir(self.folder / "checkpoints")
         except OSError:
@@ -65,16 +65,16 @@ class Run:
         return [self.folder / "checkpoints" / str(step) for step in steps]
 
     def latest(self, warn: Callable[[str], None] | None = None) -> Path | None:
-        """The newest checkpoint whose files are all there with the right hashes; None if there is none.
+        """The newest checkpoint with all its files and the right hashes; None if there is none.
 
-        `warn` hears of each newer one that is damaged.
+        `warn` is called for each newer one that is damaged.
         """
         for folder in self.checkpoints():
             try:
                 read_state(folder)
             except InputError as error:
                 if warn is not None:
-                    warn(f"the checkpoint {folder} is damaged and left out: {error.message}")
+                    warn(f"the checkpoint {folder} is damaged and ignored: {error.message}")
             else:
                 return folder
         return None
@@ -85,21 +85,21 @@ def is_run(folder: str | Path) -> bool:
 
 
 def read_run(folder: str | Path) -> Run:
-    """The run in a folder. Raises InputError: no run.json, not ours, or a value that cannot be."""
+    """Read the run in a folder. Raises InputError for a missing or foreign run.json, and for an invalid value."""
     path = Path(folder) / "run.json"
     if not is_run(folder):
         raise InputError(
             f"{folder} is not a run: it has no run.json", "a run is what `diffgen train DATA -o RUN` makes"
         )
-    said = gate.read_json(path, 16 * gate.MAX_JSON)
-    if said.get("schema") != SCHEMA:
-        raise InputError(f"{path}: its schema is {said.get('schema')!r}, not {SCHEMA}")
+    content = gate.read_json(path, 16 * gate.MAX_JSON)
+    if content.get("schema") != SCHEMA:
+        raise InputError(f"{path}: its schema is {content.get('schema')!r}, not {SCHEMA}")
     parts = {
-        key: _is(said.get(key, {}), dict, f"{path}: {key}")
+        key: _is(content.get(key, {}), dict, f"{path}: {key}")
         for key in ("config", "network", "data", "noise", "versions")
     }
     job, prediction, variance = (
-        _is(said.get(key, ""), str, f"{path}: {key}") for key in ("job", "prediction", "variance")
+        _is(content.get(key, ""), str, f"{path}: {key}") for key in ("job", "prediction", "variance")
     )
     if job == "pixels":
         _check_pixels(path, parts, prediction, variance)
@@ -129,25 +129,25 @@ def _check_pixels(path: Path, parts: dict[str, dict[str, Any]], prediction: str,
         if not 0 < len(classes) <= MAX_CLASSES or not all(isinstance(name, str) for name in classes):
             raise InputError(f"{path}: data.classes is not a list of names")
     if not re.fullmatch(r"[0-9a-f]{64}", str(data.get("fingerprint"))):
-        raise InputError(f"{path}: data.fingerprint is no SHA-256")
-    for what, value, known in (
+        raise InputError(f"{path}: data.fingerprint is not a SHA-256")
+    for what, value, names in (
         ("noise.name", noise.get("name"), NoiseSchedule.TABLES),
         ("prediction", prediction, PLAIN),
         ("variance", variance, VARIANCES),
     ):
-        if value not in known:
-            raise InputError(f"{path}: {what} is {value!r}", f"known here: {', '.join(known)}")
+        if value not in names:
+            raise InputError(f"{path}: {what} is {value!r}", f"this version knows {', '.join(names)}")
 
 
 def _is(value: Any, kind: type, what: str) -> Any:
     if not isinstance(value, kind):
-        words = {"dict": "a table", "str": "a text", "list": "a list"}
+        words = {"dict": "a table", "str": "a string", "list": "a list"}
         raise InputError(f"{what} is {str(value)[:80]!r}, not {words[kind.__name__]}")
     return value
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json, after every file that it names was found to have its size and its SHA-256.
+    """Read the state.json of a checkpoint, and check size and SHA-256 of every file that it names.
 
     Raises InputError, naming the file that is missing or damaged.
     """
@@ -159,30 +159,30 @@ def read_state(folder: Path) -> dict[str, Any]:
     step = state.get("step")
     if type(step) is not int or not 0 <= step <= MAX_STEP or str(step) != folder.name:
         raise InputError(f"{path}: its step is {step!r}")
-    for name, said in files.items():
-        if not re.fullmatch(r"[a-z][a-z0-9.-]{0,60}\.safetensors", name) or not isinstance(said, dict):
-            raise InputError(f"{path}: names the file {name[:80]!r}")
+    for name, record in files.items():
+        if not re.fullmatch(r"[a-z][a-z0-9.-]{0,60}\.safetensors", name) or not isinstance(record, dict):
+            raise InputError(f"{path}: invalid file name {name[:80]!r}")
         file = folder / name
         if not file.is_file():
-            raise InputError(f"{file}: there is no such file", "use an older checkpoint")
+            raise InputError(f"{file}: the file is missing", "use an older checkpoint")
         with file.open("rb") as opened:
             size = os.fstat(opened.fileno()).st_size
-            digest = hashlib.file_digest(opened, "sha256").hexdigest() if size == said.get("bytes") else ""
-        if digest != said.get("sha256"):
-            raise InputError(f"{file}: its bytes are not those that were written", "use an older checkpoint")
+            digest = hashlib.file_digest(opened, "sha256").hexdigest() if size == record.get("bytes") else ""
+        if digest != record.get("sha256"):
+            raise InputError(f"{file}: its content has changed since it was written", "use an older checkpoint")
     if (expected := state_hash(state)) != state.get("sha256", expected):
-        raise InputError(f"{path}: its values are not those that were written", "use an older checkpoint")
+        raise InputError(f"{path}: its content has changed since it was written", "use an older checkpoint")
     return state
 
 
 def state_hash(state: dict[str, Any]) -> str:
-    """SHA-256 in hex of what a state.json says, but for this hash itself."""
-    said = {key: value for key, value in state.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """SHA-256 in hex of the content of a state.json without this hash."""
+    content = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def weights_file(checkpoint: Path, which: str) -> Path:
-    """The file of the weights called "model", "ema" or "ema-<length>" in a checkpoint. Raises InputError."""
+    """The file of the weights "model", "ema" or "ema-<length>" in a checkpoint. Raises InputError."""
     if not WEIGHTS.fullmatch(which):
         raise InputError(f"no weights are called {which!r}", 'there are "model", "ema" and "ema-<length>"')
     path = checkpoint / f"{which}.safetensors"
@@ -195,10 +195,10 @@ def weights_file(checkpoint: Path, which: str) -> Path:
 def load_network(
     run: Run, which: str = "ema", *, device: torch.device | str = "cpu", checkpoint: Path | None = None
 ) -> tuple[torch.nn.Module, int]:
-    """(network, step): the run's network in evaluation mode, with the weights of its newest checkpoint, or of another.
+    """Load (network, step): the network in evaluation mode, with the weights of the newest or the given checkpoint.
 
     which  "ema", "model" (the raw weights) or "ema-<length>"
-    Raises InputError: no checkpoint, no such weights, or a network that they do not fit.
+    Raises InputError for a missing checkpoint, missing weights, or weights that do not fit the network.
     """
     import torch
 
@@ -217,7 +217,7 @@ def load_network(
 
 
 def build_network(config: dict[str, Any], where: str) -> torch.nn.Module:
-    """The network of a configuration from a file. Raises InputError where it makes none."""
+    """Build the network of a configuration. Raises InputError for an invalid configuration."""
     from diffgen import networks
 
     try:
@@ -227,7 +227,7 @@ def build_network(config: dict[str, Any], where: str) -> torch.nn.Module:
 
 
 def check_fit(path: Path, shapes: dict[str, tuple[int, ...]], network: torch.nn.Module) -> None:
-    """Names and shapes in a weights file must be the network's exactly. Raises InputError, naming the first others."""
+    """Raise InputError unless names and shapes in a weights file are exactly those of the network."""
     own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for kind, names in (("lacks", own.keys() - shapes.keys()), ("holds an unknown", shapes.keys() - own.keys())):
         if names:
@@ -250,7 +250,7 @@ def _read(path: Path, device: torch.device | str) -> dict[str, torch.Tensor]:
 
 
 def diffusion_of(run: Run) -> GaussianDiffusion:
-    """The process that the run was trained for. Raises InputError where its parts do not go together."""
+    """The diffusion process of a run. Raises InputError for an invalid combination."""
     import schedulers
     from diffgen.diffusion import GaussianDiffusion
 

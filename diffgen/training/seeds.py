@@ -1,20 +1,20 @@
-"""Where the randomness of a step comes from: a generator for each (seed, step, purpose), and nothing that is kept.
+"""The random numbers of a step: a new generator for each (seed, step, purpose), without state.
 
-So step k is the same whether the run came to it in one go or was interrupted before, and there is no state to save.
+So step k is the same in an interrupted and in an uninterrupted run, and a checkpoint has no generator to save.
 """
 
 from __future__ import annotations
 
 import torch
 
-# What random numbers are for; each has its own stream.
+# Purposes of random numbers; each has its own stream.
 ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS, CAPTIONS = range(7)
 
 MASK = 2**64 - 1
 
 
 def mix(*words: int) -> int:
-    """64 well-mixed bits from whole numbers: SplitMix64 (Steele, Lea & Flood 2014), word after word."""
+    """Hash integers to 64 bits: SplitMix64 (Steele, Lea & Flood 2014), word after word."""
     state = 0
     for word in words:
         state = (state + word + 0x9E3779B97F4A7C15) & MASK

@@ -54,7 +54,7 @@ class TrainResult:
     run: str  # the folder
     step: int  # the last one
     steps: int  # of the configuration
-    images: int  # seen until then
+    images: int  # trained on until then
     started_at: int  # the step that this start continued from
     finished: bool
     loss: float | None  # mean since the last line of metrics.jsonl

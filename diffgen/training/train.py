@@ -63,7 +63,7 @@ def train(
     init       a run, a weights file or a model's folder with the initial weights
     device     auto, cpu, cuda, cuda:N, mps or xpu
     dry_run    run a few steps, return a TrainEstimate, and write nothing
-    listener   is told what happens
+    listener   gets reports of progress
     stopping   a context manager, entered before the first step, of a function: once it returns True, the training
                finishes its step, writes a checkpoint and returns
     options    steps, batch_size, seed, checkpoint_every, compile, parallel: they replace keys of the table [train]

@@ -21,7 +21,7 @@ COLOURS = 64  # of the palette: half the bytes, hardly visible
 
 
 def classes(work: Path) -> dict[str, str]:
-    """{concept: class} of the concepts in one of the classes."""
+    """{concept: class} for the concepts that belong to a class."""
     folder = work / "npm" / "node_modules" / "emojibase-data"
     subgroups = json.loads((folder / "meta" / "groups.json").read_text("utf-8"))["subgroups"]
     of_emoji = {

@@ -10,26 +10,26 @@ from diffgen.training.config import Train, setting
 from schedulers.noise import NoiseSchedule
 from schedulers.prediction import PLAIN
 
-# Stable Diffusion's pipelines know no flow_prediction on a table
+# Stable Diffusion's pipelines have no flow_prediction on a table
 PREDICTIONS = tuple(name for name in PLAIN if name != "flow_prediction")
 
 
 @dataclass(frozen=True)
 class Data:
-    """How the pictures are read: squares, RGB, as pipelines make them."""
+    """How to read the pictures: squares, RGB, as in pipelines."""
 
-    size: int | None = setting(None, 8, 1024)  # side to which pictures are scaled and cropped; unless given, their own
+    size: int | None = setting(None, 8, 1024)  # side to scale and crop pictures to; default: their own
     channels: int = setting(3, of=(3,))
-    held_out: float = setting(0.1, 0, 0.9)  # the part kept out of the training, where the data does not say it itself
+    held_out: float = setting(0.1, 0, 0.9)  # the fraction that is not trained on, unless the data name the pictures
     memory: str = setting("auto", of=("auto", "ram", "map"))
 
 
 @dataclass(frozen=True)
 class Varied(Data):
-    """And how they are varied."""
+    """How to read and to vary the pictures."""
 
     flip: bool = False  # mirror half of the pictures
-    shift: int = setting(0, 0, 512)  # move half of the pictures by up to so many pixels; the edge is continued
+    shift: int = setting(0, 0, 512)  # shift half of the pictures by up to so many pixels; edge pixels fill the gap
     permute: float = setting(0.0, 0, 1)  # how often a picture's three channels are permuted
 
 
@@ -45,7 +45,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Reconstructions:
-    """The sheets made on the way."""
+    """The sheets of reconstructions."""
 
     every: int = setting(1000, 1, 10**9)
     count: int = setting(16, 1, 1024)  # pictures, each followed by its reconstruction
@@ -73,9 +73,9 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class Text:
-    """What reads the captions: CLIP's text encoder, trained from scratch with the UNet."""
+    """CLIP's text encoder, which reads the captions; trained from scratch with the UNet."""
 
-    tokenizer: str | None = None  # a folder with a CLIP tokenizer; unless given, CLIP's own, of 49,408 tokens
+    tokenizer: str | None = None  # a folder with a CLIP tokenizer; default: CLIP's own, of 49,408 tokens
     length: int = setting(77, 4, 512)  # tokens of a prompt, both ends included
     width: int = setting(192, 8, 4096)
     layers: int = setting(4, 1, 64)
@@ -84,25 +84,25 @@ class Text:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """The process and its objective, as far as Stable Diffusion's pipelines have it."""
+    """The process and its objective: those that Stable Diffusion's pipelines support."""
 
     noise: str = setting("scaled_linear", of=NoiseSchedule.TABLES)
     T: int = setting(1000, 2, 100_000)
-    zero_terminal_snr: bool = False  # the last step is noise alone; not with epsilon
+    zero_terminal_snr: bool = False  # the last step is pure noise; not with epsilon
     prediction: str = setting("epsilon", of=PREDICTIONS)
     weight: str | None = setting(None, of=tuple(WEIGHTS))
     times: str = setting("stratified", of=("stratified", "uniform"))  # how t is drawn
     offset_noise: float = setting(0.0, 0, 1)
-    caption_dropout: float = setting(0.1, 0, 1)  # how often the caption is empty, so that guidance works
+    caption_dropout: float = setting(0.1, 0, 1)  # how often the caption is empty, for guidance
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The sheets of pictures made on the way."""
+    """The sheets of samples."""
 
     every: int = setting(1000, 1, 10**9)
-    count: int = setting(16, 1, 1024)  # pictures of the raw weights, and as many of the average
-    prompts: tuple[str, ...] = ()  # one after the other, again from the first; unless given, captions of the data
+    count: int = setting(16, 1, 1024)  # samples of the weights, and as many of their average
+    prompts: tuple[str, ...] = ()  # used in turn; default: captions of the data
     scheduler: str = "dpmpp_2m"
     steps: int = setting(20, 1, 1000)
     guidance: float = setting(2.0, 0, 100)
@@ -113,7 +113,7 @@ class LatentConfig:
     """The configuration of the job "latents". `network` has arguments of diffusers' UNet2DConditionModel."""
 
     job: str = setting("latents", of=("latents",))
-    autoencoder: str = ""  # a run of the job "autoencoder", or a folder of diffusers with an AutoencoderKL
+    autoencoder: str = ""  # a run of the job "autoencoder", or a diffusers folder with an AutoencoderKL
     data: Data = Data()
     text: Text = Text()
     network: dict[str, Any] = field(

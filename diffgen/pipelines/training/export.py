@@ -94,7 +94,7 @@ def save_latent_run(
 
 @contextlib.contextmanager
 def _sound(run: Run) -> Iterator[None]:
-    """Raise InputError where a run.json lacks something."""
+    """Raise InputError if run.json lacks a key."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The networks of diffusers and transformers that the jobs train: built from a configuration, read from files."""
+"""Build the networks of diffusers and transformers that the jobs train, and read their weights."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ LIBRARIES = {"AutoencoderKL": "diffusers", "UNet2DConditionModel": "diffusers", 
 
 
 def build(class_name: str, config: Mapping[str, Any], where: str) -> Any:
-    """A network of that class with fresh weights. Raises InputError where the configuration makes none."""
+    """Build a network of that class with fresh weights. Raises InputError for an invalid configuration."""
     try:
         return make_network(class_name, dict(config))
-    except Exception as error:  # whatever a constructor raises for arguments that do not go together
-        raise InputError(f"{where}: [network] makes no {class_name}: {error}") from error
+    except Exception as error:  # whatever a constructor raises for invalid arguments
+        raise InputError(f"{where}: [network] is invalid for {class_name}: {error}") from error
 
 
-def arguments(cls: type, network: Mapping[str, Any], follows: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The arguments of a network: those of the configuration and those that follow from the rest. Raises InputError."""
-    if taken := sorted(follows.keys() & network.keys()):
-        raise InputError(f"{where}: network.{taken[0]} follows from the data: leave it out")
-    known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    if wrong := sorted(network.keys() - known.keys()):
-        raise InputError(f"{where}: unknown key network.{wrong[0]}", f"{cls.__name__} has {', '.join(list(known)[1:])}")
-    return {**network, **follows}
+def arguments(cls: type, network: Mapping[str, Any], derived: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of a network: those of the configuration, and those derived from the data. Raises InputError."""
+    if clash := sorted(derived.keys() & network.keys()):
+        raise InputError(f"{where}: network.{clash[0]} follows from the data: leave it out")
+    names = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    if wrong := sorted(network.keys() - names.keys()):
+        raise InputError(f"{where}: unknown key network.{wrong[0]}", f"{cls.__name__} has {', '.join(list(names)[1:])}")
+    return {**network, **derived}
 
 
 def of_run(run: Run, name: str, class_name: str, config: Mapping[str, Any], which: str, dtype: torch.dtype) -> Any:
-    """The network `name` of a run's newest checkpoint, for inference; its tensors are called "name.…" there.
+    """Load the network `name` of a run's newest checkpoint, for inference; its tensors are named "name.…" there.
 
     `which` weights: "ema", "model", "ema-<length>". Raises InputError.
     """
@@ -59,9 +59,9 @@ def _without(prefix: str) -> Layout:
 
 
 def read_autoencoder(path: Path, which: str = "ema") -> tuple[Any, float | None]:
-    """(AutoencoderKL in float32, the factor that its latents are scaled by) of a run, or of its or a pipeline's folder.
+    """Load (AutoencoderKL in float32, the factor of its latents) from a run, its folder or that of a pipeline.
 
-    Of a run of the job "autoencoder" the factor is None: it is chosen by who uses it. Raises InputError.
+    A run of the job "autoencoder" has no factor: None. Raises InputError.
     """
     if is_run(path):
         run = read_run(path)
@@ -70,32 +70,30 @@ def read_autoencoder(path: Path, which: str = "ema") -> tuple[Any, float | None]
         return of_run(run, "vae", "AutoencoderKL", run.network, which, torch.float32), None
     folder = path / "vae" if (path / "model_index.json").is_file() else path
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: there is no such folder", "name a run of the job autoencoder, or a diffusers folder"
-        )
+        raise InputError(f"{folder}: no such folder", "name a run of the job autoencoder, or a diffusers folder")
     component = gate.check_component(folder, "vae", ("diffusers", "AutoencoderKL"), "network", [])
     if (kind := component.config.get("_class_name", "AutoencoderKL")) != "AutoencoderKL":
         raise InputError(f"{folder / 'config.json'}: of the class {gate.short(kind)}, not an AutoencoderKL")
     vae = load_network(component, torch.device("cpu"), torch.float32)
     if vae.config.shift_factor is not None:
-        raise InputError(f"{folder / 'config.json'}: shift_factor is not known to Stable Diffusion's pipelines")
+        raise InputError(f"{folder / 'config.json'}: Stable Diffusion's pipelines have no shift_factor")
     return vae, float(vae.config.scaling_factor)
 
 
 def digest(network: nn.Module) -> str:
-    """SHA-256 in hex of a network's weights, in the order of their names."""
-    found = hashlib.sha256()
+    """SHA-256 in hex of the weights of a network, in the order of their names."""
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(tensor.contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
-def fitting(folder: Path, held: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights, if names and shapes are those of `own`. Raises InputError."""
-    for name in sorted(held.keys() ^ own.keys()):
-        raise InputError(f"{folder}: {name!r} is in {'its' if name in held else 'our'} network only")
+def fitting(folder: Path, weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights. Raises InputError unless their names and shapes are those of `own`."""
+    for name in sorted(weights.keys() ^ own.keys()):
+        raise InputError(f"{folder}: {name!r} is in {'its' if name in weights else 'our'} network only")
     for name, tensor in own.items():
-        if held[name].shape != tensor.shape:
-            raise InputError(f"{folder}: {name} has the shape {list(held[name].shape)}, not {list(tensor.shape)}")
-    return held
+        if weights[name].shape != tensor.shape:
+            raise InputError(f"{folder}: {name} has the shape {list(weights[name].shape)}, not {list(tensor.shape)}")
+    return weights

@@ -113,25 +113,25 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
     others: list[str] = []
     visited: set[tuple[int, int]] = set()
 
-    def look(place: str, before: str) -> None:
-        status = os.stat(place)
+    def visit(folder_path: str, prefix: str) -> None:
+        status = os.stat(folder_path)
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
-        with os.scandir(place) as entries:
+        with os.scandir(folder_path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
                     continue
-                name = before + entry.name
+                name = prefix + entry.name
                 if entry.is_dir():
-                    look(entry.path, f"{name}/")
+                    visit(entry.path, f"{name}/")
                 elif entry.name.lower().endswith(PICTURES):
                     pictures.append(name)
                 elif entry.name.lower().endswith(OTHER_PICTURES):
                     others.append(name)
 
     try:
-        look(os.fspath(folder), "")
+        visit(os.fspath(folder), "")
     except OSError as error:
         raise InputError(f"cannot read the folder {error.filename or folder}: {error.strerror}") from error
     if bad := next((name for name in pictures if not _encodes(name)), None):
@@ -188,7 +188,7 @@ def _captions(entry: dict[str, Any], where: str) -> Captions | None:
         return None
     texts = text if isinstance(text, list) else [text]
     if wrong := [each for each in texts if not (isinstance(each, str) and _encodes(each))]:
-        raise InputError(f"{where}: the text {wrong[0]!r} is no text")
+        raise InputError(f"{where}: the text {wrong[0]!r} is not a string in UTF-8")
     if not texts:
         raise InputError(f"{where}: the list of texts is empty")
     if weights is None or not isinstance(text, list):
