@@ -10,6 +10,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from diffgen.images.metadata import encode_png
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {
@@ -101,7 +104,9 @@ def file_of(name: str, files: set[str]) -> str:
     return name if name in files else name.rpartition(".")[0]
 
 
-def test_what_needs_no_torch_imports_none(tiny: Path) -> None:
+def test_what_needs_no_torch_imports_none(tiny: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "apple.png"
+    picture.write_bytes(encode_png(Image.new("RGB", (8, 8)), {"prompt": "a red apple", "seed": 7}))
     code = f"""
 import sys
 import diffgen, schedulers
@@ -109,7 +114,8 @@ assert "numpy" not in sys.modules and "typer" not in sys.modules
 from diffgen.cli import run
 for line in (
     [], ["--help"], ["--version"], ["generate", "--help"], ["schedulers", "list"], ["models", "list"],
-    ["schedulers", "show", "DPM++ 2M Karras"], ["schedulers", "list", "-m", {str(tiny)!r}],
+    ["schedulers", "show", "DPM++ 2M Karras"], ["prompt", "explain", "a"], ["inspect", {str(picture)!r}],
+    ["schedulers", "list", "-m", {str(tiny)!r}],
     ["models", "info", {str(tiny)!r}],
     ["generate", "a", "-m", {str(tiny)!r}, "--dry-run"],
 ):
@@ -118,8 +124,38 @@ for line in (
     ["generate", "a", "-m", "nothing"], ["generate", "a", "--steps", "0"], ["generate", "a", "--scheduler", "eular"],
 ):
     assert run(line) != 0, line
-loaded = sorted({{"torch", "diffusers", "transformers", "huggingface_hub", "rich.progress"}} & set(sys.modules))
+heavy = {{"torch", "numpy", "diffusers", "transformers", "huggingface_hub", "matplotlib", "rich.progress"}}
+loaded = sorted(heavy & set(sys.modules))
 assert not loaded, loaded
 """
+    assert_runs(code)
+
+
+@pytest.mark.parametrize(
+    ("line", "commands"),
+    [
+        ([], set()),
+        (["--help"], set()),
+        (["--version"], set()),
+        (["a red apple"], set()),
+        (["models", "--help"], set()),
+        (["schedulers", "list"], {"schedulers"}),
+        (["doctor", "--help"], {"doctor"}),
+    ],
+    ids=" ".join,
+)
+def test_a_command_is_imported_when_it_is_called(line: list[str], commands: set[str]) -> None:
+    assert_runs(f"""
+import sys
+from diffgen.cli import run
+run({line!r})
+from diffgen.cli.commands import COMMANDS
+loaded = {{name for name in COMMANDS if f"diffgen.cli.{{name}}" in sys.modules}}
+assert loaded == {commands!r}, loaded
+""")
+
+
+def assert_runs(code: str) -> None:
+    """Run the code in a fresh Python."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,6 @@ from typing import Any
 
 from diffgen.generation.model import Generator
 from diffgen.generation.plan import Picture
-from diffgen.images.heat import overlay
 from diffgen.images.naming import Beside, Outputs, slug
 from diffgen.images.preview import colours_of, half_blocks
 from diffgen.images.strip import animation, strip
@@ -39,6 +38,8 @@ class Seen:
             files = {"steps.png": _png(strip(picture.steps)), "steps.gif": animation(picture.steps)}
             found["steps"] = [str(file) for file in self.steps.write(path, files)]
         if self.attention is not None and picture.image is not None:
+            from diffgen.images.heat import overlay  # imports numpy
+
             found["attention"] = {}
             for word, heat in picture.attention.items():
                 name = f"{slug(word, 40)}.png"

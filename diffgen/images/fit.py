@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
 from diffgen.errors import UsageError
@@ -45,6 +44,8 @@ def parse_margins(margins: str | Sequence[int]) -> tuple[int, int, int, int]:
 def grow(image: Image.Image, margins: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
     """(canvas, mask): the picture with margins (left, top, right, bottom) that repeat its edge pixels; white in the
     mask is what was added."""
+    import numpy as np
+
     left, top, right, bottom = margins
     canvas = np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge")
     mask = np.pad(np.zeros((image.height, image.width), np.uint8), ((top, bottom), (left, right)), constant_values=255)

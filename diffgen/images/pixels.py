@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from diffgen.errors import InvalidOutput
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 
@@ -19,6 +22,8 @@ def to_pil(x: np.ndarray, levels: int = 256) -> list[Image.Image]:
     goes to the even neighbour: with 256 levels these are the very bits that diffusers' image processor computes.
     Raises InvalidOutput if a value is not finite.
     """
+    import numpy as np
+
     if x.ndim != 4 or x.shape[1] not in MODES:
         raise ValueError(f"expected floats [B, 1, 3 or 4, H, W], got {list(x.shape)}")
     if not np.isfinite(x).all():
@@ -39,6 +44,8 @@ def to_pil(x: np.ndarray, levels: int = 256) -> list[Image.Image]:
 
 def from_pil(image: Image.Image) -> np.ndarray:
     """Floats [3, H, W] in [-1, 1], float32; `to_pil` gives exactly the same pixels back."""
+    import numpy as np
+
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from .sheet import PAPER, SMALLEST
 
+if TYPE_CHECKING:
+    import numpy as np
+
 BLOCK = "▀"
 RESET = "\x1b[0m"
-CUBE = np.array([0, 95, 135, 175, 215, 255])  # levels of xterm's colours 16 to 231; 232 to 255 are the greys 8, 18, …
+CUBE = (0, 95, 135, 175, 215, 255)  # levels of xterm's colours 16 to 231; 232 to 255 are the greys 8, 18, …
 
 
 def colours_of(environ: Mapping[str, str], terminal: bool, encoding: str | None) -> str | None:
@@ -33,6 +36,8 @@ def half_blocks(image: Image.Image, columns: int, rows: int, colours: str = "24b
 
     It keeps its proportions. Small ones are enlarged by a whole factor, as far as there is room; RGBA lies on grey.
     """
+    import numpy as np
+
     pixels = np.asarray(_scaled(image, columns, rows))
     if colours == "256":
         codes = [[f"5;{number}" for number in row] for row in _nearest(pixels).tolist()]
@@ -65,10 +70,13 @@ def _scaled(image: Image.Image, columns: int, rows: int) -> Image.Image:
 
 def _nearest(pixels: np.ndarray) -> np.ndarray:
     """For each pixel [H, W, 3] the nearest of xterm's colours 16 to 255."""
+    import numpy as np
+
+    levels = np.array(CUBE)
     values = pixels.astype(int)
-    steps = np.abs(values[..., None] - CUBE).argmin(-1)
+    steps = np.abs(values[..., None] - levels).argmin(-1)
     cube = 16 + steps @ np.array([36, 6, 1])
     grey = np.clip(np.rint((values.mean(-1) - 8) / 10), 0, 23).astype(int)
-    far_cube = ((values - CUBE[steps]) ** 2).sum(-1)
+    far_cube = ((values - levels[steps]) ** 2).sum(-1)
     far_grey = ((values - (8 + 10 * grey)[..., None]) ** 2).sum(-1)
     return np.where(far_grey < far_cube, 232 + grey, cube)

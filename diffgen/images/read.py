@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps
 
 from diffgen.errors import InputError
@@ -146,6 +145,8 @@ def _reason(error: Exception) -> str:
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it to white
+        import numpy as np
+
         grey = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(np.rint(grey.clip(0, 255)).astype(np.uint8)).convert(mode)
     if image.has_transparency_data and mode != "RGBA":

@@ -14,13 +14,13 @@ from PIL import Image
 from diffgen.errors import InputError, UsageError
 from diffgen.generation.checks import MAX_SEED, check_int, check_number, check_share
 from diffgen.generation.options import Source
-from diffgen.images import edges, fit
+from diffgen.images import fit
 from diffgen.images.metadata import base_name
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image
 from diffgen.models import gate, single_file
 
-DRAWN = {"canny": edges.canny, "scribble": edges.scribble}  # the maps that are drawn here; others are given
+DRAWN = ("canny", "scribble")  # the maps that are drawn here; others are given
 MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZATIONS = ("none", "int8")
@@ -135,8 +135,10 @@ def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
         )
     name, scale = _scaled(rest, "--control")
     picture = read_input(name)
+    from diffgen.images import edges  # imports numpy
+
     drawn = kind in DRAWN and not edges.is_map(picture.image)
-    image = DRAWN[kind](picture.image) if drawn else picture.image
+    image = getattr(edges, kind)(picture.image) if drawn else picture.image
     model = _control_model(kind, models, folder)
     return Control(kind, picture, scale, model, image, drawn, weights_sha256(model))
 
