@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import diffgen
 from diffgen.cli import run as command
 from diffgen.errors import InputError, UsageError
 from diffgen.training import classifier, real_pictures
@@ -325,3 +326,9 @@ def test_wrong_options(runs, diffgen_, options, code):
 def test_guidance_without_classes(runs):
     with pytest.raises(UsageError, match="trained without classes"):
         make_evaluation_plan(runs / "plain", guidance=2)
+
+
+def test_an_unknown_keyword(runs):
+    with pytest.raises(UsageError, match="evaluate takes no keyword 'sampels'") as caught:
+        diffgen.evaluate(runs / "digits", "digits", sampels=3)
+    assert caught.value.hint == "did you mean 'samples'?"
