@@ -271,7 +271,10 @@ GOOD = '{"file_name": "a.png", "text": "a"}\n'
         ({"a.png": picture(0), "metadata.jsonl": "[" * 60_000}, "line 1: broken JSON"),
         ({"a.png": picture(0), "metadata.jsonl": " " * 70_000}, "line 1: longer than"),
         ({"a.png": picture(0), "metadata.jsonl": '{"file_name": "a.png", "text": 3}'}, "the text 3 is not a string"),
-        ({"a.png": picture(0), "metadata.jsonl": '{"file_name": "a.png", "text": "\\ud800"}'}, "is not a string in UTF-8"),
+        (
+            {"a.png": picture(0), "metadata.jsonl": '{"file_name": "a.png", "text": "\\ud800"}'},
+            "is not a string in UTF-8",
+        ),
         ({"a.png": picture(0), "metadata.jsonl": GOOD.encode("utf-16")}, "not UTF-8"),
         ({"a.png": picture(0), "metadata.csv": "file_name,text\n\xff\n".encode("latin-1")}, "not UTF-8"),
         ({"a.png": picture(0), "metadata.csv": 'file_name,text\na.png,"x\n'}, "broken CSV"),
