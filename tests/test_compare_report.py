@@ -568,7 +568,7 @@ def test_table_sorts_and_data_come_out(mixture: tuple[dict[str, Any], Path], ope
         shown.locator("#json").click()
     assert json.loads(Path(download.value.path()).read_text()) == found
     with shown.expect_download() as download:
-        shown.get_by_text("Every cell as CSV").click()
+        shown.get_by_text("All cells as CSV").click()
     assert download.value.suggested_filename == "results.csv"
 
 

@@ -1,4 +1,4 @@
-"""diffgen schedulers: what there is to choose from."""
+"""diffgen schedulers: list, show and plot them."""
 
 from __future__ import annotations
 
@@ -29,25 +29,31 @@ SEE = "list: diffgen schedulers list"
 def list_schedulers(
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME|FOLDER", help="Say which go with this model.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FOLDER",
+            help="Show which fit this model.",
+            show_default=False,
+        ),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     say = Output("schedulers list", json, quiet)
-    found = [schedulers.info(name) for name in schedulers.names()]
-    entries = [_entry(solver) for solver in found]
+    solvers = [schedulers.info(name) for name in schedulers.names()]
+    entries = [_entry(solver) for solver in solvers]
     rows = [["name", "order", "evaluations", "", "also known as"]]
     rows += [
         [s.name, str(s.order), str(s.evaluations_per_step), "stochastic" if s.stochastic else "", ", ".join(_labels(s))]
-        for s in found
+        for s in solvers
     ]
     if model is not None:
-        chosen = find(model)
-        noise, predicts = noise_and_prediction(chosen)
-        rows[0].insert(4, f"with {chosen.name}")
-        for solver, entry, row in zip(found, entries, rows[1:], strict=True):
+        target = find(model)
+        noise, predicts = noise_and_prediction(target)
+        rows[0].insert(4, f"with {target.name}")
+        for solver, entry, row in zip(solvers, entries, rows[1:], strict=True):
             reason = _why_not(solver, noise, predicts)
             entry |= {"compatible": reason is None, "reason": reason}
             row.insert(4, "yes" if reason is None else f"no: {reason}")
@@ -74,12 +80,12 @@ def _entry(s: Solver) -> dict[str, Any]:
 
 
 def _labels(s: Solver) -> list[str]:
-    """All its other names, AUTOMATIC1111's first."""
+    """All other names of a solver, AUTOMATIC1111's first."""
     return [*([s.a1111] if s.a1111.lower() != s.name else []), *s.aliases]
 
 
 def _special(s: Solver) -> list[str]:
-    """Other tools' names that stand for options of it too."""
+    """Names in other tools that also set options of the solver."""
     return [
         f"{label} ({', '.join(f'{key}={value}' for key, value in options.items())})"
         for label, (name, _, options) in LABELS.items()
@@ -88,7 +94,7 @@ def _special(s: Solver) -> list[str]:
 
 
 def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> str | None:
-    """Why it makes no pictures with a model of this noise schedule and prediction; None if it does."""
+    """Why a solver does not work with a model of this noise schedule and prediction; None if it does."""
     if solver.native_only:
         return "its times depend on the values of x, so it only runs in the native loop"
     if solver.upwards:
@@ -105,16 +111,16 @@ def _print_table(rows: list[list[str]], last: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(*rows[0], header_style="bold", box=None, pad_edge=False)
+    view = Table(*rows[0], header_style="bold", box=None, pad_edge=False)
     for row in rows[1:]:
-        shown.add_row(*map(printable, row))
+        view.add_row(*map(printable, row))
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
-    console.print(shown)
+    console.print(view)
     console.print("\n" + printable(last), highlight=False)
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Any name of it, ours or another tool's: dpmpp_2m, “DPM++ 2M Karras”.")],
+    name: Annotated[str, typer.Argument(help="Its name here or in another tool: dpmpp_2m, “DPM++ 2M Karras”.")],
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -134,29 +140,29 @@ def show(
         "when": solver.when or None,
         "grid": solver.grid,
         "a1111": solver.a1111,
-        "choices": {key: found for key, found in choices.items() if found},
+        "choices": {key: values for key, values in choices.items() if values},
         "implies": {"grid": label.grid, "options": label.options},
     }
-    means = [f"grid {label.grid}"] if label.grid else []
-    means += [f"{key} = {value!r}" for key, value in label.options.items()]
-    kind = "stochastic: fresh noise on the way" if solver.stochastic else "deterministic"
+    implied = [f"grid {label.grid}"] if label.grid else []
+    implied += [f"{key} = {value!r}" for key, value in label.options.items()]
+    kind = "stochastic: draws noise" if solver.stochastic else "deterministic"
     rows = [
         [solver.name, about],
         ["formula", solver.formula],
         ["order", f"{solver.order}; {kind}"],
         ["cost", _cost(solver)],
-        ["grid", f"{solver.grid}, unless another is given"],
+        ["grid", f"{solver.grid}, unless you choose another"],
         *(
             ["option", f"{key} = {default!r}{'; one of ' if choices[key] else ''}{', '.join(map(repr, choices[key]))}"]
             for key, default in solver.options.items()
         ),
         ["known as", ", ".join([*_labels(solver), *_special(solver)])],
-        ["the same", solver.same],
-        ["use it", solver.when],
+        ["same as", solver.same],
+        ["use", solver.when],
         ["source", solver.reference],
     ]
-    if means:
-        rows.insert(1, [name, f"means here: {', '.join(means)}"])
+    if implied:
+        rows.insert(1, [name, f"means here: {', '.join(implied)}"])
     Output("schedulers show", json, quiet).result(result, _wrapped([row for row in rows if row[1]]))
 
 
@@ -186,14 +192,18 @@ def plot(
     ] = "schedulers.png",
     names: Annotated[
         str,
-        typer.Option("--schedulers", metavar="A,B,…", help="Whose error to draw; recommend: the best for each budget."),
+        typer.Option(
+            "--schedulers",
+            metavar="A,B,…",
+            help="Error curves to draw; recommend: the best for each budget.",
+        ),
     ] = "euler,heun,dpmpp_2m,dpmpp_3m,unipc,recommend",
     grid_names: Annotated[
-        str, typer.Option("--grids", metavar="A,B,…", help="Which grids to draw.")
+        str, typer.Option("--grids", metavar="A,B,…", help="Grids to draw.")
     ] = "trailing,karras,exponential,beta_t,kl_optimal,ays",
     steps: Annotated[int, typer.Option(help="Steps of the grids.")] = 10,
     nfe: Annotated[
-        str, typer.Option(metavar="N,N,…", help="At how many evaluations to measure.")
+        str, typer.Option(metavar="N,N,…", help="Numbers of evaluations to measure at.")
     ] = "5,6,8,10,14,20,28,40,56,80",
     noise: Annotated[
         str, typer.Option(metavar="NAME", help=f"One of {', '.join(schedulers.NoiseSchedule.NAMES)}.")

@@ -1,7 +1,7 @@
-"""The plots of the page as SVG, drawn in plain text: axes, curves with intervals, ticks on a line, markers.
+"""Draw the plots of the page as SVG text: axes, curves with intervals, ticks on a line, markers.
 
-Colours come from the page's style sheet, by class: a style is a number, and stands for a colour (c0 … c7), a shape, and
-from the ninth on a dashed line with hollow shapes, so that nothing depends on the colour alone.
+A style is a number: it selects a colour (c0 … c7, defined in the page's style sheet), a shape and, from the ninth on, a
+dashed line with hollow shapes, so that nothing depends on the colour alone.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 640, 370
-LEFT, RIGHT, TOP, BOTTOM = 66, 176, 14, 50  # RIGHT: room for the names at the ends of the curves
-LINE = 15  # from one name to the next, at least
+LEFT, RIGHT, TOP, BOTTOM = 66, 176, 14, 50  # RIGHT has room for the names of the curves
+LINE = 15  # the least distance between two names
 COLOURS = 8
 SHAPES = (
     "M-4.4 0a4.4 4.4 0 1 0 8.8 0a4.4 4.4 0 1 0-8.8 0Z",
@@ -31,7 +31,7 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Point:
-    """A mean with its interval, if there is one."""
+    """A mean at a place, with its interval if there is one."""
 
     x: float
     mean: float
@@ -41,13 +41,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. Points that are not above zero have no place on a logarithmic axis, and are left out."""
+    """A curve on logarithmic axes."""
 
     style: int
     name: str
     points: tuple[Point, ...]
 
     def drawn(self) -> list[Point]:
+        """The points above zero, which a logarithmic axis can show."""
         return sorted((p for p in self.points if p.mean > 0 and p.x > 0), key=lambda p: p.x)
 
 
@@ -59,15 +60,15 @@ def curves(
     floor: float | None = None,
     floor_label: str = "",
 ) -> Markup | None:
-    """Both axes logarithmic; `about` is the alternative text. None where there is nothing to draw."""
-    shown = [(s, s.drawn()) for s in series if s.drawn()]
-    if not shown:
+    """Draw curves on two logarithmic axes; `about` is the alternative text. None if there is nothing to draw."""
+    visible = [(s, s.drawn()) for s in series if s.drawn()]
+    if not visible:
         return None
-    xs = sorted({p.x for _, points in shown for p in points})
-    means = [p.mean for _, points in shown for p in points] + ([floor] if floor else [])
-    highs = [p.high for _, points in shown for p in points if p.high is not None]
+    xs = sorted({p.x for _, points in visible for p in points})
+    means = [p.mean for _, points in visible for p in points] + ([floor] if floor else [])
+    highs = [p.high for _, points in visible for p in points if p.high is not None]
     y_low, y_high = min(means) / 1.7, min(max([*means, *highs]) * 1.2, max(means) * 4)
-    names = _spread([points[-1].mean for _, points in shown], _log(y_low, y_high, HEIGHT - BOTTOM, TOP))
+    names = _spread([points[-1].mean for _, points in visible], _log(y_low, y_high, HEIGHT - BOTTOM, TOP))
     tall = max(HEIGHT, round(max(names) + BOTTOM))
     bottom = tall - BOTTOM
     x, y = _log(xs[0] / 1.15, xs[-1] * 1.15, LEFT, WIDTH - RIGHT), _log(y_low, y_high, bottom, TOP)
@@ -76,31 +77,31 @@ def curves(
         at = y(floor)
         parts.append(f'<path class="floor" d="M{LEFT} {at:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="small" x="{LEFT + 6}" y="{at + 14:.1f}">{escape(floor_label)}</text>')
-    gap = min(3.0, 14 / len(shown))
-    ends = _spread([points[-1].mean for _, points in shown], y)
-    for i, ((one, points), end) in enumerate(zip(shown, ends, strict=True)):
-        aside = (i - (len(shown) - 1) / 2) * gap
-        parts.append(_curve(one, [(x(p.x) + aside, y(p.mean), p) for p in points], end, y, bottom))
+    gap = min(3.0, 14 / len(visible))
+    ends = _spread([points[-1].mean for _, points in visible], y)
+    for i, ((one, points), end) in enumerate(zip(visible, ends, strict=True)):
+        offset = (i - (len(visible) - 1) / 2) * gap
+        parts.append(_curve(one, [(x(p.x) + offset, y(p.mean), p) for p in points], end, y, bottom))
     return _svg("".join(parts), about, tall)
 
 
 def levels(rows: Sequence[tuple[int, str, Sequence[float]]], about: str, label: str) -> Markup | None:
-    """A line for each scheduler with a tick wherever it asks, on one logarithmic axis."""
-    shown = [(style, name, [v for v in values if v > 0]) for style, name, values in rows]
-    every = [v for _, _, values in shown for v in values]
-    if not every:
+    """Draw a line for each scheduler with a tick at each of its noise levels, on one logarithmic axis."""
+    visible = [(style, name, [v for v in values if v > 0]) for style, name, values in rows]
+    all_levels = [v for _, _, values in visible for v in values]
+    if not all_levels:
         return None
     step, left = 30, 190
-    bottom = TOP + step * len(shown) + 6
-    low, high = min(every) / 1.2, max(every) * 1.2
-    x = _log(low, high, WIDTH - 16, left)  # noise falls from left to right, as the solvers go
+    bottom = TOP + step * len(visible) + 6
+    low, high = min(all_levels) / 1.2, max(all_levels) * 1.2
+    x = _log(low, high, WIDTH - 16, left)  # noise falls from left to right, as during sampling
     parts = []
     for value in _decades(low, high):
         parts.append(f'<path class="rule" d="M{x(value):.1f} {TOP}V{bottom}"/>')
         parts.append(
-            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 18}">{_say(value)}</text>'
+            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 18}">{_tick(value)}</text>'
         )
-    for i, (style, name, values) in enumerate(shown):
+    for i, (style, name, values) in enumerate(visible):
         at = TOP + step * (i + 0.5) + 3
         ticks = "".join(f"M{x(v):.1f} {at - 8:.1f}v16" for v in values)
         parts.append(
@@ -113,7 +114,7 @@ def levels(rows: Sequence[tuple[int, str, Sequence[float]]], about: str, label: 
 
 
 def swatch(style: int) -> Markup:
-    """The sign of a style, for tables and headings."""
+    """The marker of a style, for tables and headings."""
     return Markup(
         f'<svg class="swatch c{style % COLOURS}" viewBox="-7 -7 14 14" width="14" height="14" aria-hidden="true">'
         f"{_marker(style, 0, 0)}</svg>"
@@ -164,11 +165,13 @@ def _axes(
     parts = []
     for value in y_ticks:
         parts.append(f'<path class="rule" d="M{LEFT} {y(value):.1f}H{right}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 9}" y="{y(value) + 4:.1f}">{_say(value)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{LEFT - 9}" y="{y(value) + 4:.1f}">{_tick(value)}</text>'
+        )
     for value in x_ticks:
         parts.append(f'<path class="axis" d="M{x(value):.1f} {bottom}v5"/>')
         parts.append(
-            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 20}">{_say(value)}</text>'
+            f'<text class="tick" text-anchor="middle" x="{x(value):.1f}" y="{bottom + 20}">{_tick(value)}</text>'
         )
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
     middle = (LEFT + right) / 2
@@ -185,34 +188,34 @@ def _marker(style: int, x: float, y: float) -> str:
 
 
 def _log(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Where a value stands between two places."""
+    """The function from values (`low` to `high`) to positions (`start` to `end`) on a logarithmic scale."""
     span = math.log(high / low)
     return lambda value: start + (end - start) * math.log(value / low) / span
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Round values between two others: powers of ten, with 2 and 5 where there would be few."""
+    """Round values between two others: powers of ten, and more between them if there are fewer than four."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for parts in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        found = [p * 10.0**e for e in range(first, last + 1) for p in parts if low <= p * 10.0**e <= high]
-        if len(found) >= 4:
+        ticks = [p * 10.0**e for e in range(first, last + 1) for p in parts if low <= p * 10.0**e <= high]
+        if len(ticks) >= 4:
             break
-    return found[:: -(-len(found) // 9)] if found else []
+    return ticks[:: -(-len(ticks) // 9)] if ticks else []
 
 
 def _few(values: Sequence[float], x: Callable[[float], float]) -> list[float]:
-    """Whole numbers themselves as ticks, as far as they stand apart, the largest first; else round values."""
+    """Ticks at whole numbers, except those too close to a larger one; round values if they are not whole."""
     if not all(v == int(v) for v in values):
         return _decades(values[0] / 1.15, values[-1] * 1.15)
-    found = [values[-1]]
+    ticks = [values[-1]]
     for value in reversed(values):
-        if x(found[-1]) - x(value) >= 26:
-            found.append(value)
-    return found
+        if x(ticks[-1]) - x(value) >= 26:
+            ticks.append(value)
+    return ticks
 
 
 def _spread(values: Sequence[float], y: Callable[[float], float]) -> list[float]:
-    """Heights for names beside these values: none over another."""
+    """Heights for names beside these values, so that no two overlap."""
     order = sorted(range(len(values)), key=lambda i: y(values[i]))
     places, last = [0.0] * len(values), TOP - LINE + 4.0
     for i in order:
@@ -224,7 +227,8 @@ def _spread(values: Sequence[float], y: Callable[[float], float]) -> list[float]
     return places
 
 
-def _say(value: float) -> str:
+def _tick(value: float) -> str:
+    """The text of a tick."""
     if 1e-3 <= value < 1e5:
         return f"{value:.6g}"
     exponent = math.floor(math.log10(value) + 1e-9)

@@ -1,6 +1,6 @@
 "use strict";
-// What a reader chooses on the page: which start, which cell large, which two beside each other, in which order.
-// All texts come from Python, and go into the page as text, never as markup.
+// The controls of the page: the starting noise, the enlarged cell, the two compared cells, the order of the table.
+// All texts come from Python and enter the page as text, never as markup.
 (() => {
   const one = (id) => document.getElementById(id);
   const read = (id) => JSON.parse(one(id).textContent);
@@ -49,7 +49,7 @@
     const value = make("p", { class: "value" });
     if (cell.value) value.append(make("b", {}, cell.value));
     if (cell.best) value.append(make("span", { class: "chip best", title: "nearest to the reference at this budget, over the seeds" }, cell.best));
-    if (cell.stochastic) value.append(make("span", { class: "chip", title: "draws noise on the way: no distance to a solution has a meaning" }, "stochastic"));
+    if (cell.stochastic) value.append(make("span", { class: "chip", title: "draws noise: there is no fixed solution to measure against" }, "stochastic"));
     const parts = [make("div", { class: "frame" }, open, picks), value];
     if (cell.bar !== null) {
       const bar = make("svg", { class: "bar", viewBox: "0 0 100 3", preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -70,7 +70,7 @@
   for (const name of Object.keys(chosen)) {
     const select = one(name);
     if (!select) continue;
-    select.value = "0"; // browsers remember another after a reload
+    select.value = "0"; // browsers keep the old value after a reload
     select.addEventListener("change", () => {
       chosen[name] = Number(select.value);
       refresh();
@@ -84,7 +84,7 @@
   if (matchMedia("(max-width: 820px)").matches) size.value = Math.min(size.value, 128);
   resize();
 
-  // A table that fits needs no scrolling of its own: its headings then stick to the window.
+  // A table that fits does not scroll by itself, so its headings stick to the window.
   for (const scroll of document.querySelectorAll(".pictures, .rows")) {
     const table = scroll.querySelector("table");
     const fit = () => {
@@ -159,7 +159,7 @@
   for (const button of box.querySelectorAll("[data-pick]")) {
     button.addEventListener("click", () => {
       pick(button.dataset.pick, shown);
-      tell(`${one("box-title").textContent} is ${button.dataset.pick.toUpperCase()}`);
+      announce(`${one("box-title").textContent} is ${button.dataset.pick.toUpperCase()}`);
     });
   }
   one("box-close").addEventListener("click", () => box.close());
@@ -206,13 +206,13 @@
   let turnOf = 0;
   async function difference(cells) {
     const turn = ++turnOf, canvas = one("difference"), text = one("difference-text");
-    const say = (what) => {
-      text.textContent = what;
-      canvas.setAttribute("aria-label", what);
+    const describe = (message) => {
+      text.textContent = message;
+      canvas.setAttribute("aria-label", message);
     };
     if (cells.some((cell) => !cell || cell.reason !== null)) {
       canvas.width = canvas.height = 1;
-      say("One of the two has no picture for this start.");
+      describe("One of the two has no picture for this noise.");
       return;
     }
     const images = await Promise.all(cells.map(async (cell) => {
@@ -221,10 +221,10 @@
       await image.decode();
       return image;
     }));
-    if (turn !== turnOf) return; // something else was chosen meanwhile
+    if (turn !== turnOf) return; // another pair was selected in the meantime
     const { naturalWidth: width, naturalHeight: height } = images[0];
     if (images[1].naturalWidth !== width || images[1].naturalHeight !== height) {
-      say("Pictures of different sizes have no difference.");
+      describe("Pictures of different sizes cannot be compared.");
       return;
     }
     canvas.width = width;
@@ -238,14 +238,14 @@
     let largest = 0;
     for (let i = 0; i < a.data.length; i += 4) {
       for (let c = i; c < i + 3; c++) {
-        const apart = Math.abs(a.data[c] - b.data[c]);
-        largest = Math.max(largest, apart);
-        a.data[c] = 4 * apart;
+        const distance = Math.abs(a.data[c] - b.data[c]);
+        largest = Math.max(largest, distance);
+        a.data[c] = 4 * distance;
       }
       a.data[i + 3] = 255;
     }
     context.putImageData(a, 0, 0);
-    say(largest ? `Difference ×4; the largest is ${largest} of 255` : "No difference at all");
+    describe(largest ? `Difference ×4; the largest is ${largest} of 255` : "No difference at all");
   }
 
   const wipe = one("wipe"), range = one("wipe-range");
@@ -286,8 +286,8 @@
 
   // Copying and saving
 
-  function tell(text) {
-    one("said").textContent = text;
+  function announce(text) {
+    one("status").textContent = text;
   }
 
   async function copy(text) {
@@ -308,7 +308,7 @@
     button.addEventListener("click", async () => {
       await copy(one(button.dataset.copy).textContent);
       button.textContent = "Copied";
-      tell("Copied");
+      announce("Copied");
       setTimeout(() => (button.textContent = label), 1500);
     });
   }
