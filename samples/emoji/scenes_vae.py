@@ -1,0 +1,195 @@
+"""Train the autoencoder of scenes, and measure it.
+
+    python samples/emoji/scenes_vae.py work/ -o work/scenes-vae --resume     # trains; stop it and call it again
+    python samples/emoji/scenes_vae.py work/ -o work/scenes-vae --measure    # dB by kind and by place, as JSON
+
+The job is the product's own "autoencoder", on scenes that are made as they are read. It begins with the layers of a
+smaller autoencoder that have the same shapes, by default those of the bundled model; `--from-scratch` begins without.
+Another network: `--channels 24,48,128,128 --latent 8`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
+
+import argparse
+import dataclasses
+import json
+import re
+import signal
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from scenes import KINDS, WHERE, Painter, draw, held_out_scenes
+
+from diffgen.images.sheet import sheet
+from diffgen.models.find import find
+from diffgen.pipelines.training.autoencoder import AutoencoderJob
+from diffgen.pipelines.training.config import AutoencoderConfig
+from diffgen.pipelines.training.parts import read_autoencoder
+from diffgen.training import config as configuration
+from diffgen.training import start
+from diffgen.training.data.procedural import procedural
+from diffgen.training.parallel import Ranks
+
+HERE = Path(__file__).resolve().parent
+SEED, COUNT = 1, 1_000_000  # of the scenes: the last 256 are held out
+MIXTURE = {"single": 0.1, "colour": 0.2, "count": 0.2, "pair": 0.2, "size": 0.06, "place": 0.24}
+
+
+def scenes_data(work: Path) -> Any:
+    painter = Painter(work / "sprites.npz")
+    return procedural(lambda i: painter.array(draw(SEED, i, mixture=MIXTURE)), COUNT, name="emoji scenes 1")
+
+
+def warm(own: dict[str, torch.Tensor], folder: Path) -> tuple[dict[str, torch.Tensor], int]:
+    """(weights, how many tensors came from the folder): those of a smaller autoencoder where names and shapes agree.
+
+    Its decoder's levels are counted from the pictures' side, so that the finest goes to the finest.
+    """
+    vae, _ = read_autoencoder(folder)
+    theirs = vae.state_dict()
+    levels = 1 + max(int(m[1]) for key in own if (m := re.match(r"decoder\.up_blocks\.(\d+)", key)))
+    more = levels - len(vae.config.block_out_channels)
+
+    def shifted(match: re.Match[str]) -> str:
+        return f"decoder.up_blocks.{int(match[1]) + more}"
+
+    moved = {re.sub(r"^decoder\.up_blocks\.(\d+)", shifted, key): tensor for key, tensor in theirs.items()}
+    fits = {key: moved[key] for key, tensor in own.items() if key in moved and moved[key].shape == tensor.shape}
+    return {**own, **fits}, len(fits)
+
+
+class Screen:
+    """Lines on the standard output."""
+
+    def note(self, text: str) -> None:
+        print(text, flush=True)
+
+    warn = note
+
+    def moved(self, step: int) -> None: ...
+
+    def said(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), flush=True)
+
+
+def train(work: Path, run: Path, config: AutoencoderConfig, resume: bool, init: Path | None) -> None:
+    stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    job = AutoencoderJob(config, scenes_data(work))
+    first = None
+    if init is not None and not (run / "run.json").exists():
+        weights, count = warm({k: v.clone() for k, v in job.networks["vae"].vae.state_dict().items()}, init)
+        first = work / f"{run.name}-init.safetensors"
+        save_file({f"vae.{key}": tensor.contiguous() for key, tensor in weights.items()}, first)
+        print(f"{count} of {len(weights)} tensors from {init}")
+    order = start.Order(run, config, resume, first, "cpu" if not torch.cuda.is_available() else "auto")
+    print(json.dumps(start.run(order, job, Ranks(order.device), Screen(), lambda: stopped)))
+
+
+# Measurements
+
+
+def decibels(made: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """PSNR of each picture, uint8 [N, 3, H, W]."""
+    square = (made.astype(np.float32) - true).reshape(len(true), -1)
+    return 10 * np.log10(255**2 / np.maximum(1e-9, (square**2).mean(1)))
+
+
+@torch.no_grad()
+def through(vae: Any, pictures: np.ndarray) -> np.ndarray:
+    """Pictures decoded from the means of their latents, uint8 [N, 3, H, W]."""
+    parts = []
+    for part in torch.from_numpy(pictures).split(16):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = vae.decode(vae.encode(part / 127.5 - 1).latent_dist.mean)[0]
+        parts.append(((y.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts).numpy()
+
+
+def test_scenes(each: int) -> dict[str, list[Any]]:
+    """Scenes by kind, places by name: with held-out combinations where there are lists of them."""
+    found: dict[str, list[Any]] = {"single": [draw(2, k, mixture={"single": 1}) for k in range(each)]}
+    for kind in KINDS[1:-1]:
+        found[kind] = held_out_scenes(kind, each)
+    every = held_out_scenes("place", 1000)
+    for place in WHERE:
+        found[place] = [scene for scene in every if scene.description.place == place][:each]
+    return found
+
+
+def grid_strength(made: np.ndarray, true: np.ndarray) -> float:
+    """How much more the error jumps at every 8th column and row than elsewhere: 1 is no grid."""
+    error = (made.astype(np.float32) - true).mean(1)
+    jumps = [np.abs(np.diff(error, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
+    at = np.arange(127) % 8 == 7
+    return float(statistics.fmean(j[at].mean() / j[~at].mean() for j in jumps))
+
+
+def measure(work: Path, path: Path, each: int, picture: Path | None) -> dict[str, Any]:
+    painter, (vae, _) = Painter(work / "sprites.npz"), read_autoencoder(path)
+    figures: dict[str, Any] = {}
+    rows, made_all, true_all = [], [], []
+    for name, scenes in test_scenes(each).items():
+        true = np.stack([painter.array(scene) for scene in scenes])
+        made = through(vae, true)
+        values = decibels(made, true)
+        figures[name] = {"db": round(float(values.mean()), 2), "lowest": round(float(values.min()), 2), "n": len(true)}
+        made_all.append(made)
+        true_all.append(true)
+        rows.append(
+            [Image.fromarray(p.transpose(1, 2, 0)) for pair in zip(true[:5], made[:5], strict=True) for p in pair]
+        )
+    places = [figures[place]["db"] for place in WHERE]
+    others = [figures[kind]["db"] for kind in KINDS[:-1]]
+    figures["mean"] = round(statistics.fmean([*others, statistics.fmean(places)]), 2)
+    figures["lowest place"] = min(places)
+    figures["grid"] = round(grid_strength(np.concatenate(made_all), np.concatenate(true_all)), 3)
+    if picture:
+        sheet(rows).save(picture)
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the run; with --measure also a model's folder")
+    parser.add_argument("--config", type=Path, default=HERE / "scenes-vae.toml")
+    parser.add_argument("--channels", help="block_out_channels, with commas")
+    parser.add_argument("--latent", type=int, help="latent_channels")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="an autoencoder's run or folder [the bundled model]")
+    parser.add_argument("--from-scratch", action="store_true")
+    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--each", type=int, default=32, help="scenes of each kind and place that are measured")
+    parser.add_argument("--sheet", type=Path, help="scenes, each beside what the autoencoder makes of it")
+    a = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if a.measure:
+        print(json.dumps(measure(a.work, a.out, a.each, a.sheet), indent=1))
+        raise SystemExit
+    chosen = configuration.parse(configuration.read(a.config), a.config, AutoencoderConfig)
+    network = dict(chosen.network)
+    if a.channels:
+        network["block_out_channels"] = [int(n) for n in a.channels.split(",")]
+    if a.latent:
+        network["latent_channels"] = a.latent
+    steps = dataclasses.replace(chosen.train, steps=a.steps) if a.steps else chosen.train
+    chosen = dataclasses.replace(chosen, network=network, train=steps)
+    init = None if a.from_scratch else a.init or find("emoji").folder
+    train(a.work, a.out, chosen, a.resume, init)
