@@ -147,8 +147,9 @@ def _desert(rng: Rng) -> tuple[Image.Image, float]:
 def _sky(rng: Rng) -> tuple[Image.Image, float]:
     picture = _gradient(_shade(rng, "#4fa4ea"), _shade(rng, "#c4e6fb"))
     draw = ImageDraw.Draw(picture)
-    for x, y in ((rng.uniform(8, 40), rng.uniform(12, 30)), (rng.uniform(88, 120), rng.uniform(14, 40)),
-                 (rng.uniform(10, 44), rng.uniform(92, 116)), (rng.uniform(84, 118), rng.uniform(90, 118))):  # fmt: skip
+    corners = ((8, 40, 12, 30), (88, 120, 14, 40), (10, 44, 92, 116), (84, 118, 90, 118))
+    for left, right, top, bottom in corners:
+        x, y = rng.uniform(left, right), rng.uniform(top, bottom)
         _cloud(rng, draw, x, y, rng.uniform(8, 15), _shade(rng, "#fafdff", 4))
     return picture, 98
 

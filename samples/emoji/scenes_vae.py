@@ -151,9 +151,8 @@ def measure(work: Path, path: Path, each: int, picture: Path | None) -> dict[str
         figures[name] = {"db": round(float(values.mean()), 2), "lowest": round(float(values.min()), 2), "n": len(true)}
         made_all.append(made)
         true_all.append(true)
-        rows.append(
-            [Image.fromarray(p.transpose(1, 2, 0)) for pair in zip(true[:5], made[:5], strict=True) for p in pair]
-        )
+        pairs = np.stack([true[:5], made[:5]], 1).reshape(-1, *true.shape[1:]).transpose(0, 2, 3, 1)
+        rows.append([Image.fromarray(p) for p in pairs])
     places = [figures[place]["db"] for place in WHERE]
     others = [figures[kind]["db"] for kind in KINDS[:-1]]
     figures["mean"] = round(statistics.fmean([*others, statistics.fmean(places)]), 2)

@@ -196,8 +196,9 @@ def colours_of(picture: np.ndarray) -> dict[str, bool]:
         if distance > NEAR and painted(picture, name)[1] >= MOVED:
             found[name] = False
         elif distance <= NATURAL and main.share >= MOVED and main.grey == (name == "black"):
-            if main.grey or _turned(main.mean, target) <= 18:
-                found[name] = True
+            if not main.grey and _turned(main.mean, target) > 18:
+                continue
+            found[name] = True
     return found
 
 

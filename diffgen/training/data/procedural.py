@@ -48,11 +48,11 @@ class ComputedImages:
         if isinstance(which, slice):
             which = torch.arange(len(self))[which]
         if isinstance(which, Tensor) and which.ndim:
-            pictures = [self._one(i) for i in which.tolist()]
-            return (
-                torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0, *self.shape[1:], dtype=self.dtype)
-            )
-        return torch.from_numpy(self._one(int(which)))
+            found = torch.empty(len(which), *self.shape[1:], dtype=self.dtype)
+            for row, i in enumerate(which.tolist()):
+                found[row] = torch.from_numpy(self._one(i))
+            return found
+        return torch.from_numpy(self._one(int(which)).copy())
 
     def _one(self, i: int) -> np.ndarray:
         if not -len(self) <= i < len(self):
