@@ -152,10 +152,17 @@ def main_colour(picture: np.ndarray, lab: np.ndarray) -> MainColour:
     ]
     areas = [float((alpha * weights).sum()) for _, _, weights in candidates]
     best = max(range(3), key=lambda k: candidates[k][0] * areas[k])
-    weights = candidates[best][2]
+    grey, weights = candidates[best][1:]
+    if grey:  # a faint tint is grey too
+        weights = (_ramp(lightness, 0.38, 0.52) if best == 1 else _ramp(lightness, 0.62, 0.48)) * _ramp(
+            chroma, 0.09, 0.05
+        )
+    else:  # and a faint colour is a colour, if the main colour is faint
+        strength = float((alpha * weights * chroma).sum() / max(1e-6, areas[best]))
+        weights = _ramp(chroma, *np.minimum((0.3 * strength, 0.6 * strength), (0.025, 0.06))) * _ramp(apart, 62, 42)
     mass = (alpha * weights)[..., None]
     mean = (lab * mass).sum((0, 1)) / max(1e-6, float(mass.sum()))
-    return MainColour(weights, mean, candidates[best][1], areas[best] / float(alpha.sum()))
+    return MainColour(weights, mean, grey, float(mass.sum() / alpha.sum()))
 
 
 def painted(picture: np.ndarray, colour: str) -> tuple[np.ndarray, float]:
