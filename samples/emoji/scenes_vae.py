@@ -1,6 +1,6 @@
 """Train the autoencoder of scenes, and measure it.
 
-    python samples/emoji/scenes_vae.py work/ -o work/scenes-vae --resume     # trains; stop it and call it again
+    python samples/emoji/scenes_vae.py work/ -o work/scenes-vae              # trains; call it again to resume
     python samples/emoji/scenes_vae.py work/ -o work/scenes-vae --measure    # dB by kind and by place, as JSON
 
 The job is the product's own "autoencoder", on scenes that are made as they are read. It begins with the layers of a
@@ -15,38 +15,39 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import re
 import signal
 import statistics
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 from scenes import KINDS, WHERE, Painter, draw, held_out_scenes
 
+import diffgen
 from diffgen.images.sheet import sheet
 from diffgen.models.find import find
-from diffgen.pipelines.training.autoencoder import AutoencoderJob
-from diffgen.pipelines.training.config import AutoencoderConfig
 from diffgen.pipelines.training.parts import read_autoencoder
 from diffgen.training import config as configuration
-from diffgen.training import start
-from diffgen.training.data.procedural import procedural
-from diffgen.training.parallel import Ranks
+from diffgen.training.data.procedural import ProceduralData
+from diffgen.training.listener import Listener
 
 HERE = Path(__file__).resolve().parent
 SEED, COUNT = 1, 1_000_000  # of the scenes: the last 256 are held out
 MIXTURE = {"single": 0.1, "colour": 0.2, "count": 0.2, "pair": 0.2, "size": 0.06, "place": 0.24}
 
 
-def scenes_data(work: Path) -> Any:
+def scenes_data(work: Path) -> ProceduralData:
+    """A million scenes without held-out combinations."""
     painter = Painter(work / "sprites.npz")
-    return procedural(lambda i: painter.array(draw(SEED, i, mixture=MIXTURE)), COUNT, name="emoji scenes 1")
+    return ProceduralData(lambda i: painter.array(draw(SEED, i, mixture=MIXTURE)), COUNT, name="emoji scenes 2")
 
 
 def warm(own: dict[str, torch.Tensor], folder: Path) -> tuple[dict[str, torch.Tensor], int]:
@@ -67,7 +68,7 @@ def warm(own: dict[str, torch.Tensor], folder: Path) -> tuple[dict[str, torch.Te
     return {**own, **fits}, len(fits)
 
 
-class Screen:
+class Screen(Listener):
     """Lines on the standard output."""
 
     def note(self, text: str) -> None:
@@ -75,30 +76,42 @@ class Screen:
 
     warn = note
 
-    def moved(self, step: int) -> None: ...
-
-    def said(self, line: dict[str, Any]) -> None:
+    def losses(self, line: dict[str, Any]) -> None:
         print(json.dumps(line), flush=True)
 
 
-def train(work: Path, run: Path, config: AutoencoderConfig, resume: bool, init: Path | None) -> None:
-    stopped = False
+@contextlib.contextmanager
+def until_signal() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM has come."""
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: signals.append(received))
+    yield lambda: bool(signals)
 
-    def stop(*_: object) -> None:
-        nonlocal stopped
-        stopped = True
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    job = AutoencoderJob(config, scenes_data(work))
+def initial_weights(work: Path, name: str, network: dict[str, Any], folder: Path) -> Path:
+    """A weights file to begin with: `warm` applied to a fresh network."""
+    levels = len(network["block_out_channels"])
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels, **network
+    )
+    weights, count = warm(vae.state_dict(), folder)
+    path = work / f"{name}-init.safetensors"
+    save_file({f"vae.{key}": tensor.contiguous() for key, tensor in weights.items()}, path)
+    print(f"{count} of {len(weights)} tensors from {folder.name}", flush=True)
+    return path
+
+
+def train(work: Path, run: Path, tables: dict[str, Any], init: Path | None) -> None:
+    """Train, or continue a run."""
     first = None
     if init is not None and not (run / "run.json").exists():
-        weights, count = warm({k: v.clone() for k, v in job.networks["vae"].vae.state_dict().items()}, init)
-        first = work / f"{run.name}-init.safetensors"
-        save_file({f"vae.{key}": tensor.contiguous() for key, tensor in weights.items()}, first)
-        print(f"{count} of {len(weights)} tensors from {init}")
-    order = start.Order(run, config, resume, first, "cpu" if not torch.cuda.is_available() else "auto")
-    print(json.dumps(start.run(order, job, Ranks(order.device), Screen(), lambda: stopped)))
+        first = initial_weights(work, run.name, tables["network"], init)
+    result = diffgen.train(
+        scenes_data(work), run, config=tables, resume=True, init=first, listener=Screen(), stopping=until_signal()
+    )
+    print(result)
 
 
 # Measurements
@@ -171,7 +184,6 @@ if __name__ == "__main__":
     parser.add_argument("--channels", help="block_out_channels, with commas")
     parser.add_argument("--latent", type=int, help="latent_channels")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--init", type=Path, help="an autoencoder's run or folder [the bundled model]")
     parser.add_argument("--from-scratch", action="store_true")
     parser.add_argument("--measure", action="store_true")
@@ -182,13 +194,11 @@ if __name__ == "__main__":
     if a.measure:
         print(json.dumps(measure(a.work, a.out, a.each, a.sheet), indent=1))
         raise SystemExit
-    chosen = configuration.parse(configuration.read(a.config), a.config, AutoencoderConfig)
-    network = dict(chosen.network)
+    tables = configuration.read(a.config)
     if a.channels:
-        network["block_out_channels"] = [int(n) for n in a.channels.split(",")]
+        tables["network"]["block_out_channels"] = [int(n) for n in a.channels.split(",")]
     if a.latent:
-        network["latent_channels"] = a.latent
-    steps = dataclasses.replace(chosen.train, steps=a.steps) if a.steps else chosen.train
-    chosen = dataclasses.replace(chosen, network=network, train=steps)
-    init = None if a.from_scratch else a.init or find("emoji").folder
-    train(a.work, a.out, chosen, a.resume, init)
+        tables["network"]["latent_channels"] = a.latent
+    if a.steps:
+        tables["train"]["steps"] = a.steps
+    train(a.work, a.out, tables, None if a.from_scratch else a.init or find("emoji").folder)

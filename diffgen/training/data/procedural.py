@@ -1,13 +1,13 @@
-"""Data that a function makes: example i is `make(i)`, computed when a step asks for it.
+"""Training data that a function computes: picture i is `make(i)`, called when a step needs it.
 
-    def disk(i):                                            # uint8 [C, H, W], the same whenever it is asked for
+    def stripe(i):                                          # uint8 [C, H, W], always the same for the same i
         rng = np.random.default_rng((0, i))
         ...
-    data = procedural(disk, 1_000_000, name="disks 1")
-    job = AutoencoderJob(config, data)                      # or PixelJob: they train on it as on a folder
+    data = ProceduralData(stripe, 1_000_000, name="stripes 1")
+    diffgen.train(data, "runs/stripes", config="stripes.toml")
 
-The function is given from Python and is never found by a name in a file. It must be pure: batch k of a training then is
-a function of (seed, k), so a run that is interrupted ends in the same bytes as one that is not.
+The function is an argument from Python; it is never looked up by a name in a file. It must be pure: then batch k of a
+training is a function of (seed, k), and a resumed training ends in the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,66 +24,108 @@ from torch import Tensor
 
 from diffgen.errors import InputError
 
-from .dataset import DataSet
+from .dataset import Captions
 
-Make = Callable[[int], np.ndarray]
-PROBES = 16  # examples that the fingerprint reads
+PROBES = 16  # pictures that are hashed for the fingerprint
 MAX_COUNT = 2**31 - 1
 
 
-class ComputedImages:
-    """Pictures by number, made when they are read: the part of a Tensor's interface that jobs read pictures by."""
+class ProceduralData:
+    """Pictures that a function computes: `TrainingData`."""
 
-    dtype, device = torch.uint8, torch.device("cpu")
+    classes: list[str] | None = None
+    labels: Tensor | None = None
+    notes: tuple[str, ...] = ()
+    levels = 256
 
-    def __init__(self, make: Make, shape: tuple[int, int, int, int]) -> None:
-        self.make, self.shape = make, torch.Size(shape)
+    def __init__(
+        self,
+        make: Callable[[int], np.ndarray],
+        count: int,
+        *,
+        name: str,
+        held_out: int = 256,
+        describe: Callable[[int], str | Captions] | None = None,
+    ) -> None:
+        """
+        make      called with a number 0 … count − 1; returns uint8 [C, H, W] of one shape, with 1, 3 or 4 channels
+        name      shown in runs; change it when the function changes: it is part of the fingerprint, with some pictures
+        held_out  the number of pictures, at the end, that are never trained on
+        describe  the caption of a picture, or its captions with their weights; called for every picture once
+
+        Raises ValueError for an invalid count, InputError for an invalid picture.
+        """
+        if not 0 <= held_out < count <= MAX_COUNT:
+            raise ValueError(f"count must lie in held_out + 1 … {MAX_COUNT} (got {count}, held_out {held_out})")
+        self.name, self._make, self._count, self._held_out, self._describe = name, make, count, held_out, describe
+        first = make(0)
+        if not isinstance(first, np.ndarray) or first.ndim != 3 or first.shape[0] not in (1, 3, 4):
+            raise InputError(f"{name}: picture 0 is not an array [C, H, W] with 1, 3 or 4 channels")
+        self._shape = first.shape
+        self._picture(0)
 
     def __len__(self) -> int:
-        return self.shape[0]
+        return self._count
 
-    def numel(self) -> int:
-        return self.shape.numel()
+    @property
+    def channels(self) -> int:
+        return self._shape[0]
 
-    def __getitem__(self, which: int | slice | Tensor) -> Tensor:
-        """uint8 [C, H, W] of a number; [B, C, H, W] of a LongTensor [B] or a slice. Raises InputError, IndexError."""
-        if isinstance(which, slice):
-            which = torch.arange(len(self))[which]
-        if isinstance(which, Tensor) and which.ndim:
-            found = torch.empty(len(which), *self.shape[1:], dtype=self.dtype)
-            for row, i in enumerate(which.tolist()):
-                found[row] = torch.from_numpy(self._one(i))
-            return found
-        return torch.from_numpy(self._one(int(which)).copy())
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self._shape[1], self._shape[2]
 
-    def _one(self, i: int) -> np.ndarray:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"picture {i} of {len(self)}")
-        picture = self.make(i % len(self))
-        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != self.shape[1:]:
+    @cached_property
+    def captions(self) -> list[Captions] | None:
+        """The captions of each picture, computed once."""
+        if self._describe is None:
+            return None
+        texts = map(self._describe, range(self._count))
+        return [((text, 1.0),) if isinstance(text, str) else text for text in texts]
+
+    def pictures(self, indices: Tensor) -> Tensor:
+        """The values of these pictures, uint8 [b, C, H, W], on the CPU. Raises IndexError, InputError."""
+        values = torch.empty(len(indices), *self._shape, dtype=torch.uint8)
+        for row, i in enumerate(indices.tolist()):
+            values[row] = torch.from_numpy(self._picture(i))
+        return values
+
+    def _picture(self, i: int) -> np.ndarray:
+        if not 0 <= i < self._count:
+            raise IndexError(f"picture {i} of {self._count}")
+        picture = self._make(i)
+        if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != self._shape:
             kind = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-            raise InputError(f"example {i} is {kind}, not uint8 {tuple(self.shape[1:])}", "all examples have one shape")
+            raise InputError(f"{self.name}: picture {i} is {kind}, not uint8 {self._shape}")
         return picture
 
+    def to_float(self, values: Tensor) -> Tensor:
+        """Convert values 0 … 255 to float32 in [-1, 1], on the same device."""
+        return values.float() / 127.5 - 1
 
-def procedural(make: Make, count: int, *, name: str, held_out: int = 256) -> DataSet:
-    """A data set of `count` examples that are computed when they are read.
+    def on(self, device: torch.device) -> ProceduralData:
+        """The same data: they are computed on the CPU."""
+        return self
 
-    make      number 0 … count − 1 to uint8 [C, H, W] with 1, 3 or 4 channels; pure, and of one shape
-    name      what runs call it; change it when the function changes: it is part of the fingerprint, with a few examples
-    held_out  the last so many examples are never trained on
-    Raises ValueError for a count or a number of held-out examples that cannot be, InputError for a wrong example.
-    """
-    if not 0 <= held_out < count <= MAX_COUNT:
-        raise ValueError(f"count must lie between held_out + 1 and {MAX_COUNT} (got {count}, held_out {held_out})")
-    first = make(0)
-    if not isinstance(first, np.ndarray) or first.ndim != 3 or first.shape[0] not in (1, 3, 4):
-        raise InputError(f"{name}: example 0 is no array [C, H, W] with 1, 3 or 4 channels")
-    images = ComputedImages(make, (count, first.shape[0], first.shape[1], first.shape[2]))
-    probes = torch.linspace(0, count - 1, min(count, PROBES)).long()
-    digest = hashlib.sha256(name.encode() + struct.pack("<qq", count, held_out))
-    digest.update(images[probes].numpy().tobytes())
-    out = torch.zeros(count, dtype=torch.bool)
-    out[count - held_out :] = True
-    digests = torch.from_numpy(np.frombuffer(digest.digest()[:8], dtype="<i8").astype(np.int64))
-    return DataSet(name, images, None, None, None, 256, digests, held_out=out)  # type: ignore[arg-type]
+    def split(self, held_out: float = 0.1) -> tuple[Tensor, Tensor]:
+        """(train, test): LongTensors of picture numbers; `test` has the last ones, as many as the constructor says."""
+        cut = self._count - self._held_out
+        return torch.arange(cut), torch.arange(cut, self._count)
+
+    def about(self) -> dict[str, Any]:
+        """The description of the data for run.json. Its fingerprint hashes the name, the numbers and a few pictures."""
+        digest = hashlib.sha256(self.name.encode() + struct.pack("<qq", self._count, self._held_out))
+        for i in np.linspace(0, self._count - 1, min(self._count, PROBES)).astype(int).tolist():
+            digest.update(self._picture(i).tobytes())
+            if self._describe is not None:
+                digest.update(repr(self._describe(i)).encode())
+        return {
+            "name": self.name,
+            "channels": self.channels,
+            "size": list(self.size),
+            "classes": None,
+            "levels": self.levels,
+            "count": self._count,
+            "fingerprint": digest.hexdigest(),
+        }
