@@ -1,7 +1,7 @@
-"""The forward process of DDPM (Ho et al. 2020, section 2): noise comes in, step by step or all at once.
+"""The forward process of DDPM (Ho et al. 2020, section 2): add noise, step by step or all at once.
 
-Times t are LongTensor [B], 0-based: t = 0 is the first step. Pictures and noise are [B, …] of a floating dtype. Every
-table is float64 and is used as float32, or as float64 where the picture is; never in a half-precision dtype.
+Times t are LongTensor [B], 0-based: t = 0 is the first step. Pictures and noise are [B, …] of a floating dtype. Tables
+are float64 and are used in float32, or in float64 for float64 pictures; never in a half-precision dtype.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from schedulers import NoiseSchedule
 
 
 class ForwardProcess:
-    """q of the paper, for a noise schedule with a table of T levels."""
+    """The paper's q, for a noise schedule with a table of T levels. Raises ValueError for one without a table."""
 
     def __init__(self, noise: NoiseSchedule) -> None:
         if not noise.alphas_cumprod:
-            raise ValueError(f"the forward process needs a schedule with a table of steps, and {noise!r} has none")
+            raise ValueError(f"the forward process needs a noise schedule with a table; {noise!r} has none")
         self.noise = noise
         self.T = noise.T
         self.beta = torch.tensor(noise.betas, dtype=torch.float64)
@@ -32,20 +32,20 @@ class ForwardProcess:
         self._copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
     def at(self, table: str, t: Tensor, x: Tensor) -> Tensor:
-        """The entries t of the table (an attribute's name), on x's device, shaped to multiply x [B, …].
+        """The entries t of a table (the name of an attribute) on x's device, shaped to multiply x [B, …].
 
-        Raises ValueError for a t that is no LongTensor [B] or (on a CPU) lies outside 0 … T−1, and an x of integers.
+        Raises ValueError if t is not a LongTensor [B], if it lies outside 0 … T−1 (checked on a CPU only), and if x has
+        an integer dtype.
         """
         if t.dtype != torch.int64 or t.shape != x.shape[:1]:
             raise ValueError(f"t must be a LongTensor [{x.shape[0]}], got {t.dtype} {list(t.shape)}")
-        if t.device.type == "cpu" and bool(
-            ((t < 0) | (t >= self.T)).any()
-        ):  # elsewhere the look would wait for the device
+        on_cpu = t.device.type == "cpu"  # on another device the check would wait for it
+        if on_cpu and bool(((t < 0) | (t >= self.T)).any()):
             raise ValueError(f"t must lie in 0 … {self.T - 1}, got {t.min().item()} … {t.max().item()}")
         if not x.is_floating_point():
             raise ValueError(f"pictures must be floating point, in the model's range; got {x.dtype}")
         key = (table, x.device, torch.promote_types(x.dtype, torch.float32))
-        if key not in self._copies:  # copied to a device once: a copy for each call would stall it
+        if key not in self._copies:  # copied once for each device: a copy in each call would stall it
             self._copies[key] = getattr(self, table).to(key[2]).to(x.device)
         return self._copies[key][t].reshape(-1, *[1] * (x.ndim - 1))
 

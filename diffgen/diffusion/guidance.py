@@ -16,7 +16,7 @@ def guide(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
 def rescale(guided: Tensor, cond: Tensor, phi: float) -> Tensor:
     """Lin et al. 2023 (2305.08891), section 3.4: guided·(φ·std(cond)/std(guided) + 1 − φ), std over each picture.
 
-    A large scale makes pictures too contrasty, and this takes it back; φ = 0 is off, 0.7 is the paper's.
+    It reduces the excess contrast of a large scale; φ = 0 is off, the paper has 0.7.
     """
     dims = list(range(1, cond.ndim))
     return guided * (phi * cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True) + 1 - phi)
@@ -31,12 +31,12 @@ def guided(
     interval: tuple[float, float] | None = None,
     phi: float = 0.0,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network as a function of (x, t), guided: for `GaussianDiffusion.sample`, and for a scheduler's.
+    """The guided network as a function of (x, t), for `GaussianDiffusion.sample` and `Scheduler.sample`.
 
-    model(x, t, condition) with `condition` and `no_condition` [B, …], such as labels or embeddings; both are asked in
-    one batch of 2B. `interval` (Kynkäänniemi et al. 2024) is the range of times (low, high), both included, in which
-    guidance is on; outside, the conditional output stands, at half the cost. A noise level σ/α of that paper is the
-    time `noise.at(lam=-log(level)).t`. Where the output has 2C channels, the learned variance is the conditional one.
+    `model(x, t, condition)` runs on `condition` and `no_condition` [B, …], such as labels or embeddings, in one batch
+    of 2B. `interval` (Kynkäänniemi et al. 2024) is the range of times (low, high), both included, in which guidance is
+    on; outside it the output is the conditional one, at half the cost. A noise level σ/α of that paper is the time
+    `noise.at(lam=-log(level)).t`. If the output has 2C channels, the learned variance is the conditional one.
     """
 
     def call(x: Tensor, t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How many bits a picture costs under the model: by the variational bound, and by the probability-flow ODE.
+"""The likelihood of a picture: by the variational bound, and by the probability-flow ODE.
 
 Both are in bits per dimension of discrete data: `levels` values, evenly from −1 to 1 (256 for 8-bit pictures, 17 for
-the digits). Of data that lies between the levels, the bin of the same width round it is counted.
+the digits). A value between two levels counts as the bin of the same width around it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from .reverse import Clip, Model, ReverseProcess
 
 
 def decoder_nll(x0: Tensor, mean: Tensor, log_variance: Tensor, levels: int) -> Tensor:
-    """DDPM eq. 13: −ln of the mass that N(mean, variance) puts on x0's bin, element by element, in nats.
+    """DDPM eq. 13: −ln of the probability of x0's bin under N(mean, variance), element by element, in nats.
 
-    The bins are 2/(levels − 1) wide, and the first and the last reach to infinity.
+    The bins are 2/(levels − 1) wide; the first and the last extend to infinity.
     """
     half, scale = 1 / (levels - 1), torch.exp(-0.5 * log_variance)
-    # a bin above the mean is seen from the other side, so that Φ is never near 1, where ln Φ has no digits left
+    # a bin above the mean is mirrored, so that Φ is never near 1, where ln Φ loses all its digits
     above, distance = x0 > mean, (x0 - mean).abs()
     near, far = scale * (half - distance), scale * (-half - distance)  # the bin is [far, near], and far < 0
     ln_near, ln_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
     ln_inside = ln_near + torch.log(-torch.expm1((ln_far - ln_near).clamp(max=-torch.finfo(scale.dtype).tiny)))
-    ln_beyond = torch.special.log_ndtr(-far)  # the bin and all that lies on the mean's side of it
+    ln_beyond = torch.special.log_ndtr(-far)  # the bin and everything on the mean's side of it
     outward = torch.where(above, x0 > 1 - half, x0 < half - 1)  # an end bin, with the mean on the inner side of it
     inward = torch.where(above, x0 < half - 1, x0 > 1 - half)  # an end bin, with the mean beyond it
     return -torch.where(outward, ln_near, torch.where(inward, ln_beyond, ln_inside))
@@ -42,14 +42,14 @@ def gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varianc
 
 
 def bits(nats: Tensor) -> Tensor:
-    """[B, …] nats of each element -> [B] bits per dimension."""
+    """Convert nats of each element [B, …] to bits per dimension [B]."""
     return nats.flatten(1).mean(1) / math.log(2)
 
 
 def bound_term(
     process: ReverseProcess, model_output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, levels: int, clip: Clip = None
 ) -> Tensor:
-    """DDPM eq. 5: KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t)), or the decoder where t = 0; [B] bits per dim."""
+    """DDPM eq. 5: KL(q(x_{t-1} | x_t, x_0) ‖ p_θ(x_{t-1} | x_t)), or the decoder at t = 0; [B] bits per dim."""
     output, v = process.split(model_output, x_t)
     mean, log_variance = process.p_mean(output, x_t, t, clip), process.p_log_variance(v, x_t, t)
     kl = gaussian_kl(process.q_posterior(x0, x_t, t)[0], process.at("log_beta_tilde", t, x_t), mean, log_variance)
@@ -57,7 +57,7 @@ def bound_term(
 
 
 def prior_term(process: ReverseProcess, x0: Tensor) -> Tensor:
-    """DDPM eq. 5: L_T = KL(q(x_T | x_0) ‖ N(0, I)), [B] bits per dimension; no network in it."""
+    """DDPM eq. 5: L_T = KL(q(x_T | x_0) ‖ N(0, I)), [B] bits per dimension; it does not depend on the network."""
     last = torch.full((x0.shape[0],), process.T - 1, device=x0.device)
     mean, log_variance = process.at("alpha", last, x0) * x0, 2 * process.at("sigma", last, x0).log()
     return bits(gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(log_variance)))
@@ -74,7 +74,7 @@ def variational_bound(
     clip: Clip = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """DDPM eq. 5: the terms L_0, …, L_{T-1}, L_T, [T + 1, B] bits per dimension, with one draw of noise for each."""
+    """DDPM eq. 5: the terms L_0, …, L_{T-1}, L_T, [T + 1, B] bits per dimension, each from one draw of noise."""
     terms = []
     for step in range(process.T):
         t = torch.full((x0.shape[0],), step, device=x0.device)
@@ -86,9 +86,9 @@ def variational_bound(
 
 
 def trace(y: Tensor, x: Tensor, probes: int | None, generator: Generators) -> Tensor:
-    """tr ∂y/∂x of each example, [B]: exact (`probes` None, as many backward passes as dimensions), or estimated.
+    """tr ∂y/∂x of each example, [B]: Hutchinson's estimate, the mean of zᵀ(∂y/∂x)z over `probes` random sign vectors z.
 
-    The estimate is Hutchinson's, the mean of zᵀ(∂y/∂x)z over `probes` vectors z of random signs.
+    With `probes` None it is exact, at one backward pass for each dimension.
     """
     if probes is None:
         columns = [torch.autograd.grad(c.sum(), x, retain_graph=True)[0].flatten(1) for c in y.flatten(1).unbind(1)]
@@ -113,10 +113,10 @@ def ode_log_density(
 ) -> Tensor:
     """Song et al. 2021 (score SDE), eq. 39: ln p(x), [B] nats, of x [B, …] at the noise level t = 0.
 
-    Along the probability-flow ODE, dx = x̂0·dα + ε̂·dσ, ln p falls by the trace of the right side's Jacobian. Both are
-    integrated by the trapezoidal rule over `steps` intervals between whole times, those that the network was trained
-    at: all T − 1 unless given. The trace of ε̂ goes as 1/σ near discrete data, so it is integrated in ln σ.
-    `probes`: see `trace`. The network must treat each example of a batch by itself.
+    Along the probability-flow ODE, dx = x̂0·dα + ε̂·dσ, ln p falls by the trace of the right side's Jacobian. The
+    trapezoidal rule integrates both over `steps` intervals between integer times, at which the network was trained; the
+    default is all T − 1. Near discrete data the trace of ε̂ grows as 1/σ, so it is integrated in ln σ.
+    `probes`: see `trace`. The network must process each example of a batch independently.
     """
     last = process.T - 1
     count = last if steps is None else steps
@@ -133,15 +133,15 @@ def ode_log_density(
             divergence = trace(dx0 + process.sigma[at].item() * d_log_sigma * eps, x, probes, generator)
             return (dx0 + d_sigma * eps).detach(), divergence
 
-    lost = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+    decrease = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
     for p, q in pairwise(nodes):
         step = [(table[q] - table[p]).item() for table in (process.alpha, process.sigma, process.sigma.log())]
         dx1, trace1 = rate(x, p, *step)
         dx2, trace2 = rate(x + dx1, q, *step)
-        x, lost = x + (dx1 + dx2) / 2, lost + (trace1 + trace2) / 2
+        x, decrease = x + (dx1 + dx2) / 2, decrease + (trace1 + trace2) / 2
         if progress is not None:
             progress(q)
-    return lost - 0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return decrease - 0.5 * (x.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 @torch.no_grad()
@@ -156,10 +156,10 @@ def bits_per_dim_ode(
     probes: int | None = 1,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """[B] bits per dimension with the exact density of x at t = 0 in place of the bound's terms above it.
+    """Bits per dimension [B], with the exact density of x at t = 0 instead of the bound's terms above it.
 
-    −ln P(x0) ≤ E[ln q(x | x0) − ln p(x) − ln p_θ(x0 | x)]: only the first step is still a bound. It makes a density
-    into the probability of discrete data, with the decoder of `variational_bound`, so that the two compare.
+    −ln P(x0) ≤ E[ln q(x | x0) − ln p(x) − ln p_θ(x0 | x)]. Only the first step is a bound: it turns the density into
+    the probability of discrete data, with the decoder of `variational_bound`, so that the two can be compared.
     """
     t = torch.zeros(x0.shape[0], dtype=torch.int64, device=x0.device)
     noise = normal(x0.shape, generator, x0.device).to(x0.dtype)

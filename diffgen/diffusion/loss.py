@@ -1,8 +1,8 @@
-"""The training objectives: L_simple and its weights, L_vlb, the hybrid, and how times are drawn for L_vlb.
+"""The training objectives: L_simple and its weights, L_vlb, the hybrid, and importance sampling of times for L_vlb.
 
-A weight is stated once, as the factor w(SNR) of ‖x0 − x̂0‖²; with it every prediction is trained on the same objective.
-Without one, each prediction has the plain squared error of its own output, which in these terms is SNR for epsilon,
-1 for sample, SNR + 1 for v_prediction and (√SNR + 1)² for flow_prediction.
+A weight is the factor w(SNR) of ‖x0 − x̂0‖², so that every prediction is trained on the same objective. Without a
+weight, each prediction has the plain squared error of its own output, which is the weight SNR for epsilon, 1 for
+sample, SNR + 1 for v_prediction and (√SNR + 1)² for flow_prediction.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .reverse import ReverseProcess
 
 
 def weight_table(process: ReverseProcess, weight: str | Callable[[Tensor], Tensor] | None) -> Tensor:
-    """float64 [T]: what the squared error of the output is multiplied by, so that that of x̂0 has the weight w(SNR).
+    """The factor of the output's squared error that gives the squared error of x̂0 the weight w(SNR), float64 [T].
 
     `weight` is a name of `names.WEIGHTS`, a function of the SNR, or None for 1. Raises ValueError for another name.
     """
@@ -53,7 +53,7 @@ def vlb_loss(process: ReverseProcess, model_output: Tensor, x0: Tensor, x_t: Ten
 
 
 def stop_mean(process: ReverseProcess, model_output: Tensor, x_t: Tensor) -> Tensor:
-    """The same output, of which only v passes gradients on. Raises ValueError if the variance is not learned."""
+    """The output with gradients through v only. Raises ValueError if the variance is not learned."""
     output, v = process.split(model_output, x_t)
     if v is None:
         raise ValueError("the hybrid objective trains a learned variance: it needs variance='learned_range'")
@@ -61,14 +61,14 @@ def stop_mean(process: ReverseProcess, model_output: Tensor, x_t: Tensor) -> Ten
 
 
 def hybrid_loss(simple: Tensor, vlb: Tensor, vlb_weight: float) -> Tensor:
-    """Improved DDPM eq. 16: L_hybrid = L_simple + λ·L_vlb; in L_vlb the mean must be stopped (`stop_mean`)."""
+    """Improved DDPM eq. 16: L_hybrid = L_simple + λ·L_vlb; `vlb` must have no gradient of the mean (`stop_mean`)."""
     return simple + vlb_weight * vlb
 
 
 def offset_noise(noise: Tensor, strength: float, generator: Generators = None) -> Tensor:
     """Offset noise (Guttenberg 2023): noise [B, C, …] plus `strength` times one normal number per picture and channel.
 
-    So the network learns to move the mean of a picture. Give the result to `loss` as the noise.
+    It trains the network to change the mean of a picture. Pass the result to `loss` as the noise.
     """
     shape = [*noise.shape[:2], *[1] * (noise.ndim - 2)]
     return noise + strength * normal(shape, generator, noise.device).to(noise.dtype)
@@ -89,16 +89,14 @@ class ImportanceSampler:
     def __init__(self, T: int, history: int = 10, uniform: float = 0.001) -> None:
         self.uniform = uniform
         self.losses = torch.zeros(T, history, dtype=torch.float64)
-        self.seen = torch.zeros(
-            T, dtype=torch.int64
-        )  # losses of each t so far; the next one goes to column seen % history
+        self.counts = torch.zeros(T, dtype=torch.int64)  # losses of each t; the next goes to column counts % history
 
     def probabilities(self) -> Tensor:
         """p_t, float64 [T], on the CPU."""
         T, history = self.losses.shape
         even = torch.full((T,), 1 / T, dtype=torch.float64)
         size = self.losses.square().mean(1).sqrt()
-        if self.seen.min() < history or size.sum() == 0:
+        if self.counts.min() < history or size.sum() == 0:
             return even
         return (1 - self.uniform) * size / size.sum() + self.uniform * even
 
@@ -109,21 +107,19 @@ class ImportanceSampler:
         return t, (1 / (len(p) * p[t])).float()
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Remember losses [B], unweighted; with several processes, those of all. What is not finite is left out."""
+        """Record losses [B], unweighted, of all processes. Values that are not finite are ignored."""
         history = self.losses.shape[1]
         for step, value in zip(t.tolist(), loss.double().tolist(), strict=True):
             if abs(value) < float("inf"):
-                self.losses[step, self.seen[step] % history] = value
-                self.seen[step] += 1
+                self.losses[step, self.counts[step] % history] = value
+                self.counts[step] += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint: without it a resumed run would draw other times."""
-        return {"losses": self.losses, "seen": self.seen}
+        """The state for a checkpoint: without it a resumed run would draw other times."""
+        return {"losses": self.losses, "seen": self.counts}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Raises ValueError for the state of another T or history."""
+        """Restore `state_dict`. Raises ValueError for the state of another T or history."""
         if state["losses"].shape != self.losses.shape:
-            raise ValueError(
-                f"the state is of (T, history) {list(state['losses'].shape)}, not {list(self.losses.shape)}"
-            )
-        self.losses, self.seen = state["losses"].clone(), state["seen"].clone()
+            raise ValueError(f"the state has (T, history) {list(state['losses'].shape)}, not {list(self.losses.shape)}")
+        self.losses, self.counts = state["losses"].clone(), state["seen"].clone()

@@ -16,14 +16,14 @@ from .reverse import Clip, Model, ReverseProcess
 
 
 class GaussianDiffusion(ReverseProcess):
-    """A diffusion process with a network: what its output means, what it is trained on, and what follows from it.
+    """A diffusion process with a network: the meaning of its output, its training loss, sampling and likelihood.
 
     prediction  "epsilon", "sample", "v_prediction" or "flow_prediction"
-    variance    "fixed_small" (β̃_t), "fixed_large" (β_t), or "learned_range": 2C channels come out, the second half is v
-    objective   "simple", which leaves v untrained; "hybrid", L_simple + vlb_weight·L_vlb; or "vlb"
+    variance    "fixed_small" (β̃_t), "fixed_large" (β_t), or "learned_range": the output has 2C channels, half of them v
+    objective   "simple", which does not train v; "hybrid", L_simple + vlb_weight·L_vlb; or "vlb"
     weight      of the squared error of x̂0 in L_simple: a name of `names.WEIGHTS`, a function of the SNR, or None for
                 the plain squared error of the output
-    levels      how many values the data has, evenly from −1 to 1
+    levels      the number of values of the data, evenly from −1 to 1
 
     Raises ValueError for an unknown name, and for a combination that cannot work.
     """

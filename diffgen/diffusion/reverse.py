@@ -1,6 +1,6 @@
 """The reverse process of DDPM (section 3.2), with the learned variance of Improved DDPM (Nichol & Dhariwal 2021).
 
-The network's output is what `prediction` says, [B, C, …]; with learned_range it is [B, 2C, …], the second half being v.
+The network's output is the `prediction`, [B, C, …]; with learned_range it is [B, 2C, …], and the second half is v.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .forward import ForwardProcess
 from .names import VARIANCES
 
 Model = Callable[[Tensor, Tensor], Tensor]  # model(x [B, …], t LongTensor [B])
-Clip = tuple[float, float] | None  # the range of the data, where x̂0 is to be kept inside it
+Clip = tuple[float, float] | None  # the range to which x̂0 is limited
 
 
 class ReverseProcess(ForwardProcess):
-    """p_θ of the paper: what the network's output means, the variance of a step, and sampling.
+    """The paper's p_θ: the meaning of the network's output, the variance of a step, and sampling.
 
     Raises ValueError for a prediction that cannot work with the noise schedule, and for an unknown variance.
     """
@@ -34,7 +34,7 @@ class ReverseProcess(ForwardProcess):
         if variance not in VARIANCES:
             raise ValueError(f"unknown variance {variance!r}; there are {', '.join(VARIANCES)}")
         self.prediction, self.variance = prediction, variance
-        # x̂0 and ε̂ are linear in (x_t, output), so one look at (1, 0) and one at (0, 1) give their factors
+        # x̂0 and ε̂ are linear in (x_t, output), so their values at (1, 0) and (0, 1) are the factors
         points = [Point(t, a, s) for t, (a, s) in enumerate(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))]
         of_x = [Denoised(1.0, 0.0, p, prediction) for p in points]
         of_output = [Denoised(0.0, 1.0, p, prediction) for p in points]
@@ -42,12 +42,12 @@ class ReverseProcess(ForwardProcess):
         self.x0_of_output = torch.tensor([d.x0 for d in of_output], dtype=torch.float64)
         self.eps_of_x = torch.tensor([d.eps for d in of_x], dtype=torch.float64)
         self.eps_of_output = torch.tensor([d.eps for d in of_output], dtype=torch.float64)
-        # for logarithms β̃_0 := β̃_1, as in Improved DDPM's code; β_0 where there is one step only
+        # for logarithms β̃_0 := β̃_1, as in Improved DDPM's code, or β_0 if there is only one step
         first = self.beta_tilde[1:2] if self.T > 1 else self.beta[:1]
         self.log_beta, self.log_beta_tilde = self.beta.log(), torch.cat([first, self.beta_tilde[1:]]).log()
 
     def split(self, model_output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(what `prediction` says, v); v is None with a fixed variance. Raises ValueError for a wrong shape."""
+        """(the prediction, v) of the output; v is None with a fixed variance. Raises ValueError for a wrong shape."""
         learned = self.variance == "learned_range"
         shape = [x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]] if learned else list(x_t.shape)
         if list(model_output.shape) != shape:
@@ -69,7 +69,7 @@ class ReverseProcess(ForwardProcess):
         return self.at("eps_of_x", t, x_t) * x_t + self.at("eps_of_output", t, x_t) * output
 
     def p_mean(self, output: Tensor, x_t: Tensor, t: Tensor, clip: Clip = None) -> Tensor:
-        """DDPM eq. 11: μ_θ, the mean of q(x_{t-1} | x_t, x_0) with x̂0 for x_0, which `clip` keeps inside a range."""
+        """DDPM eq. 11: μ_θ, the mean of q(x_{t-1} | x_t, x_0) with x̂0, limited to the range `clip`, as x_0."""
         x0 = self.predict_x0(output, x_t, t)
         return self.q_posterior(x0 if clip is None else x0.clamp(*clip), x_t, t)[0]
 
@@ -85,8 +85,8 @@ class ReverseProcess(ForwardProcess):
     ) -> tuple[Tensor, Tensor]:
         """DDPM eq. 1: (mean, variance) of p_θ(x_{t-1} | x_t), both of x_t's shape.
 
-        The variance of fixed_small is β̃_t (0 at t = 0), of fixed_large β_t (DDPM section 3.2). x̂0 is not clipped unless
-        `clip`, the range of the data, is given: (−1, 1) for pixels; latents have none.
+        The variance of fixed_small is β̃_t (0 at t = 0), of fixed_large β_t (DDPM section 3.2). `clip` is the range of
+        the data: (−1, 1) for pixels, None for latents.
         """
         output, v = self.split(model_output, x_t)
         mean = self.p_mean(output, x_t, t, clip)
@@ -97,7 +97,7 @@ class ReverseProcess(ForwardProcess):
     def p_sample(
         self, model: Model, x_t: Tensor, t: Tensor, generator: Generators = None, *, clip: Clip = None
     ) -> Tensor:
-        """DDPM algorithm 2, lines 3 and 4: one step x_t → x_{t-1}. The last one, t = 0, adds no noise."""
+        """DDPM algorithm 2, lines 3 and 4: one step x_t → x_{t-1}. The last step, t = 0, adds no noise."""
         mean, variance = self.p_mean_variance(model(x_t, t), x_t, t, clip=clip)
         deviation = variance.sqrt() * (t > 0).reshape(-1, *[1] * (x_t.ndim - 1))
         return mean + deviation * normal(x_t.shape, generator, x_t.device)
@@ -115,8 +115,8 @@ class ReverseProcess(ForwardProcess):
     ) -> Tensor:
         """DDPM algorithm 2: the whole reverse process from a standard normal, float32 [B, …].
 
-        `generator` is one for all, or a sequence with one for each image, which then does not depend on its batch.
-        `progress(t, x)` is called after each step t = T−1 … 0 with the x_{t-1} that came out.
+        `generator` is one for all images, or a sequence with one for each image, which then does not depend on its
+        batch. `progress(t, x)` is called after each step t = T−1 … 0 with its result x_{t-1}.
         """
         x = normal(shape, generator, device)
         for step in reversed(range(self.T)):

@@ -1,6 +1,6 @@
-"""The networks that are trained here from scratch: a UNet and a small DiT.
+"""The networks for training from scratch: a UNet and a small DiT.
 
-Both are called as network(x, t, label=None, context=None) and say by `config` how to build them again.
+Both are called as network(x, t, label=None, context=None); their `config` holds the arguments that rebuild them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ __all__ = ["NETWORKS", "DiT", "UNet", "build"]
 
 
 def build(description: dict[str, Any]) -> nn.Module:
-    """The network of {"name": "unet" or "dit", **config}, with fresh weights.
+    """Build the network of {"name": "unet" or "dit", **config}, with fresh weights.
 
-    Raises ValueError for an unknown name or argument, one that is missing, or a value that doesn't fit.
+    Raises ValueError for an unknown name or argument, a missing argument, or a wrong value.
     """
     config = dict(description)
     name = config.pop("name", None)
     if not isinstance(name, str) or name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; {_meant(str(name), NETWORKS)}there are {', '.join(NETWORKS)}")
-    known = inspect.signature(NETWORKS[name]).parameters
-    unknown = [key for key in config if key not in known]
+        raise ValueError(f"unknown network {name!r}; {_suggestion(str(name), NETWORKS)}there are {', '.join(NETWORKS)}")
+    parameters = inspect.signature(NETWORKS[name]).parameters
+    unknown = [key for key in config if key not in parameters]
     if unknown:
-        said = f"{_meant(unknown[0], known)}it takes {', '.join(known)}"
-        raise ValueError(f"a {name} has no {', '.join(map(repr, unknown))}; {said}")
+        hint = f"{_suggestion(unknown[0], parameters)}it takes {', '.join(parameters)}"
+        raise ValueError(f"a {name} has no {', '.join(map(repr, unknown))}; {hint}")
     if "channels" not in config:
-        raise ValueError(f"channels is missing: {name} needs to know the pictures' channels")
+        raise ValueError(f"channels is missing: {name} needs the number of channels of the pictures")
     return NETWORKS[name](**config)
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""The parts that the UNet and the DiT share: how they are told the time, attention, and what they refuse."""
+"""What the UNet and the DiT share: the embedding of time and class, attention, and the checks of arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 def waves(values: Tensor, width: int) -> Tensor:
-    """Attention Is All You Need, section 3.5: values [N] as float32 [N, width], waves of lengths 2π to 2π·10,000."""
+    """Attention Is All You Need, section 3.5: values [N] as waves of lengths 2π to 2π·10,000, float32 [N, width]."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=values.device) * (-math.log(10_000.0) / half))
     angles = values.float()[:, None] * frequencies
@@ -22,7 +22,7 @@ def waves(values: Tensor, width: int) -> Tensor:
 
 
 class Condition(nn.Module):
-    """What a whole picture is told, as one vector [B, out]: its time and, if there are classes, its class."""
+    """The embedding of a picture's time and, if there are classes, its class, as one vector [B, out]."""
 
     def __init__(self, width: int, out: int, classes: int | None) -> None:
         super().__init__()
@@ -46,10 +46,11 @@ def split_heads(tokens: Tensor, parts: int, head_width: int) -> tuple[Tensor, ..
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q·kᵀ/√d)·v for q [B, heads, N, d] and k, v [B, heads, M, d]; the heads side by side: [B, N, heads·d].
+    """softmax(q·kᵀ/√d)·v for q [B, heads, N, d] and k, v [B, heads, M, d], as [B, N, heads·d].
 
-    By torch's fused kernel. Only where a CPU trains in bfloat16 it is three plain operations, since the backward pass
-    of the fused one takes twice to seven times as long there (torch 2.13); unless N·M numbers a head were too many.
+    It uses torch's fused kernel, with one exception: training in bfloat16 on a CPU uses three plain operations, because
+    the backward pass of the fused kernel takes two to seven times as long there (torch 2.13). If N·M is large, the
+    matrix would need too much memory, so the fused kernel runs then too.
     """
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] <= 2**20:
         out = ((q * q.shape[3] ** -0.5) @ k.transpose(2, 3)).softmax(dim=3) @ v
@@ -59,7 +60,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer with every weight 0, so that at first nothing comes out of it."""
+    """The layer with every weight set to 0, so that its output is 0 at first."""
     for weight in layer.parameters():
         nn.init.zeros_(weight)
     return layer
@@ -72,7 +73,7 @@ def pad(x: Tensor, factor: int) -> Tensor:
 
 
 def check_whole(name: str, value: Any, low: int, high: int) -> None:
-    """Raises ValueError unless it is an int of that range."""
+    """Raise ValueError unless the value is an int in this range."""
     if type(value) is not int or not low <= value <= high:
         raise ValueError(f"{name} must be a whole number, {low} to {high}; got {value!r}")
 
@@ -90,9 +91,9 @@ def check_common(config: dict[str, Any]) -> None:
 
 
 def check_call(config: dict[str, Any], x: Tensor, t: Tensor, label: Tensor | None, context: Tensor | None) -> None:
-    """Check what a network is called with, by shape and kind. Raises ValueError.
+    """Check the shapes and dtypes of a network's inputs. Raises ValueError.
 
-    Values of labels are looked at on a CPU alone: elsewhere that would wait for the device.
+    The values of labels are checked only on a CPU: on another device the check would wait for it.
     """
     C, classes, width = config["channels"], config["classes"], config["text_width"]
     if x.ndim != 4 or x.shape[1] != C or not x.is_floating_point() or 0 in x.shape:
@@ -102,17 +103,17 @@ def check_call(config: dict[str, Any], x: Tensor, t: Tensor, label: Tensor | Non
         raise ValueError(f"times must be numbers [{B}], got {t.dtype} {list(t.shape)}")
     if label is not None:
         if classes is None:
-            raise ValueError("this network has no classes, and was given labels")
+            raise ValueError("this network has no classes: label must be None")
         if label.dtype != torch.int64 or label.shape != (B,):
             raise ValueError(f"labels must be a LongTensor [{B}], got {label.dtype} {list(label.shape)}")
         if label.device.type == "cpu" and not 0 <= int(label.min()) <= int(label.max()) <= classes:
-            seen = f"{int(label.min())} to {int(label.max())}"
-            raise ValueError(f"labels must lie in 0 to {classes} ({classes} is the null class), got {seen}")
+            extent = f"{int(label.min())} to {int(label.max())}"
+            raise ValueError(f"labels must lie in 0 to {classes} ({classes} is the null class), got {extent}")
     if width is None and context is not None:
-        raise ValueError("this network reads no text, and was given some")
+        raise ValueError("this network reads no text: context must be None")
     if width is not None and (context is None or context.ndim != 3 or (len(context), context.shape[2]) != (B, width)):
-        seen = "none" if context is None else str(list(context.shape))
-        raise ValueError(f"this network reads text: context must be [{B}, L, {width}], got {seen}")
+        shape = "none" if context is None else str(list(context.shape))
+        raise ValueError(f"this network reads text: context must be [{B}, L, {width}], got {shape}")
 
 
 def as_list(name: str, values: Sequence[Any]) -> list[Any]:

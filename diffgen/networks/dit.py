@@ -1,4 +1,4 @@
-"""A small DiT (Peebles & Xie 2023): a transformer over patches, which the condition scales, shifts and gates."""
+"""A small DiT (Peebles & Xie 2023): a transformer over patches; the condition scales, shifts and gates its blocks."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .blocks import Condition, attend, check_call, check_common, check_whole, pa
 
 def positions(rows: int, columns: int, width: int, device: torch.device) -> Tensor:
     """2-D sine-cosine positions [rows·columns, width] (MAE, appendix A): half of the width for the row, half for the
-    column. They are no weights, so that a picture of any size has them."""
+    column. They are computed, not learned, so that pictures of any size have them."""
     down = waves(torch.arange(rows, device=device), width // 2)
     along = waves(torch.arange(columns, device=device), width // 2)
     return torch.cat([down.repeat_interleave(columns, dim=0), along.repeat(rows, 1)], dim=1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """A layer norm without weights of its own, then the condition's: x [B, N, C], shift and scale [B, 1, C]."""
+    """A layer norm with the condition's shift and scale [B, 1, C] instead of learned ones; x [B, N, C]."""
     return torch.addcmul(shift, F.layer_norm(x, x.shape[2:], eps=1e-6), 1 + scale)
 
 
 class DiTBlock(nn.Module):
-    """Attention and a two-layer perceptron; adaLN-Zero: every gate starts at 0, and the block as the identity."""
+    """Attention and a two-layer perceptron; adaLN-Zero: every gate starts at 0, so the block starts as the identity."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -45,17 +45,17 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """A transformer for pictures of any size; what the size is padded by, to whole patches, is cropped in the end.
+    """A transformer for pictures of any size: it pads to whole patches and crops the output.
 
-    channels           of the pictures; out_channels: None is the same, 2·channels is for a learned variance
-    patch              pixels on a side of what becomes one token
-    width, depth       of the tokens; number of blocks
-    heads              of attention
-    dropout            in each perceptron, drawn from torch's global generator
-    classes            how many, or None; text_width: of the text's tokens, or None. A text's tokens stand before the
-                       patches ("in-context conditioning")
+    channels, out_channels   of the pictures and of the output: None is the same, 2·channels for a learned variance
+    patch                    side of a patch in pixels; each patch becomes one token
+    width, depth             of a token; number of blocks
+    heads                    of attention
+    dropout                  in each perceptron, drawn from torch's global generator
+    classes                  number of classes, or None
+    text_width               of the text's tokens, or None; they come before the patches ("in-context conditioning")
 
-    `config` has all of them as JSON values. Raises ValueError for a value that doesn't fit.
+    `config` has all arguments as JSON values. Raises ValueError for a wrong value.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class DiT(nn.Module):
         self.last = zeroed(nn.Linear(width, patch * patch * out_channels))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Pictures x [B, channels, H, W] at times t [B], whole or not, as the output [B, out_channels, H, W].
+        """The output [B, out_channels, H, W] for pictures x [B, channels, H, W] at times t [B], integers or floats.
 
-        label is a LongTensor [B]; the value `classes` is the null class, and so is None. context [B, L, text_width]
-        is needed if the network reads text. Raises ValueError for what does not fit.
+        `label` is a LongTensor [B]; the null class is the value `classes`, or None. A network that reads text needs
+        `context` [B, L, text_width]. Raises ValueError for a wrong shape or dtype.
         """
         check_call(self.config, x, t, label, context)
         B, _, H, W = x.shape
@@ -119,7 +119,7 @@ class DiT(nn.Module):
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raises ValueError for an argument of `DiT` that doesn't fit."""
+    """Raise ValueError for an argument of `DiT` that doesn't fit."""
     check_common(config)
     check_whole("patch", config["patch"], 1, 64)
     check_whole("depth", config["depth"], 1, 256)

@@ -1,11 +1,11 @@
-"""The UNet (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021): down to small and wide, and up again.
+"""The UNet (Ho et al. 2020, with the blocks of Dhariwal & Nichol 2021).
 
     first ── blocks ── shrink ── blocks ── middle ── blocks ── grow ── blocks ── last
               H × W             H/2 × W/2                               H × W
 
-Each block on the way up also gets what a part on the way down gave, the last one first. Pictures run through it with
-their channels last in memory, which convolutions are fastest with; the weights stay as they are. Under autocast,
-convolutions and attention take bfloat16, normalisation and SiLU float32.
+Each block on the way up also reads the output of a part on the way down, the last one first (skip connections).
+Activations have their channels last in memory, which is fastest for convolutions; weights keep their layout. Under
+autocast, convolutions and attention run in bfloat16, normalisation and SiLU in float32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .blocks import Condition, as_list, attend, check_call, check_common, check_
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group Normalization (Wu & He 2018) in float32 at least: up to 32 groups, of four channels or more."""
+    """Group Normalization (Wu & He 2018) in float32 or float64: up to 32 groups of at least four channels."""
 
     def __init__(self, channels: int) -> None:
         most = max(1, min(32, channels // 4))
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every pixel looks at all pixels and, if there is a text, at its tokens, which stand beside them (GLIDE)."""
+    """Attention of every pixel to all pixels and, in a network that reads text, to its tokens too (GLIDE)."""
 
     def __init__(self, channels: int, head_width: int, text_width: int | None) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Block(nn.Module):
 
 
 class Shrink(nn.Module):
-    """Half the size, by a convolution of stride 2."""
+    """Halve the size with a convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Shrink(nn.Module):
 
 
 class Grow(nn.Module):
-    """Twice the size: every pixel four times, then a convolution."""
+    """Double the size: repeat every pixel four times, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -112,17 +112,18 @@ class Grow(nn.Module):
 
 
 class UNet(nn.Module):
-    """A UNet for pictures of any size; what the size is padded by, so that it can be halved, is cropped in the end.
+    """A UNet for pictures of any size: it pads them to a size that can be halved, and crops the output.
 
-    channels           of the pictures; out_channels: None is the same, 2·channels is for a learned variance
-    width              channels of the first level; level i has width·multipliers[i] at 1/2^i of the size
-    blocks             a level on the way down; one more on the way up
-    attention          whether a level has attention after each block; between down and up there is always one
-    head_width         channels of an attention head
-    dropout            in each residual block, drawn from torch's global generator
-    classes            how many, or None; text_width: of the text's tokens, or None
+    channels, out_channels   of the pictures and of the output: None is the same, 2·channels for a learned variance
+    width                    channels of the first level; level i has width·multipliers[i] at 1/2^i of the size
+    blocks                   on each level on the way down; one more on the way up
+    attention                whether a level has attention after each block; the middle always has it
+    head_width               channels of an attention head
+    dropout                  in each residual block, drawn from torch's global generator
+    classes                  number of classes, or None
+    text_width               of the text's tokens, or None
 
-    `config` has all of them as JSON values. Raises ValueError for a value that doesn't fit.
+    `config` has all arguments as JSON values. Raises ValueError for a wrong value.
     """
 
     def __init__(
@@ -162,20 +163,20 @@ class UNet(nn.Module):
 
         self.condition = Condition(width, condition, classes)
         self.first = nn.Conv2d(channels, width, 3, padding=1)
-        self.down, now, kept = nn.ModuleList(), width, [width]  # channels now, and those of what is kept
+        self.down, now, skips = nn.ModuleList(), width, [width]  # current channels, and those of the skip connections
         for level, (out, here) in enumerate(levels):
             if level:
                 self.down.append(Shrink(now))
-                kept.append(now)
+                skips.append(now)
             for _ in range(blocks):
                 self.down.append(block(now, out, here))
                 now = out
-                kept.append(now)
+                skips.append(now)
         self.middle = nn.ModuleList([block(now, now, True), block(now, now, False)])
         self.up = nn.ModuleList()
         for level, (out, here) in reversed(list(enumerate(levels))):
             for _ in range(blocks + 1):
-                self.up.append(block(now + kept.pop(), out, here))
+                self.up.append(block(now + skips.pop(), out, here))
                 now = out
             if level:
                 self.up.append(Grow(now))
@@ -183,31 +184,31 @@ class UNet(nn.Module):
         self.last = zeroed(nn.Conv2d(now, self.config["out_channels"], 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        """Pictures x [B, channels, H, W] at times t [B], whole or not, as the output [B, out_channels, H, W].
+        """The output [B, out_channels, H, W] for pictures x [B, channels, H, W] at times t [B], integers or floats.
 
-        label is a LongTensor [B]; the value `classes` is the null class, and so is None. context [B, L, text_width]
-        is needed if the network reads text. Raises ValueError for what does not fit.
+        `label` is a LongTensor [B]; the null class is the value `classes`, or None. A network that reads text needs
+        `context` [B, L, text_width]. Raises ValueError for a wrong shape or dtype.
         """
         check_call(self.config, x, t, label, context)
         H, W = x.shape[2:]
         x = pad(x, 2 ** (len(self.config["multipliers"]) - 1)).contiguous(memory_format=torch.channels_last)
         c = F.silu(self.condition(t, label))
         x = self.first(x)
-        kept = [x]
+        skips = [x]
         for part in self.down:
             x = part(x, c, context)
-            kept.append(x)
+            skips.append(x)
         for part in self.middle:
             x = part(x, c, context)
         for part in self.up:
             if isinstance(part, Block):
-                x = torch.cat([x, kept.pop()], dim=1)
+                x = torch.cat([x, skips.pop()], dim=1)
             x = part(x, c, context)
         return self.last(F.silu(self.norm(x)))[:, :, :H, :W]
 
 
 def check(config: dict[str, Any]) -> None:
-    """Raises ValueError for an argument of `UNet` that doesn't fit."""
+    """Raise ValueError for an argument of `UNet` that doesn't fit."""
     check_common(config)
     check_whole("blocks", config["blocks"], 1, 64)
     check_whole("head_width", config["head_width"], 1, 1024)

@@ -3,9 +3,14 @@
 from schedulers import solver
 
 
-@solver(order=1, grid="karras", reference="Permenter and Yuan 2023 (2306.04848), algorithm 2")
+@solver(
+    order=1,
+    grid="karras",
+    reference="Permenter and Yuan 2023 (2306.04848), algorithm 2",
+    formula="x' = first + (γ − 1)·(σ' − α'ρ)·(ε − ε₋), ₋ the step before",
+)
 def gradient_estimation(x, grid, noise, *, gamma: float = 2.0):
-    """x' = first-order step + (γ − 1)·(ε − ε of the previous step)·(σ' − α'·σ/α)."""
+    """Extrapolate ε from its change since the last step."""
     previous = None
     for p, q in grid.pairs():
         d = yield x, p
