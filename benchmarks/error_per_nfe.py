@@ -1,23 +1,22 @@
-"""Error per function evaluation on Gaussian mixtures, whose exact answer is known: ours in turn with diffusers.
+"""Error per function evaluation on Gaussian mixtures, which have an exact solution: this package and diffusers.
 
     python benchmarks/error_per_nfe.py                  # the comparison; about five minutes on one core
     python benchmarks/error_per_nfe.py --quick          # fewer mixtures, starts and budgets: one minute
-    python benchmarks/error_per_nfe.py --search edm     # what schedulers.recommend was chosen from, on a noise schedule
+    python benchmarks/error_per_nfe.py --search edm     # the search behind schedulers.recommend, on a noise schedule
 
-The data are mixtures in four dimensions of six components with deviation 0.6, their means drawn from N(0, 1); the noise
-is Stable Diffusion's. The network is the exact E[ε|x]; all runs start from the same standard normal states at its last
-time and compute in float32. The exact answer is where the probability-flow ODE leads at the schedule's least noise
-(t = 0) and what the network sees there of the picture, since no model of this schedule knows anything below; the column
-"to 0" takes the ODE to σ = 0 instead. An error is the median over the starts of the root-mean-square distance to the
-answer, and of several mixtures the geometric mean.
+The data are mixtures in four dimensions: six components with deviation 0.6, and means from N(0, 1). The noise schedule
+is Stable Diffusion's. The network is the exact E[ε|x]. All runs start from the same standard normal states at the last
+time and compute in float32. The solution follows the probability-flow ODE to the schedule's least noise (t = 0) and
+takes the network's x0 there, because no model of this schedule was trained below it; in the column "to 0" the ODE
+continues to σ = 0 instead. An error is the median over the starts of the root-mean-square distance to the solution, and
+over several mixtures the geometric mean.
 
-diffusers' schedulers go through their own protocol (set_timesteps, scale_model_input, step): every deterministic class
-that reads Stable Diffusion's noise schedule, with its orders, spacings, ramps and ends. Each gets as many steps as the
-budget allows by the length of its `timesteps`. One that starts with a state of its own making (σ·z where √(σ² + 1)·z is
-exact) is given the exact one. Its best configuration at a budget is chosen on the mixtures 0 to 7, ours is
-`schedulers.recommend(nfe)`; both are judged on the mixtures 100 to 107, which took part in neither choice: the search
-for `recommend` uses the mixtures 1000 to 1003, each with its means three times as far apart or near and its components
-of two deviations.
+diffusers' schedulers run through their own protocol (set_timesteps, scale_model_input, step): every deterministic class
+that reads Stable Diffusion's noise schedule, with its orders, spacings, ramps and ends. Each has as many steps as the
+budget allows by the length of its `timesteps`. A class that starts from σ·z instead of the exact √(σ² + 1)·z gets the
+exact state. The best configuration at a budget is chosen on the mixtures 0 to 7, and compared with
+`schedulers.recommend(nfe)` on the mixtures 100 to 107, which neither choice used: the search for `recommend` uses the
+mixtures 1000 to 1003, each with three spreads of the means and two deviations of the components.
 """
 
 from __future__ import annotations
@@ -41,8 +40,11 @@ from schedulers import NoiseSchedule
 from schedulers.exact import Exam, Mixture
 
 CHOICE, HELD_OUT, SEARCH = range(8), range(100, 108), range(1000, 1004)
-WIDTHS, DEVIATIONS = (0.7, 1.0, 1.5), (0.6, 0.3)  # of means and components: a choice should not hang on them
-AIMS = (5, 8, 10, 16)  # the budgets that the targets are set for
+WIDTHS, DEVIATIONS = (
+    (0.7, 1.0, 1.5),
+    (0.6, 0.3),
+)  # of means and components, so that the choice does not depend on one of them
+AIMS = (5, 8, 10, 16)  # the budgets with a target
 FAR = (40, 80)
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +52,7 @@ Run = Callable[[Network, Tensor], Tensor]
 
 
 def errors(exam: Exam, run: Run, budget: int) -> tuple[list[float], list[float]]:
-    """The error for each mixture, and the same to 0."""
+    """The error for each mixture, at the least noise and to σ = 0."""
     exam.evaluations = 0
     with torch.inference_mode():
         result = run(exam.network, exam.x.clone())
@@ -108,7 +110,7 @@ def _no_noise(t: Any) -> float:
 
 
 def label(name: str, options: dict[str, Any]) -> str:
-    """ "UniPCMultistep 3 bh2 eps zero karras": the options in few words."""
+    """The class and its options in a few words: "UniPCMultistep 3 bh2 eps zero karras"."""
     words = [name.removesuffix("Scheduler")]
     for key, value in options.items():
         if key == "predict_x0":
@@ -125,7 +127,7 @@ def label(name: str, options: dict[str, Any]) -> str:
 
 
 def make_theirs(name: str, options: dict[str, Any], steps: int) -> Any:
-    """The scheduler with its steps set. Raises what diffusers raises for what it cannot do."""
+    """The scheduler with its steps set. Raises diffusers' own errors."""
     options = dict(options)
     times = options.pop("timesteps", None)
     scheduler = getattr(diffusers, name)(**TABLE, **options)
@@ -134,7 +136,7 @@ def make_theirs(name: str, options: dict[str, Any], steps: int) -> Any:
 
 
 def run_theirs(name: str, options: dict[str, Any], budget: int) -> Run | None:
-    """As many steps as the budget allows; None where it allows none, or where diffusers refuses the combination."""
+    """A run with as many steps as the budget allows; None for none, or if diffusers refuses the combination."""
     for steps in range(budget, 0, -1):
         try:
             scheduler = make_theirs(name, options, steps)
@@ -149,17 +151,18 @@ def _drive(scheduler: Any, network: Network, x: Tensor) -> Tensor:
     if scheduler.init_noise_sigma != 1:  # the frame x/α: begin with the same state there
         x = x * math.hypot(1.0, float(scheduler.sigmas[0]))
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # times rounded to the same integer are found twice; some classes then fail
+        scheduler.set_begin_index(0)  # some classes fail if two times are rounded to the same integer
     for t in scheduler.timesteps:
         output = network(scheduler.scale_model_input(x, t), t)
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return x
 
 
-# Ours
+# This package
 
 
 def run_ours(s: schedulers.Scheduler, budget: int) -> Run | None:
+    """A run with as many steps as the budget allows; None for none."""
     try:
         steps = s.steps_for(budget)
     except ValueError:
@@ -189,15 +192,15 @@ SHAPES = (*(f"karras:{rho}" for rho in (4, 5, 9, 12)), *(f"polyexponential:{rho}
 
 
 def search(noise: str, quick: bool) -> None:
-    """The best of our solvers, options and grids at each budget, and where `recommend` stands among them."""
+    """Print the best solvers, options and grids at each budget, and the error of `recommend` beside them."""
     prediction = {"flow": "flow_prediction", "cosine": "v_prediction"}.get(noise, "epsilon")
     schedule, starts = NoiseSchedule.named(noise), 16 if quick else 48
     exams = [
         Exam([Mixture.random(i, spread=w, deviation=d) for i in SEARCH for w in WIDTHS], schedule, prediction, starts)
         for d in DEVIATIONS
     ]
-    grids = [name for name in schedulers.grid_names() if name != "leading"]  # which starts from less noise
-    made = [
+    grids = [name for name in schedulers.grid_names() if name != "leading"]  # leading starts from less noise
+    candidates = [
         schedulers.get(name, noise=schedule, prediction=prediction, grid=grid, **options)
         for name, options in CANDIDATES
         for grid in (*grids, *SHAPES)
@@ -205,20 +208,20 @@ def search(noise: str, quick: bool) -> None:
     print(f"{noise}: {len(CANDIDATES)} solvers on {len(grids) + len(SHAPES)} grids; geometric means,")
     print(f"    of all; for components of deviation {DEVIATIONS[0]}, the same to 0; for {DEVIATIONS[1]}, the same to 0")
 
-    def judged(s: schedulers.Scheduler, budget: int) -> tuple[float, ...] | None:
-        """(the geometric mean of all; for each deviation the error and that to 0)"""
+    def scores_of(s: schedulers.Scheduler, budget: int) -> tuple[float, ...] | None:
+        """(the geometric mean of all; for each deviation the error, and the error to σ = 0)"""
         run = run_ours(s, budget)
-        found = [] if run is None else [mean(e) for exam in exams for e in errors(exam, run, budget)]
-        return (mean(found), *found) if found else None
+        scores = [] if run is None else [mean(e) for exam in exams for e in errors(exam, run, budget)]
+        return (mean(scores), *scores) if scores else None
 
     for budget in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 40):
-        found = sorted((score, s.grid_name, spelled(s)) for s in made if (score := judged(s, budget)) is not None)
+        ranked = sorted((row, s.grid_name, spelled(s)) for s in candidates if (row := scores_of(s, budget)) is not None)
         chosen = schedulers.recommend(budget, noise=schedule, prediction=prediction)
-        own = judged(chosen, budget)
+        own = scores_of(chosen, budget)
         assert own is not None
-        print(f"{budget} evaluations; recommended is {own[0] / found[0][0][0]:.2f} times the best")
-        for score, grid, name in [(own, chosen.grid_name, spelled(chosen)), *found[: 3 if quick else 8]]:
-            print("   ", " ".join(f"{e:.2e}" for e in score), f" {name} on {grid}")
+        print(f"{budget} evaluations; recommended is {own[0] / ranked[0][0][0]:.2f} times the best")
+        for scores, grid, name in [(own, chosen.grid_name, spelled(chosen)), *ranked[: 3 if quick else 8]]:
+            print("   ", " ".join(f"{e:.2e}" for e in scores), f" {name} on {grid}")
 
 
 def spelled(s: schedulers.Scheduler) -> str:
@@ -235,20 +238,20 @@ def compare(quick: bool, path: str | None) -> None:
     configurations = [(label(name, options), name, options) for name, options in theirs()]
     print(f"diffusers {diffusers.__version__}, {len(configurations)} configurations; {count} mixtures, {starts} starts")
 
-    def judged(run: Run, budget: int) -> tuple[float, float, float]:
-        """The error on the mixtures for the choice, on the held-out ones, and on these to σ = 0."""
-        seen, to_zero = errors(exam, run, budget)
-        return mean(seen[:count]), mean(seen[count:]), mean(to_zero[count:])
+    def scores_of(run: Run, budget: int) -> tuple[float, float, float]:
+        """The error on the mixtures for the choice, on the held-out ones, and on the held-out ones to σ = 0."""
+        at_least_noise, to_zero = errors(exam, run, budget)
+        return mean(at_least_noise[:count]), mean(at_least_noise[count:]), mean(to_zero[count:])
 
     rows = []
     for budget in AIMS + (() if quick else FAR):
         ours = schedulers.recommend(budget)
         named = f"{spelled(ours)} on {ours.grid_name}"
-        _, mine, mine_to_zero = judged(_certain(run_ours(ours, budget)), budget)
+        _, mine, mine_to_zero = scores_of(_certain(run_ours(ours, budget)), budget)
         scores = {}
         for name, cls, options in configurations:
             if (run := run_theirs(cls, options, budget)) is not None:
-                scores[name] = judged(run, budget)
+                scores[name] = scores_of(run, budget)
         best = min(scores, key=lambda name: scores[name][0])
         _, their, their_to_zero = scores[best]
         luckiest = min(error for _, error, _ in scores.values())
@@ -258,7 +261,7 @@ def compare(quick: bool, path: str | None) -> None:
         print(f"   diffusers  {best:<61} {their:9.2e} {their_to_zero:9.2e}")
         print(f"   diffusers  {PLAIN + ' (DPM++ 2M Karras)':<61} {scores[PLAIN][1]:9.2e} {scores[PLAIN][2]:9.2e}")
         ratio, to_zero = mine / their, mine_to_zero / their_to_zero
-        print(f"   ratio {ratio:.2f}, to 0 {to_zero:.2f}; to the best on these very mixtures {mine / luckiest:.2f}")
+        print(f"   ratio {ratio:.2f}, to 0 {to_zero:.2f}; to the best on the same mixtures {mine / luckiest:.2f}")
         rows.append({"nfe": budget, "ours": named, "theirs": best, "error": mine, "their_error": their, "ratio": ratio})
     ratios = [row["ratio"] for row in rows[: len(AIMS)]]
     print(f"\nratios at {', '.join(map(str, AIMS))}: {', '.join(f'{r:.2f}' for r in ratios)} (aim: each at most 1.1)")
@@ -278,7 +281,7 @@ def _certain(run: Run | None) -> Run:
 
 
 def orders(exam: Exam, count: int) -> None:
-    """How the error goes on falling."""
+    """Print how the error falls with more evaluations."""
     karras = {"use_karras_sigmas": True}
     lines: list[tuple[str, Callable[[int], Run | None]]] = [
         ("recommend(nfe)", lambda n: run_ours(schedulers.recommend(n), n)),
@@ -299,15 +302,17 @@ def orders(exam: Exam, count: int) -> None:
     budgets = (20, 40, 80, 160)
     print("\n" + f"{'beyond':<52}" + "".join(f"{n:>10}" for n in budgets) + "     order")
     for name, make in lines:
-        found = [mean(errors(exam, run, n)[0][count:]) for n in budgets if (run := make(n)) is not None]
-        rates = [math.log2(a / b) for a, b in itertools.pairwise(found)]
-        print(f"{name:<52}" + "".join(f"{e:10.1e}" for e in found) + "    " + " ".join(f"{rate:.1f}" for rate in rates))
+        means = [mean(errors(exam, run, n)[0][count:]) for n in budgets if (run := make(n)) is not None]
+        rates = [math.log2(a / b) for a, b in itertools.pairwise(means)]
+        print(f"{name:<52}" + "".join(f"{e:10.1e}" for e in means) + "    " + " ".join(f"{rate:.1f}" for rate in rates))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer mixtures, starts and budgets")
-    parser.add_argument("--search", metavar="NOISE", choices=NoiseSchedule.NAMES, help="search our own for recommend")
+    parser.add_argument(
+        "--search", metavar="NOISE", choices=NoiseSchedule.NAMES, help="search for recommend on this noise schedule"
+    )
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     diffusers.utils.logging.set_verbosity_error()

@@ -1,10 +1,10 @@
-"""Time of scale_model_input + step at 1×4×64×64 on the CPU, ours and diffusers' in turn.
+"""Time of scale_model_input + step at 1×4×64×64 on the CPU, for this package and diffusers.
 
     python benchmarks/scheduler_step.py [--rounds 20] [--json FILE]
 
-Each round runs 50 steps of one and then of the other, so that both meet the same machine; the figure is the median of
-all their evaluations, in µs. The aim is a quarter of theirs, or 60 µs, whichever is larger; a stochastic one draws its
-noise besides, in both alike.
+Each round runs 50 steps of one and then of the other, so that both see the same load of the machine. The figure is the
+median of all evaluations, in µs. The aim is a quarter of diffusers' time, at least 60 µs; for a stochastic solver, plus
+the time to draw its noise.
 """
 
 from __future__ import annotations
@@ -40,28 +40,28 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [  # (ours, their class, its opti
 
 @torch.inference_mode()
 def times(scheduler: Any) -> list[float]:
-    """Seconds of each evaluation of a run."""
+    """The seconds of each evaluation of a run."""
     generator = torch.Generator().manual_seed(0)
     x, output = (torch.randn(1, 4, 64, 64, generator=generator) for _ in range(2))
     scheduler.set_timesteps(STEPS)
     x = x * scheduler.init_noise_sigma
-    found = []
+    seconds = []
     for t in scheduler.timesteps:
         start = time.perf_counter()
         scheduler.scale_model_input(x, t)
         x = scheduler.step(output, t, x, return_dict=False)[0]
-        found.append(time.perf_counter() - start)
-    return found
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def randn() -> float:
-    """Seconds that drawing one noise takes, the median of 200."""
-    generator, found = torch.Generator().manual_seed(0), []
+    """The seconds to draw one noise, the median of 200."""
+    generator, seconds = torch.Generator().manual_seed(0), []
     for _ in range(200):
         start = time.perf_counter()
         torch.randn(1, 4, 64, 64, generator=generator)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Tuned grids against the best that is not tuned, on noises that tuning never saw: ours and diffusers', of any kind.
+"""Tuned grids against the best schedulers without tuning, on noises that tuning did not use.
 
     python benchmarks/tuned_grids.py -m mixture --grids mixture-5.json mixture-8.json
     python benchmarks/tuned_grids.py -m emoji --guidance 3 --grids emoji-5.json emoji-8.json
 
-For each grid file the budget is its own. Untuned are every deterministic solver here on every built-in grid, and every
-deterministic configuration of diffusers' schedulers (the lists of error_per_nfe.py). All start from the same noises,
-ask the same network, guidance in it, and are compared with the same solution: exact for `mixture`, else dpmpp_3m with
-128 evaluations. A few seeds from 800 on choose the twelve best; they and the tuned grid are then judged on other seeds.
-The error is the root-mean-square distance to the solution, its mean over seeds. `same solver` is the best untuned grid
-with the tuned grid's own solver.
+The budget is that of each grid file. Without tuning are every deterministic solver of this package on every built-in
+grid, and every deterministic configuration of diffusers' schedulers (the lists of error_per_nfe.py). All start from the
+same noises, run the same guided network, and are compared with the same solution: the exact one for `mixture`, else
+dpmpp_3m with 128 evaluations. A few seeds from 800 on choose the best twelve; other seeds judge these and the tuned
+grid. The error is the root-mean-square distance to the solution, its mean over seeds. `same solver` is the best
+built-in grid with the tuned grid's own solver.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Run = Callable[[Any, Tensor], Tensor]
 
 
 def candidates(subject: Subject, budget: int) -> dict[str, Run]:
-    """What is not tuned, by name, as far as it can do with the budget."""
-    found: dict[str, Run] = {}
+    """The runs without tuning, by name, that fit the budget."""
+    runs: dict[str, Run] = {}
     for name, options in CANDIDATES:
         for grid in schedulers.grid_names():
             try:
@@ -49,17 +49,17 @@ def candidates(subject: Subject, budget: int) -> dict[str, Run]:
             except ValueError:
                 continue
             if (run := run_ours(scheduler, budget)) is not None:
-                said = " ".join(f"{key}={value}" for key, value in options.items())
-                found[f"{name} {said} {grid}".replace("  ", " ")] = run
+                words = " ".join(f"{key}={value}" for key, value in options.items())
+                runs[f"{name} {words} {grid}".replace("  ", " ")] = run
     for name, options in theirs():
         run = run_theirs(name, {"prediction_type": subject.prediction, **options}, budget)
         if run is not None:
-            found[f"diffusers {label(name, options)}"] = run
-    return found
+            runs[f"diffusers {label(name, options)}"] = run
+    return runs
 
 
 def errors(solver: SolverOnModel, run: Run, starts: Starts) -> float:
-    """The mean error over the seeds; inf where it fails or is not finite."""
+    """The mean error over the seeds; inf if the run fails or is not finite."""
     network = solver.network(tuple(starts.prompts))
     x = starts.x.to(solver.subject.device) * solver.subject.noise.noisiest.norm
     try:
@@ -74,13 +74,13 @@ def errors(solver: SolverOnModel, run: Run, starts: Starts) -> float:
 
 def main(model: str, guidance: float, grids: list[str], choose: int, judge: int) -> None:
     environment.prepare(offline=True)
-    warnings.simplefilter("ignore", FutureWarning)  # diffusers, of its older algorithms
-    asked = () if model == "mixture" else (guidance,)
-    subject, prompts, (scale, *_) = subject_of(model, (), asked, "auto", "auto", drawn=2000)
+    warnings.simplefilter("ignore", FutureWarning)  # diffusers warns about its older algorithms
+    scales = () if model == "mixture" else (guidance,)
+    subject, prompts, (scale, *_) = subject_of(model, (), scales, "auto", "auto", drawn=2000)
     for file in grids:
         with open(file) as opened:
-            said = json.load(opened)
-        budget, solver = said["nfe"], SolverOnModel(subject, said["solver"], scale)
+            content = json.load(opened)
+        budget, solver = content["nfe"], SolverOnModel(subject, content["solver"], scale)
         few, many = (
             solver.starts(range(first, first + count), lambda seed: prompts[seed % len(prompts)])
             for first, count in ((800, choose), (900, judge))
@@ -91,12 +91,12 @@ def main(model: str, guidance: float, grids: list[str], choose: int, judge: int)
         runs = candidates(subject, budget)
         first = {name: errors(solver, run, few) for name, run in runs.items()}
         best = sorted(first, key=lambda name: first[name])
-        own = [name for name in best if name.startswith(f"{said['solver']} ") and "=" not in name]
+        own = [name for name in best if name.startswith(f"{content['solver']} ") and "=" not in name]
         judged = {name: errors(solver, runs[name], many) for name in [*best[:SHORTLIST], *own[:3]]}
         tuned = solver.scheduler(file)
         result = errors(solver, lambda network, x, s=tuned: s.sample(network, x), many)
         any_kind, same = min(judged.values()), min(judged[name] for name in own[:3])
-        print(f"{file}: {said['solver']}, {budget} evaluations, guidance {scale:g}, {judge} seeds from 900")
+        print(f"{file}: {content['solver']}, {budget} evaluations, guidance {scale:g}, {judge} seeds from 900")
         print(f"  tuned {result:.4g}; of any kind {any_kind:.4g} (ratio {result / any_kind:.2f}); ", end="")
         print(f"same solver {same:.4g} (ratio {result / same:.2f}); {len(runs)} untuned were tried")
         for name in sorted(judged, key=lambda name: judged[name]):

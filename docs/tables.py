@@ -1,6 +1,6 @@
-"""The tables of docs/schedulers.md, written from the registry: python docs/tables.py
+"""Write the tables of docs/schedulers.md from the registry: python docs/tables.py
 
-A test compares the page with them, so that it cannot go stale.
+A test compares the page with them, so that it stays up to date.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def table(rows: list[list[str]]) -> str:
 
 
 def written(page: str) -> str:
-    """The page with both tables as they should be."""
-    for name, made in {"solvers": solvers(), "grids": grids()}.items():
+    """The page with both tables up to date."""
+    for name, content in {"solvers": solvers(), "grids": grids()}.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        page = block.sub(lambda found, made=made: found[1] + made + found[2], page)
+        page = block.sub(lambda match, content=content: match[1] + content + match[2], page)
     return page
 
 

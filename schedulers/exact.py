@@ -1,4 +1,4 @@
-"""Models with a known exact solution: a Gaussian, and a mixture of Gaussians.
+"""Models with an exact solution: a Gaussian, and a mixture of Gaussians.
 
 For data drawn from Σ w_k·N(μ_k, s_k²·1), the state x = α·x0 + σ·ε is a mixture again, so E[x0|x] and E[ε|x] have closed
 forms, for every noise schedule and at every level from the clean picture (σ = 0) to pure noise (α = 0). The

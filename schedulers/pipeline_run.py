@@ -58,8 +58,8 @@ class PipelineRun:
         self.shape, self.device, self.generator = sample.shape, sample.device, generator
         if self.program is not None:
             d = Denoised(x, output, self.program.points[i], self.pair, self.limit)
-            answer = d.predicted if self.limit is None else d.x0
-            self.state = self.program.advance(i, self.values, x, answer, self._noise)
+            y = d.predicted if self.limit is None else d.x0
+            self.state = self.program.advance(i, self.values, x, y, self._noise)
         else:
             d = Denoised(x, output, self.point, self.pair, self.limit)
             try:
