@@ -315,5 +315,5 @@ def test_decibels_and_grid(recipe):
     assert vae.decibels(true + np.uint8(5), true) == pytest.approx(10 * np.log10(255**2 / 25), abs=1e-3)
     noisy = (true + np.random.default_rng(1).normal(0, 9, true.shape)).clip(0, 255).round().astype(np.uint8)
     assert vae.grid_strength(noisy, true) == pytest.approx(1, abs=0.05)
-    blocks = true + (np.indices((128, 128)).sum(0) // 8 % 2 * 9).astype(np.uint8)
+    blocks = true + ((np.indices((128, 128)) // 8).sum(0) % 2 * 9).astype(np.uint8)
     assert vae.grid_strength(blocks, true) > 3
