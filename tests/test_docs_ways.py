@@ -73,6 +73,14 @@ def test_every_command_parses(name: str) -> None:
                 assert (ROOT / word).exists(), f"{name}: {words}"
 
 
+def test_contributing_names_every_package_and_only_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    for path in re.findall(r"`([\w.-]+/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+    for package in sorted({path.parent for path in (ROOT / "diffgen").glob("*/__init__.py")}):
+        assert f"`diffgen/{package.name}/`" in text, package
+
+
 def test_every_key_of_prompt_files_is_documented() -> None:
     table = (ROOT / "docs" / "prompts.md").read_text("utf-8").split("| key | value |")[1]
     keys = re.findall(r"`(\w+)`", " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|")))
