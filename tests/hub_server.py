@@ -38,7 +38,7 @@ class Hub:
         return commit_of(repo, len(self.repos[repo]) - 1)
 
     def fetched(self) -> list[str]:
-        """The paths of the files whose bytes were asked for."""
+        """The paths of the downloaded files."""
         return [path.split("/", 5)[5] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
 
     def close(self) -> None:

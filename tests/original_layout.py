@@ -133,9 +133,9 @@ def vae(weights: Weights, settings: dict[str, Any]) -> Weights:
 
 
 def clip(weights: Weights, settings: dict[str, Any]) -> Weights:
-    """transformers' names, in which the whole model stands below `text_model`."""
-    whole = ("text_model.", "text_projection.")
-    return {name if name.startswith(whole) else f"text_model.{name}": tensor for name, tensor in weights.items()}
+    """transformers' names, with the model below `text_model`."""
+    top = ("text_model.", "text_projection.")
+    return {name if name.startswith(top) else f"text_model.{name}": tensor for name, tensor in weights.items()}
 
 
 def clip_without_projection(weights: Weights, settings: dict[str, Any]) -> Weights:

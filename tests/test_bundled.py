@@ -1,4 +1,4 @@
-"""The model that ships with diffgen: complete, small, in the wheel, and it draws what it is asked for."""
+"""The model that ships with diffgen: complete, small, in the wheel, and it draws what the prompt says."""
 
 import colorsys
 import hashlib
@@ -42,12 +42,12 @@ def test_it_is_complete_and_small():
 
 def test_its_card_meets_the_bar_and_its_hashes_are_right():
     model = find("emoji")
-    said = info(model)
-    assert len(set(said["concepts"])) == len(said["concepts"]) >= 1400
-    assert said["styles"] == ["noto", "flat", "modern"]
-    assert len(said["held_out"]) == len(set(map(tuple, said["held_out"]))) >= 400
-    assert said["resolution"] == 64
-    figures = said["figures"]
+    about = info(model)
+    assert len(set(about["concepts"])) == len(about["concepts"]) >= 1400
+    assert about["styles"] == ["noto", "flat", "modern"]
+    assert len(about["held_out"]) == len(set(map(tuple, about["held_out"]))) >= 400
+    assert about["resolution"] == 64
+    figures = about["figures"]
     assert figures["accuracy"] >= 0.95
     assert figures["accuracy_prompts"] >= 300
     assert figures["accuracy_chinese"] >= figures["accuracy"] - 0.05
@@ -96,13 +96,13 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path):
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(wheel).namelist())
     models = ROOT / "diffgen" / "models"
     for folder in (models / "bundled" / "emoji", models / "configs"):
         expected = {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert len(expected) > 10
-        assert expected <= held
-    assert {"schedulers/py.typed", "schedulers/solvers/euler.py", "diffgen/py.typed"} <= held
+        assert expected <= names
+    assert {"schedulers/py.typed", "schedulers/solvers/euler.py", "diffgen/py.typed"} <= names
 
 
 def hue(picture) -> float:

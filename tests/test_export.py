@@ -50,9 +50,9 @@ def test_a_saved_model_is_the_model(family: str, tmp_path: Path) -> None:
     assert again.family == checked.family
     assert again.components["scheduler"].config == checked.components["scheduler"].config
     ours, expected = weights(load_pipeline(again, CPU, F32)), weights(pipe)
-    for found in (ours, weights(other)):
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+    for actual in (ours, weights(other)):
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in actual.items())
     for name, tokenizer in pipe.components.items():
         if name.startswith("tokenizer"):
             for text in ("a red apple, piñata", "zebra " * 9):
@@ -117,9 +117,9 @@ def test_diffusers_equivalent_of_our_unet_computes_the_same(config: dict[str, An
     x, t = torch.randn(2, 3, 16, 8), torch.tensor([3, 700])
     with torch.no_grad():
         expected = network(x, t)
-        found = as_unet2d(network, [16, 8], "x")(x, t).sample
+        actual = as_unet2d(network, [16, 8], "x")(x, t).sample
     assert expected.std() > 0.01
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_network_without_equivalent_is_refused_with_the_reason(network: Any, s
 
 def run_of(folder: Path, network: networks.UNet, **changes: Any) -> Run:
     """A run of one checkpoint with that network."""
-    said = {
+    run = {
         "schema": "diffgen.run/1", "job": "pixels", "config": {}, "versions": {},
         "network": {"name": "unet", **network.config},
         "data": {"name": "x", "channels": 1, "size": [8, 8], "classes": None, "levels": 256, "count": 9,
@@ -148,7 +148,7 @@ def run_of(folder: Path, network: networks.UNet, **changes: Any) -> Run:
         "noise": {"name": "cosine", "T": 100}, "prediction": "v_prediction", "variance": "fixed_large", **changes,
     }  # fmt: skip
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(said))
+    (folder / "run.json").write_text(json.dumps(run))
     checkpoint.write(folder, 5, {"model": network.state_dict(), "ema": network.state_dict()}, {})
     return read_run(folder)
 

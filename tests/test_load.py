@@ -56,7 +56,7 @@ def theirs(folder: Path) -> Any:
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **without)
     pipe.set_progress_bar_config(disable=True)
     for network in networks(pipe).values():
-        network.requires_grad_(False)  # torch multiplies in another order where a gradient may be asked for
+        network.requires_grad_(False)  # torch multiplies in another order where a gradient may be needed
     return pipe
 
 
@@ -182,8 +182,8 @@ def test_a_file_with_t5_loads_without_a_folder(
     for name, network in networks(pipe).items():
         network.save_pretrained(configs / kind / name)
         parts[name] = (original_layout.config(configs / kind / name), network.state_dict())
-    held = original_layout.single_file(parts, kind)
-    save_file({name: tensor.contiguous().clone() for name, tensor in held.items()}, tmp_path / "x.safetensors")
+    tensors = original_layout.single_file(parts, kind)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, tmp_path / "x.safetensors")
     monkeypatch.setattr(single_file, "CONFIGS", configs)
     ours = load_pipeline(single_file.check_file(tmp_path / "x.safetensors"), CPU, F32)
     where = configs / kind
@@ -245,10 +245,10 @@ NETWORKS = [pair for pair in ALL if pair[0] != "flux"]  # diffusers' converter k
 def test_conversion_is_diffusers_own(
     family: str, part: str, folder: Callable[[str], Path], file: Callable[[str], Path]
 ) -> None:
-    held, config = load_file(file(family)), original_layout.config(folder(family) / part)
+    tensors, config = load_file(file(family)), original_layout.config(folder(family) / part)
     network = load(folder(family)).components[part]
-    ours = converted(family, part, config, held)
-    expected = by_diffusers(family, part, config, network, held)
+    ours = converted(family, part, config, tensors)
+    expected = by_diffusers(family, part, config, network, tensors)
     expected = {name.removeprefix("text_model."): tensor for name, tensor in expected.items()}
     last = f"encoder.layers.{config.get('num_hidden_layers')}."  # of sd2: theirs knows it by its real number, 23
     expected = {name: tensor for name, tensor in expected.items() if not (family == "sd2" and name.startswith(last))}
@@ -384,7 +384,7 @@ def test_a_file_that_does_not_fit_is_refused(
 def test_nothing_is_read_before_names_and_shapes_fit(
     folder: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two things wrong, a value and a name, the name is told: no tensor was looked at."""
+    """If a value and a name are wrong, the name is reported: no tensor is read before."""
     copy = models.changed(
         folder("sd1"), tmp_path / "model", "unet/diffusion_pytorch_model.safetensors",
         lambda t: (t["conv_in.bias"].fill_(torch.nan), t.update(zzz=torch.zeros(1))),
@@ -416,7 +416,7 @@ def test_half_precision_leaves_the_vae_and_t5s_projections_exact(folder: Callabl
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_files_in_eight_bits_are_read(family: str, folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """As they are published of large models: float8 (e4m3), computed in what was asked for."""
+    """As large models are published: float8 (e4m3), computed in the requested dtype."""
     narrow = torch.float8_e4m3fn
     path = original_layout.write(
         folder(family), tmp_path / "x.safetensors", family, lambda t: t.update({n: x.to(narrow) for n, x in t.items()})
@@ -568,12 +568,12 @@ def test_a_controlnet_from_a_folder_and_from_files(family: str, folder: Callable
 
     where, unet = control_folder(folder(family), tmp_path / "control"), load(folder(family)).unet
     expected = ControlNetModel.from_pretrained(where).state_dict()
-    settings, held = original_layout.config(where), original_layout.tensors(where)
-    original = original_layout.controlnet(held, settings)
+    settings, tensors = original_layout.config(where), original_layout.tensors(where)
+    original = original_layout.controlnet(tensors, settings)
     if family == "sd1":  # their converter leaves out XL's embedding of the size
         again = convert_controlnet_checkpoint(dict(original), settings)
         assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
-    save_file(held, tmp_path / "diffusers.safetensors")
+    save_file(tensors, tmp_path / "diffusers.safetensors")
     save_file(original, tmp_path / "bare.safetensors")
     save_file({f"control_model.{name}": t for name, t in original.items()}, tmp_path / "original.safetensors")
     for source in (where, *sorted(tmp_path.glob("*.safetensors"))):
@@ -610,17 +610,17 @@ def test_the_safety_checker_is_the_folders(folder: Callable[[str], Path], tmp_pa
     pipe = theirs(folder("sd1"))
     pipe.register_modules(safety_checker=other, feature_extractor=processor)
     pipe.save_pretrained(tmp_path / "model")
-    found = load_safety_checker(gate.check_folder(tmp_path / "model"), CPU, F32)
-    assert found is not None
-    checker, ours = found
+    loaded = load_safety_checker(gate.check_folder(tmp_path / "model"), CPU, F32)
+    assert loaded is not None
+    checker, ours = loaded
     image = Image.fromarray(np.arange(32 * 24 * 3, dtype=np.uint8).reshape(32, 24, 3))
-    seen = ours(images=[image], return_tensors="pt").pixel_values
-    assert torch.equal(seen, processor(images=[image], return_tensors="pt").pixel_values)
+    pixels = ours(images=[image], return_tensors="pt").pixel_values
+    assert torch.equal(pixels, processor(images=[image], return_tensors="pt").pixel_values)
     blank = np.zeros((1, 8, 8, 3), np.float32)
-    assert checker(images=blank.copy(), clip_input=seen)[1] == other(images=blank.copy(), clip_input=seen)[1]
+    assert checker(images=blank.copy(), clip_input=pixels)[1] == other(images=blank.copy(), clip_input=pixels)[1]
     with torch.no_grad():
-        assert torch.equal(checker.visual_projection(checker.vision_model(seen)[1]),
-                           other.visual_projection(other.vision_model(seen)[1]))  # fmt: skip
+        assert torch.equal(checker.visual_projection(checker.vision_model(pixels)[1]),
+                           other.visual_projection(other.vision_model(pixels)[1]))  # fmt: skip
 
     # As the published ones are: the vision model one level deeper, with its positions.
     path = tmp_path / "model" / "safety_checker" / "model.safetensors"

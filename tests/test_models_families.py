@@ -1,4 +1,4 @@
-"""Folders of every family pass the gate with the same strictness; variants are told; defaults are valid."""
+"""Folders of every family pass the gate with the same strictness; variants are recognised; defaults are valid."""
 
 import json
 import shutil
@@ -155,12 +155,12 @@ def test_damaged_weights_of_any_part_are_named(tmp_path):
     pipeline, parts, network, *_ = FOLDERS["sd3"]
     folder = build(tmp_path / "model", pipeline, parts, network)
     for path in sorted(folder.rglob("*.safetensors")):
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-1])
+        data = path.read_bytes()
+        path.write_bytes(data[:-1])
         with pytest.raises(InputError, match="cut off") as caught:
             check_folder(folder)
         assert str(path) in caught.value.message
-        path.write_bytes(whole)
+        path.write_bytes(data)
 
 
 def test_half_precision_shards(tmp_path):
@@ -202,7 +202,7 @@ def test_companions_are_checked_when_they_are_asked_for(tmp_path):
 
 
 def test_the_name_of_a_cached_model_is_the_repositorys(tmp_path):
-    """A snapshot's folder is called by its commit: the variant is told by the repository's name."""
+    """The name of a snapshot's folder is a commit: the repository's name tells the variant."""
     folder = tmp_path / "models--stabilityai--sd-turbo/snapshots" / ("0" * 40)
     build(folder, "StableDiffusionPipeline", SD, {"cross_attention_dim": 1024})
     assert gate.called(folder) == "stabilityai/sd-turbo"
@@ -220,12 +220,12 @@ def test_words_of_names(tmp_path, name):
 def test_defaults_are_valid():
     for family in FAMILIES.values():
         for variant in (None, *family.variants):
-            said = defaults_of(family.name, variant)
-            assert 1 <= said.steps <= 50
-            assert 1 <= said.guidance <= 10
-            assert schedulers.resolve(said.scheduler) == (said.scheduler, None)
-            assert said.grid is None or schedulers.check_grid(said.grid) == said.grid
-            assert said.size in (None, 1024)
+            defaults = defaults_of(family.name, variant)
+            assert 1 <= defaults.steps <= 50
+            assert 1 <= defaults.guidance <= 10
+            assert schedulers.resolve(defaults.scheduler) == (defaults.scheduler, None)
+            assert defaults.grid is None or schedulers.check_grid(defaults.grid) == defaults.grid
+            assert defaults.size in (None, 1024)
 
 
 def test_every_pipeline_has_a_family():
@@ -261,8 +261,8 @@ def test_the_guides_table_is_the_families():
     text = (Path(__file__).parent.parent / "docs/models.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     ours = [
-        [name, variant or "", str(said.steps), f"{said.guidance:g}", said.scheduler, said.grid or ""]
+        [name, variant or "", str(defaults.steps), f"{defaults.guidance:g}", defaults.scheduler, defaults.grid or ""]
         for name, family in FAMILIES.items()
-        for variant, said in {None: family.defaults, **family.variants}.items()
+        for variant, defaults in {None: family.defaults, **family.variants}.items()
     ]
     assert rows[2:] == ours

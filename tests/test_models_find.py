@@ -65,8 +65,8 @@ def test_runs(here):
     (here / "runs/mine/run.json").write_text(json.dumps({"data": data, "config": config, "prediction": "epsilon"}))
     model = find("runs/mine/")
     assert (model.name, model.family, model.source, model.bundled) == ("mine", "run", "folder", False)
-    said = info(model)
-    assert (said["resolution"], said["concepts"], said["defaults"]) == (8, ["0", "1"], {"steps": 5})
+    about = info(model)
+    assert (about["resolution"], about["concepts"], about["defaults"]) == (8, ["0", "1"], {"steps": 5})
     (here / "runs/mine/run.json").write_text('{"data": 3, "config": []}')
     assert info(model)["resolution"] is None
 
@@ -136,24 +136,24 @@ def test_without_the_bundled_model(here, monkeypatch):
 
 
 def test_info_of_a_model_with_a_card():
-    said = info(find("emoji"))
+    about = info(find("emoji"))
     folder = find("emoji").folder
-    assert {key: said[key] for key in CARD} == CARD
-    assert (said["name"], said["folder"], said["family"]) == ("emoji", str(folder), "sd1")
-    assert said["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    json.dumps(said)
+    assert {key: about[key] for key in CARD} == CARD
+    assert (about["name"], about["folder"], about["family"]) == ("emoji", str(folder), "sd1")
+    assert about["bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    json.dumps(about)
 
 
 def test_info_of_a_plain_folder(here):
     make_folder(here / "mine")
     (here / "mine/README.md").write_text("---\nlanguage: en\nlicense: openrail\n---\nlicense: other\n")
-    said = info(find("mine"))
-    assert (said["licence"], said["resolution"], said["prediction"]) == ("openrail", 8 * 2**3, "epsilon")
-    assert said["concepts"] is said["held_out"] is None
+    about = info(find("mine"))
+    assert (about["licence"], about["resolution"], about["prediction"]) == ("openrail", 8 * 2**3, "epsilon")
+    assert about["concepts"] is about["held_out"] is None
     (here / "mine/README.md").write_text("no head\nlicense: other\n")
     (here / "mine/unet/config.json").write_text("{}")
-    said = info(find("mine"))
-    assert (said["licence"], said["resolution"]) == (None, None)
+    about = info(find("mine"))
+    assert (about["licence"], about["resolution"]) == (None, None)
 
 
 def test_a_broken_card_is_named(here):

@@ -131,14 +131,14 @@ def test_half_precision_variant_and_links_as_in_a_download_cache(folder, tmp_pat
 def test_shards(folder):
     names = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     places = {"conv.weight": names[0], "conv.bias": names[1], "ids": names[1]}
-    whole = check_folder(folder).components["unet"].tensors
+    expected = check_folder(folder).components["unet"].tensors
     (folder / "unet" / UNET).unlink()
     for name in names:
         save_file({tensor: TENSORS[tensor] for tensor in places if places[tensor] == name}, folder / "unet" / name)
     index = folder / "unet" / f"{UNET}.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
     checked = check_folder(folder)
-    assert checked.components["unet"].tensors == whole
+    assert checked.components["unet"].tensors == expected
     assert [path.name for path in checked.components["unet"].weights] == names
     assert {index, folder / "unet" / names[0]} <= set(checked.files)
     digests = [hashlib.sha256((folder / "unet" / name).read_bytes()).hexdigest() for name in names]

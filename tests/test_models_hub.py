@@ -37,13 +37,13 @@ import contextlib, io, json, os, sys
 import huggingface_hub
 from diffgen.cli import run
 for line in sys.stdin:
-    asked = json.loads(line)
+    request = json.loads(line)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["folder"])
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = run(asked["args"])
+        code = run(request["args"])
     print(json.dumps([int(code), out.getvalue(), err.getvalue()]), flush=True)
 """
 
@@ -71,8 +71,8 @@ def diffgen(hub, worker, tmp_path):
 
     def command(*args, **more):
         more = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, **more}
-        asked = {"args": list(map(str, args)), "folder": str(tmp_path), "environment": environment(tmp_path, **more)}
-        worker.stdin.write(json.dumps(asked) + "\n")
+        request = {"args": list(map(str, args)), "folder": str(tmp_path), "environment": environment(tmp_path, **more)}
+        worker.stdin.write(json.dumps(request) + "\n")
         worker.stdin.flush()
         code, out, err = json.loads(worker.stdout.readline())
         assert TOKEN not in out + err
@@ -131,26 +131,29 @@ def test_pull_use_verify_remove(hub, diffgen, tmp_path):
     assert hub.fetched() == ["model_index.json"]
 
     code, out, err = diffgen("models", "pull", REPO, "--dry-run", "--json")
-    said = json.loads(out)["result"]
-    assert (code, said["commit"], said["licence"], said["gated"]) == (0, commit, "creativeml-openrail-m", False)
-    assert {file["path"] for file in said["files"]} == HALF
-    assert said["bytes"] == sum((folder / name).stat().st_size for name in HALF)
+    result = json.loads(out)["result"]
+    assert (code, result["commit"], result["licence"], result["gated"]) == (0, commit, "creativeml-openrail-m", False)
+    assert {file["path"] for file in result["files"]} == HALF
+    assert result["bytes"] == sum((folder / name).stat().st_size for name in HALF)
 
     code, out, err = diffgen("models", "pull", REPO, "--yes", HF_TOKEN=TOKEN)
     assert code == 0, err
     assert set(hub.fetched()) == HALF
     snapshot = Path(out.strip())
     assert snapshot.name == commit
-    held = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
-    assert held == HALF
+    names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    assert names == HALF
     assert all((snapshot / name).read_bytes() == (folder / name).read_bytes() for name in HALF)
-    assert {seen for _, _, seen in hub.requests} == {None, f"Bearer {TOKEN}"}
+    assert {header for _, _, header in hub.requests} == {None, f"Bearer {TOKEN}"}
 
     before = len(hub.requests)
     code, out, _ = diffgen("models", "info", REPO, "--json")
-    said = json.loads(out)["result"]
-    assert (code, said["source"], said["revision"], said["family"]) == (0, "cache", commit, "sd1")
-    assert (said["licence"], said["bytes"]) == ("creativeml-openrail-m", sum((folder / n).stat().st_size for n in HALF))
+    result = json.loads(out)["result"]
+    assert (code, result["source"], result["revision"], result["family"]) == (0, "cache", commit, "sd1")
+    assert (result["licence"], result["bytes"]) == (
+        "creativeml-openrail-m",
+        sum((folder / n).stat().st_size for n in HALF),
+    )
     code, out, _ = diffgen("models", "list", "--json")
     models = json.loads(out)["result"]["models"]
     assert [(m["name"], m["source"]) for m in models] == [("emoji", "bundled"), (REPO, "cache")]
@@ -303,15 +306,15 @@ def test_what_was_broken_off_is_no_model_and_goes_on(hub, diffgen, tmp_path):
     """The hub breaks down within a download; the next one fetches what is missing."""
     hub.add(REPO, repository(tmp_path))
     name = "vae/diffusion_pytorch_model.safetensors"
-    whole = hub.repos[REPO][0].pop(name)
+    data = hub.repos[REPO][0].pop(name)
     hub.on_info = lambda repo: hub.repos[REPO][0].pop(name, None)
-    hub.repos[REPO][0][name] = whole
+    hub.repos[REPO][0][name] = data
     code, _, err = diffgen("models", "pull", REPO, "-y")
     assert code == 3, err
     assert diffgen("models", "info", REPO)[0] == 3
     assert json.loads(diffgen("models", "list", "--json")[1])["result"]["models"][1:] == []
     hub.on_info = lambda repo: None
-    hub.repos[REPO][0][name] = whole
+    hub.repos[REPO][0][name] = data
     hub.requests.clear()
     code, _, err = diffgen("models", "pull", REPO, "-y")
     assert code == 0, err
@@ -359,11 +362,11 @@ def test_offline_makes_no_connection(hub, tmp_path):
         ["models", "rm", REPO, "-y"],
         ["doctor", "-q"],
     ]
-    seen, err = codes(tmp_path, hub, lines, HF_HUB_OFFLINE="1")
-    assert (seen, "CONNECTED" in err) == ([3, 3, 0, 3, 0], False)
+    results, err = codes(tmp_path, hub, lines, HF_HUB_OFFLINE="1")
+    assert (results, "CONNECTED" in err) == ([3, 3, 0, 3, 0], False)
     assert "switched off" in err
-    seen, err = codes(tmp_path, hub, [[*lines[0], "--offline"], [*lines[1], "--offline"]])
-    assert (seen, "CONNECTED" in err) == ([3, 3], False)
+    results, err = codes(tmp_path, hub, [[*lines[0], "--offline"], [*lines[1], "--offline"]])
+    assert (results, "CONNECTED" in err) == ([3, 3], False)
     assert hub.requests == []
     _, err = codes(tmp_path, hub, [lines[1], lines[0]])
     assert err.count("CONNECTED") >= 1  # the trap itself works

@@ -150,10 +150,10 @@ class Shaped:
 def test_families_and_variants(tmp_path, name):
     """The family also as diffusers tells it from the same names and shapes."""
     shapes, family, variant, theirs = CHECKPOINTS[name]
-    found = recognise(write(tmp_path / f"{name}.safetensors", shapes))
-    assert (found.kind, found.family, found.variant) == ("checkpoint", family, variant)
+    contents = recognise(write(tmp_path / f"{name}.safetensors", shapes))
+    assert (contents.kind, contents.family, contents.variant) == ("checkpoint", family, variant)
     assert infer_diffusers_model_type({name: Shaped(shape) for name, shape in shapes.items()}) == theirs
-    assert {name: tensor.shape for name, tensor in found.tensors.items()} == shapes
+    assert {name: tensor.shape for name, tensor in contents.tensors.items()} == shapes
 
 
 def test_the_parts_of_a_checkpoint(tmp_path):
@@ -192,7 +192,7 @@ def test_configurations_follow_the_header(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes", "metadata", "asked", "prediction"),
+    ("name", "shapes", "metadata", "option", "prediction"),
     [
         ("v2-1_768-ema", SD2, {}, None, "v_prediction"),
         ("768model", SD2, {}, None, "v_prediction"),
@@ -213,14 +213,14 @@ def test_configurations_follow_the_header(tmp_path):
         ("x", {**SDXL, "v_pred": (0,), "ztsnr": (0,)}, {}, None, "v_prediction"),
     ],
 )
-def test_what_the_network_predicts(tmp_path, name, shapes, metadata, asked, prediction):
+def test_what_the_network_predicts(tmp_path, name, shapes, metadata, option, prediction):
     path = write(tmp_path / f"{name}.safetensors", shapes, metadata)
     if prediction is None:
         with pytest.raises(InputError, match="neither the file nor its name") as caught:
             check_file(path)
         assert "prediction" in caught.value.hint
         return
-    checked = check_file(path, prediction=asked)
+    checked = check_file(path, prediction=option)
     config = checked.components["scheduler"].config
     assert shapes is not SD2 or checked.network.config["sample_size"] == (96 if prediction == "v_prediction" else 64)
     assert config["prediction_type"] == prediction
@@ -338,15 +338,15 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_checkpoint_is_told_with_the_way_on(tmp_path, name):
-    shapes, kind, family, said = OTHERS[name]
+    shapes, kind, family, words = OTHERS[name]
     path = write(tmp_path / "x.safetensors", shapes)
-    found = recognise(path)
-    assert (found.kind, found.family) == (kind, family)
+    contents = recognise(path)
+    assert (contents.kind, contents.family) == (kind, family)
     for look in (check_file, lambda path: find(str(path))):
         with pytest.raises(InputError) as caught:
             look(path)
         text = f"{caught.value.message}; {caught.value.hint}"
-        assert said in text
+        assert words in text
         assert "not a checkpoint diffgen can read: " in text
         assert str(path) in text
 
@@ -384,10 +384,10 @@ def test_find_and_info_of_a_file(tmp_path, monkeypatch):
     write(tmp_path / "mine.SAFETENSORS", SDXL, {"modelspec.license": "MIT"})
     model = find("mine.SAFETENSORS")
     assert (model.name, model.family, model.source, model.file) == ("mine", "sdxl", "file", Path("mine.SAFETENSORS"))
-    said = info(model)
-    assert (said["resolution"], said["prediction"], said["licence"]) == (1024, "epsilon", "MIT")
-    assert said["bytes"] == (tmp_path / "mine.SAFETENSORS").stat().st_size
-    assert said["family_defaults"]["steps"] == 30
+    about = info(model)
+    assert (about["resolution"], about["prediction"], about["licence"]) == (1024, "epsilon", "MIT")
+    assert about["bytes"] == (tmp_path / "mine.SAFETENSORS").stat().st_size
+    assert about["family_defaults"]["steps"] == 30
     assert check(model).family == "sdxl"
 
 

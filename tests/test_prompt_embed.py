@@ -226,9 +226,9 @@ def test_a_long_prompt_is_its_chunks_side_by_side(pipeline: Any) -> None:
 
 
 def test_weights_are_scaled_back_chunk_by_chunk(sd1: Any) -> None:
-    whole = embed(sd1, "a (red:1.5) apple BREAK [green] circle").prompt
-    assert same(whole[:, :16], embed(sd1, "a (red:1.5) apple").prompt)
-    assert same(whole[:, 16:], embed(sd1, "[green] circle").prompt)
+    ours = embed(sd1, "a (red:1.5) apple BREAK [green] circle").prompt
+    assert same(ours[:, :16], embed(sd1, "a (red:1.5) apple").prompt)
+    assert same(ours[:, 16:], embed(sd1, "[green] circle").prompt)
 
 
 def test_plain_cuts_and_says_so(sd1: Any) -> None:
@@ -249,9 +249,9 @@ def test_the_pipeline_takes_what_we_make(sd1: Any) -> None:
     sd1.scheduler = schedulers.get("euler")
     sd1.set_progress_bar_config(disable=True)
 
-    def picture(**said: Any) -> torch.Tensor:
+    def picture(**options: Any) -> torch.Tensor:
         noise = torch.randn((2, 4, 4, 4), generator=torch.Generator().manual_seed(3))
-        return sd1(num_inference_steps=2, latents=noise, output_type="latent", height=32, width=32, **said).images
+        return sd1(num_inference_steps=2, latents=noise, output_type="latent", height=32, width=32, **options).images
 
     long = picture(**embed(sd1, LONG, "on").arguments(2))
     assert long.isfinite().all()
@@ -380,8 +380,8 @@ def test_special_tokens_come_from_the_folder(tiny: Path, tmp_path: Path) -> None
     from diffgen.pipelines.weights.tokenizers import load_tokenizer
 
     shutil.copytree(tiny / "tokenizer", tmp_path / "tokenizer")
-    said = {"pad_token": {"content": "!"}}
-    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(said))
+    config = {"pad_token": {"content": "!"}}
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = load_tokenizer(tmp_path / "tokenizer", 16)
     ours = ClipTokenizer(tmp_path / "tokenizer", 16)
     assert theirs.pad_token == "!"
@@ -414,8 +414,8 @@ def letters(text: str) -> list[int]:
     ],
 )
 def test_chunks_of_five(text: str, expected: list[str]) -> None:
-    found = chunks(parse(text), letters, 5)
-    assert ["".join(chr(number) for number, _ in chunk) for chunk in found] == expected
+    prompt_chunks = chunks(parse(text), letters, 5)
+    assert ["".join(chr(number) for number, _ in chunk) for chunk in prompt_chunks] == expected
 
 
 def test_a_comma_too_far_back_does_not_end_a_chunk() -> None:
@@ -432,7 +432,9 @@ def test_a_comma_too_far_back_does_not_end_a_chunk() -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_no_token_and_no_weight_is_lost(parts: list[tuple[str, float]], room: int) -> None:
-    found = chunks([[Part(*part) for part in parts]], letters, room)
-    assert [pair for chunk in found for pair in chunk] == [(n, weight) for text, weight in parts for n in letters(text)]
-    assert all(len(chunk) <= room for chunk in found)
-    assert len(found) == 1 or all(found)
+    prompt_chunks = chunks([[Part(*part) for part in parts]], letters, room)
+    assert [pair for chunk in prompt_chunks for pair in chunk] == [
+        (n, weight) for text, weight in parts for n in letters(text)
+    ]
+    assert all(len(chunk) <= room for chunk in prompt_chunks)
+    assert len(prompt_chunks) == 1 or all(prompt_chunks)

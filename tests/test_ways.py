@@ -23,7 +23,7 @@ from diffgen.pipelines.plan import make_plan
 from diffgen.pipelines.sampling import latents
 
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE = "a red apple", "blue", 11, 6, 3.0
-SAID: dict[str, Any] = {"negative": NEGATIVE, "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "grid": "karras"}
+OPTIONS: dict[str, Any] = {"negative": NEGATIVE, "seed": SEED, "steps": STEPS, "guidance": GUIDANCE, "grid": "karras"}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def call(pipeline: Any, **more: Any) -> np.ndarray:
 def test_image_to_image_is_diffusers_own(
     generator: ImageGenerator, photo: Image.Image, scheduler: str, strength: float
 ) -> None:
-    (ours,) = generator.generate(PROMPT, image=photo, strength=strength, scheduler=scheduler, **SAID)
+    (ours,) = generator.generate(PROMPT, image=photo, strength=strength, scheduler=scheduler, **OPTIONS)
     expected = call(theirs(generator, "StableDiffusionImg2ImgPipeline", scheduler), image=photo, strength=strength)
     assert (pixels(ours) == expected).all()
     assert record(ours)["strength"] == strength
@@ -90,15 +90,15 @@ def test_image_to_image_is_diffusers_own(
 def test_the_least_strength_leaves_the_picture_as_it_is(generator: ImageGenerator, photo: Image.Image) -> None:
     """One step from the lowest noise there is: x0 − clean = (σ/α)·(noise − prediction), with σ/α = 0.029."""
     options: dict[str, Any] = {"image": photo, "strength": 1e-6, "steps": 1000, "grid": "leading", "seed": SEED}
-    seen: list[torch.Tensor] = []
+    predictions: list[torch.Tensor] = []
     plan = make_plan(generator.model, PROMPT, **options)
-    (picture,) = generator.pictures(plan, on_denoised=lambda shots, i, x0: seen.append(x0.clone()))
-    assert picture.record["nfe"] == len(seen) == 1
+    (picture,) = generator.pictures(plan, on_denoised=lambda shots, i, x0: predictions.append(x0.clone()))
+    assert picture.record["nfe"] == len(predictions) == 1
     x = torch.from_numpy(np.asarray(photo, np.float32).transpose(2, 0, 1))[None] / 127.5 - 1
     with torch.inference_mode():
         clean = generator.autoencoder().encode(x, torch.Generator().manual_seed(SEED))
-        assert float((seen[0] - clean).square().mean().sqrt()) < 0.029 * 2
-        (same,) = generator.decode(seen[0])
+        assert float((predictions[0] - clean).square().mean().sqrt()) < 0.029 * 2
+        (same,) = generator.decode(predictions[0])
     assert picture.image is not None
     assert (pixels(picture.image) == pixels(same)).all()
 
@@ -137,7 +137,7 @@ def test_cover_keeps_proportions_and_crops_evenly(a: int, b: int, c: int, d: int
 def test_inpainting_is_diffusers_own_and_keeps_what_is_outside(
     generator: ImageGenerator, photo: Image.Image, half: Image.Image, scheduler: str, strength: float
 ) -> None:
-    (ours,) = generator.generate(PROMPT, image=photo, mask=half, strength=strength, scheduler=scheduler, **SAID)
+    (ours,) = generator.generate(PROMPT, image=photo, mask=half, strength=strength, scheduler=scheduler, **OPTIONS)
     expected = call(
         theirs(generator, "StableDiffusionInpaintPipeline", scheduler),
         image=photo, mask_image=half, strength=strength, height=32, width=32,
@@ -154,8 +154,8 @@ def test_outside_any_mask_the_pixels_are_kept(generator: ImageGenerator, data: s
     photo = Image.fromarray(rng.integers(0, 256, (16, 24, 3), np.uint8))
     mask = rng.choice([0, 90, 255], (16, 24), p=[0.5, 0.2, 0.3]).astype(np.uint8)
     mask[0, 0] = 255
-    (made,) = generator.generate(PROMPT, image=photo, mask=Image.fromarray(mask), steps=1, seed=1)
-    assert (pixels(made)[mask == 0] == pixels(photo)[mask == 0]).all()
+    (image,) = generator.generate(PROMPT, image=photo, mask=Image.fromarray(mask), steps=1, seed=1)
+    assert (pixels(image)[mask == 0] == pixels(photo)[mask == 0]).all()
 
 
 def test_a_latent_is_free_where_any_of_its_pixels_is() -> None:
@@ -167,13 +167,13 @@ def test_a_latent_is_free_where_any_of_its_pixels_is() -> None:
 
 
 def test_outpainting_keeps_the_picture_and_fills_the_rest(generator: ImageGenerator, photo: Image.Image) -> None:
-    (made,) = generator.generate(PROMPT, image=photo, outpaint="5,0,10,8", steps=3, seed=2)
-    assert made.size == (48, 40)  # 47 rounded up at the right
-    assert (pixels(made)[:32, 5:37] == pixels(photo)).all()
-    assert record(made)["outpaint"] == [5, 0, 11, 8]
+    (image,) = generator.generate(PROMPT, image=photo, outpaint="5,0,10,8", steps=3, seed=2)
+    assert image.size == (48, 40)  # 47 rounded up at the right
+    assert (pixels(image)[:32, 5:37] == pixels(photo)).all()
+    assert record(image)["outpaint"] == [5, 0, 11, 8]
     grown, mask = fit.grow(photo, (5, 0, 11, 8))
     (same,) = generator.generate(PROMPT, image=grown, mask=mask, steps=3, seed=2)
-    assert (pixels(same) == pixels(made)).all()
+    assert (pixels(same) == pixels(image)).all()
 
 
 # A network that reads the mask
@@ -197,7 +197,7 @@ def test_nine_channels_are_diffusers_own(
     save_file(tensors, path)
     generator = diffgen.load(str(folder), device="cpu")
     assert generator.checked.variant == "inpaint"
-    (ours,) = generator.generate(PROMPT, image=photo, mask=half, strength=strength, scheduler="euler", **SAID)
+    (ours,) = generator.generate(PROMPT, image=photo, mask=half, strength=strength, scheduler="euler", **OPTIONS)
     expected = call(
         theirs(generator, "StableDiffusionInpaintPipeline", "euler"),
         image=photo, mask_image=half, strength=strength, height=32, width=32,
@@ -212,9 +212,9 @@ def test_nine_channels_are_diffusers_own(
 
 def test_a_second_pass_is_image_to_image(generator: ImageGenerator) -> None:
     """From the first picture's pixels, scaled up; the numbers of the second follow those of the first."""
-    options: dict[str, Any] = SAID | {"scheduler": "dpmpp_2m"}
-    (made,) = generator.generate(PROMPT, upscale=1.5, upscale_mode="lanczos", upscale_strength=0.5, **options)
-    assert made.size == (48, 48)
+    options: dict[str, Any] = OPTIONS | {"scheduler": "dpmpp_2m"}
+    (image,) = generator.generate(PROMPT, upscale=1.5, upscale_mode="lanczos", upscale_strength=0.5, **options)
+    assert image.size == (48, 48)
     (first,) = generator.generate(PROMPT, **options)
     numbers = torch.Generator().manual_seed(SEED)
     torch.randn(1, 4, 4, 4, generator=numbers)  # what the first pass drew
@@ -222,27 +222,27 @@ def test_a_second_pass_is_image_to_image(generator: ImageGenerator) -> None:
         theirs(generator, "StableDiffusionImg2ImgPipeline", "dpmpp_2m"),
         image=first.resize((48, 48), Image.Resampling.LANCZOS), strength=0.5, generator=numbers,
     )  # fmt: skip
-    assert abs(pixels(made) - expected).max() <= 1
-    assert record(made)["upscale"] == {"factor": 1.5, "mode": "lanczos", "strength": 0.5, "from": [32, 32]}
+    assert abs(pixels(image) - expected).max() <= 1
+    assert record(image)["upscale"] == {"factor": 1.5, "mode": "lanczos", "strength": 0.5, "from": [32, 32]}
 
 
 def test_a_second_pass_from_latents(generator: ImageGenerator) -> None:
-    (made,) = generator.generate(PROMPT, upscale=2, upscale_mode="latent", **SAID)
-    assert made.size == (64, 64)
-    assert record(made)["nfe"] > STEPS
+    (image,) = generator.generate(PROMPT, upscale=2, upscale_mode="latent", **OPTIONS)
+    assert image.size == (64, 64)
+    assert record(image)["nfe"] > STEPS
 
 
 # Variations
 
 
 def test_a_variation_goes_from_one_seed_to_the_other(generator: ImageGenerator) -> None:
-    def made(seed: int, strength: float | None) -> np.ndarray:
+    def pixels_of(seed: int, strength: float | None) -> np.ndarray:
         more = {} if strength is None else {"variation_seed": 8, "variation_strength": strength}
         return pixels(generator.generate(PROMPT, seed=seed, steps=4, **more)[0])
 
-    assert (made(7, 0.0) == made(7, None)).all()
-    assert (made(7, 1.0) == made(8, None)).all()
-    near, far = (abs(made(7, share) - made(7, None)).mean() for share in (0.05, 0.5))
+    assert (pixels_of(7, 0.0) == pixels_of(7, None)).all()
+    assert (pixels_of(7, 1.0) == pixels_of(8, None)).all()
+    near, far = (abs(pixels_of(7, share) - pixels_of(7, None)).mean() for share in (0.05, 0.5))
     assert 0 < near < far
 
 
@@ -306,17 +306,17 @@ def test_guidance_inside_an_interval_only(generator: ImageGenerator) -> None:
     """All of it is the whole; outside it the conditional prediction alone counts, as at guidance 1."""
     options: dict[str, Any] = {"seed": 4, "steps": 4, "scheduler": "euler", "negative": NEGATIVE}
 
-    def made(**more: Any) -> np.ndarray:
+    def pixels_of(**more: Any) -> np.ndarray:
         return pixels(generator.generate(PROMPT, **options, **more)[0])
 
-    assert (made(guidance=6, guidance_interval=(0, 1)) == made(guidance=6)).all()
-    assert abs(made(guidance=6, guidance_interval="0.99,0.995") - made(guidance=1)).max() <= 1
-    first, second = made(guidance=6, guidance_interval="0,0.5"), made(guidance=6, guidance_interval="0.5,1")
-    assert len({a.tobytes() for a in (first, second, made(guidance=6), made(guidance=1))}) == 4
+    assert (pixels_of(guidance=6, guidance_interval=(0, 1)) == pixels_of(guidance=6)).all()
+    assert abs(pixels_of(guidance=6, guidance_interval="0.99,0.995") - pixels_of(guidance=1)).max() <= 1
+    first, second = pixels_of(guidance=6, guidance_interval="0,0.5"), pixels_of(guidance=6, guidance_interval="0.5,1")
+    assert len({a.tobytes() for a in (first, second, pixels_of(guidance=6), pixels_of(guidance=1))}) == 4
 
 
 def test_guidance_rescaled_is_diffusers_own(generator: ImageGenerator) -> None:
-    (ours,) = generator.generate(PROMPT, guidance_rescale=0.7, scheduler="euler", **SAID)
+    (ours,) = generator.generate(PROMPT, guidance_rescale=0.7, scheduler="euler", **OPTIONS)
     expected = call(theirs(generator, "StableDiffusionPipeline", "euler"), guidance_rescale=0.7)
     assert (pixels(ours) == expected).all()
 
@@ -325,21 +325,21 @@ def test_guidance_rescaled_is_diffusers_own(generator: ImageGenerator) -> None:
 
 
 def test_the_predicted_latents_of_each_step(generator: ImageGenerator) -> None:
-    seen: list[tuple[tuple[int, ...], int, torch.Tensor]] = []
+    predictions: list[tuple[tuple[int, ...], int, torch.Tensor]] = []
     plan = make_plan(
-        find(str(generator.model.folder)), PROMPT, count=2, batch_size=2, **(SAID | {"scheduler": "euler"})
+        find(str(generator.model.folder)), PROMPT, count=2, batch_size=2, **(OPTIONS | {"scheduler": "euler"})
     )
     steps: list[tuple[int, int]] = []
-    made = list(
+    pictures = list(
         generator.pictures(
             plan,
             lambda done, total: steps.append((done, total)),
-            lambda shots, i, x0: seen.append((tuple(shot.seed for shot in shots), i, x0.clone())),
+            lambda shots, i, x0: predictions.append((tuple(shot.seed for shot in shots), i, x0.clone())),
         )
     )
-    assert [(seeds, i) for seeds, i, _ in seen] == [((SEED, SEED + 1), i) for i in range(STEPS)]
+    assert [(seeds, i) for seeds, i, _ in predictions] == [((SEED, SEED + 1), i) for i in range(STEPS)]
     assert steps == [(i + 1, STEPS) for i in range(STEPS)]
-    last = generator.decode(seen[-1][2])  # at the last step the picture is what is predicted
-    for picture, image in zip(made, last, strict=True):
+    last = generator.decode(predictions[-1][2])  # at the last step the picture is what is predicted
+    for picture, image in zip(pictures, last, strict=True):
         assert picture.image is not None
         assert (pixels(picture.image) == pixels(image)).all()

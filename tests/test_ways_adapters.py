@@ -104,7 +104,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def made(generator: ImageGenerator, **options: Any) -> np.ndarray:
+def draw(generator: ImageGenerator, **options: Any) -> np.ndarray:
     return pixels(generator.generate("a red apple", seed=3, steps=3, **options)[0])
 
 
@@ -115,7 +115,7 @@ def test_merged_is_the_weight_and_scale_times_b_times_a(
     tiny: Path, generator: ImageGenerator, low: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     save_file(in_layout("kohya", low), tmp_path / "x.safetensors")
-    made(generator, loras=[f"{tmp_path / 'x.safetensors'}:0.7"])
+    draw(generator, loras=[f"{tmp_path / 'x.safetensors'}:0.7"])
     before = load_file(next((tiny / "unet").glob("*.safetensors")))
     now = generator.pipeline.unet.state_dict()
     for name, tensor in before.items():
@@ -131,31 +131,31 @@ def test_merged_is_the_weight_and_scale_times_b_times_a(
 def test_every_layout_gives_the_same_pixels(
     generator: ImageGenerator, low: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
-    plain = made(generator)
+    plain = draw(generator)
     pictures = []
     for i, layout in enumerate(LAYOUTS):
         tensors = in_layout(layout, low)
         save_file(tensors, tmp_path / f"{i}.safetensors")
-        pictures.append(made(generator, loras=[str(tmp_path / f"{i}.safetensors")]))
+        pictures.append(draw(generator, loras=[str(tmp_path / f"{i}.safetensors")]))
         assert generator.fits == [f"{i}.safetensors: matched {len(tensors)} of {len(tensors)} tensors, rank {RANK}"], (
             layout
         )
     for layout, picture in zip(LAYOUTS, pictures, strict=True):
         assert abs(picture - pictures[0]).max() <= 1, layout
     assert (pictures[0] != plain).any()
-    assert (made(generator) == plain).all()  # without it, the model is as before
-    assert (made(generator, loras=[f"{tmp_path / '0.safetensors'}:0"]) == plain).all()
+    assert (draw(generator) == plain).all()  # without it, the model is as before
+    assert (draw(generator, loras=[f"{tmp_path / '0.safetensors'}:0"]) == plain).all()
 
 
 def test_several_add_up(generator: ImageGenerator, low: dict[str, tuple[Tensor, Tensor]], tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file(in_layout("peft", low), path)
-    once = made(generator, loras=[f"{path}:0.8"])
-    twice = made(generator, loras=[f"{path}:0.5", f"{path}:0.3"])
+    once = draw(generator, loras=[f"{path}:0.8"])
+    twice = draw(generator, loras=[f"{path}:0.5", f"{path}:0.3"])
     assert abs(once - twice).max() <= 1
     (image,) = generator.generate("a", seed=3, steps=1, loras=[f"{path}:0.5", f"{path}:0.3"])
-    said = json.loads(image.info["diffgen"])["loras"]
-    assert [(one["name"], one["scale"], len(one["sha256"])) for one in said] == [
+    loras = json.loads(image.info["diffgen"])["loras"]
+    assert [(one["name"], one["scale"], len(one["sha256"])) for one in loras] == [
         ("x.safetensors", 0.5, 64),
         ("x.safetensors", 0.3, 64),
     ]
@@ -170,8 +170,8 @@ def test_alpha_as_peft_writes_it_into_the_header(
     raw = {f"unet.{name}.lora_{x}.weight": t.contiguous() for name, pair in only.items()
            for x, t in zip("AB", pair, strict=True)}  # fmt: skip
     metadata = {"lora_adapter_metadata": json.dumps({"unet.r": RANK, "unet.lora_alpha": ALPHA})}
-    save_file(raw, tmp_path / "said.safetensors", metadata)
-    a, b = (made(generator, loras=[str(tmp_path / f"{name}.safetensors")]) for name in ("half", "said"))
+    save_file(raw, tmp_path / "header.safetensors", metadata)
+    a, b = (draw(generator, loras=[str(tmp_path / f"{name}.safetensors")]) for name in ("half", "header"))
     assert abs(a - b).max() <= 1
 
 
@@ -192,8 +192,8 @@ def test_what_does_not_fit_is_refused(
     tensors = {k: v.clone() for k, v in in_layout("kohya", low).items()}
     save_file({k: v.contiguous() for k, v in change(tensors).items()}, tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=text):
-        made(generator, loras=[str(tmp_path / "x.safetensors")])
-    assert (made(generator) == made(diffgen.load(str(generator.model.folder)))).all()
+        draw(generator, loras=[str(tmp_path / "x.safetensors")])
+    assert (draw(generator) == draw(diffgen.load(str(generator.model.folder)))).all()
 
 
 def test_what_has_no_place_is_named(
@@ -201,7 +201,7 @@ def test_what_has_no_place_is_named(
 ) -> None:
     tensors = in_layout("kohya", low) | {"lora_unet_elsewhere.lora_up.weight": torch.ones(2, 2)}
     save_file(tensors, tmp_path / "x.safetensors")
-    made(generator, loras=[str(tmp_path / "x.safetensors")])
+    draw(generator, loras=[str(tmp_path / "x.safetensors")])
     assert "lora_unet_elsewhere.lora_up.weight" in generator.fits[0]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_ways import PROMPT, SAID, call, pixels, record, theirs
+from test_ways import OPTIONS, PROMPT, call, pixels, record, theirs
 
 import diffgen
 from diffgen.errors import InputError
@@ -57,7 +57,7 @@ def test_controlnets_are_diffusers_own(
     controls = [f"canny={tmp_path / 'edge.png'}:0.8", f"depth={tmp_path / 'depth.png'}:0.3"][: 1 + several]
     more: dict[str, Any] = {"image": photo, "strength": 0.7} if on_picture else {}
     (ours,) = generator.generate(
-        PROMPT, controls=controls, control_models=[str(controlnet)], scheduler="dpmpp_2m", **more, **SAID
+        PROMPT, controls=controls, control_models=[str(controlnet)], scheduler="dpmpp_2m", **more, **OPTIONS
     )
     networks = [ControlNetModel.from_pretrained(controlnet) for _ in controls]
     maps, scales = [edge, depth][: 1 + several], [0.8, 0.3][: 1 + several]
@@ -66,12 +66,12 @@ def test_controlnets_are_diffusers_own(
         generator, name, "dpmpp_2m", controlnet=MultiControlNetModel(networks) if several else networks[0]
     )
     shown: Any = maps if several else maps[0]
-    given = {"control_image": shown, **more} if on_picture else {"image": shown}
-    expected = call(pipeline, controlnet_conditioning_scale=scales if several else 0.8, **given)
+    pictures = {"control_image": shown, **more} if on_picture else {"image": shown}
+    expected = call(pipeline, controlnet_conditioning_scale=scales if several else 0.8, **pictures)
     assert (pixels(ours) == expected).all()
-    assert (pixels(ours) != pixels(generator.generate(PROMPT, scheduler="dpmpp_2m", **more, **SAID)[0])).any()
-    said = record(ours)["controls"]
-    assert [(one["kind"], one["name"], one["scale"], one["drawn"]) for one in said] == [
+    assert (pixels(ours) != pixels(generator.generate(PROMPT, scheduler="dpmpp_2m", **more, **OPTIONS)[0])).any()
+    controls = record(ours)["controls"]
+    assert [(one["kind"], one["name"], one["scale"], one["drawn"]) for one in controls] == [
         ("canny", "edge.png", 0.8, False),
         ("depth", "depth.png", 0.3, False),
     ][: 1 + several]
@@ -92,8 +92,8 @@ def test_a_controlnet_in_a_file_is_the_one_in_the_folder(
 def test_canny_finds_the_edges_of_a_square() -> None:
     image = Image.new("RGB", (32, 32))
     image.paste((255, 255, 255), (8, 8, 24, 24))
-    found = np.asarray(edges.canny(image))[..., 0] > 0
-    y, x = np.nonzero(found)
+    lines = np.asarray(edges.canny(image))[..., 0] > 0
+    y, x = np.nonzero(lines)
     distance = np.minimum.reduce([abs(x - 7.5), abs(x - 23.5), abs(y - 7.5), abs(y - 23.5)])
     assert distance.max() <= 1.5
     assert 50 <= len(x) <= 80  # the outline has 64 pixels

@@ -28,24 +28,24 @@ PROMPT, SEED, STEPS = "a red apple", 5, 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A tiny model of a family, written once."""
-    root, made = tmp_path_factory.mktemp("families"), {}
+    root, folders = tmp_path_factory.mktemp("families"), {}
 
     def of(family: str) -> Path:
-        if family not in made:
-            made[family] = build(root / family, family=family)
-        return made[family]
+        if family not in folders:
+            folders[family] = build(root / family, family=family)
+        return folders[family]
 
     return of
 
 
 @pytest.fixture(scope="module")
 def load(folder: Callable[[str], Path]) -> Callable[[str], ImageGenerator]:
-    made: dict[str, ImageGenerator] = {}
+    generators: dict[str, ImageGenerator] = {}
 
     def of(family: str) -> ImageGenerator:
-        if family not in made:
-            made[family] = diffgen.load(str(folder(family)), device="cpu")
-        return made[family]
+        if family not in generators:
+            generators[family] = diffgen.load(str(folder(family)), device="cpu")
+        return generators[family]
 
     return of
 
@@ -67,11 +67,11 @@ def theirs(generator: ImageGenerator, name: str, **more: Any) -> Any:
 
     parts = {key: part for key, part in generator.pipeline.components.items() if key != "scheduler"}
     known = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "add_watermarker")
-    said = {key: generator.pipeline.config[key] for key in known if key in generator.pipeline.config}
+    settings = {key: generator.pipeline.config[key] for key in known if key in generator.pipeline.config}
     if name.startswith("StableDiffusion") and "XL" not in name and "3" not in name:
-        said["requires_safety_checker"] = False
+        settings["requires_safety_checker"] = False
     scheduler = schedulers.get("euler", noise=generator.noise, prediction=generator.prediction)
-    pipeline = getattr(diffusers, name)(**parts, **said, scheduler=scheduler, **more)
+    pipeline = getattr(diffusers, name)(**parts, **settings, scheduler=scheduler, **more)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -225,7 +225,7 @@ def test_a_refined_picture_is_made_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The refiner is known by its hash: among the files that are given, or in the user's list."""
+    """The refiner is found by its hash, among the files of --file or in the user's list."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     refiner, path = folder("sdxl-refiner"), tmp_path / "x.png"
     options: dict[str, Any] = {"seed": SEED, "steps": 5, "scheduler": "euler", "size": 32}
@@ -294,17 +294,17 @@ def test_what_a_family_lacks_is_said(
 
 
 def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator], photo: Image.Image) -> None:
-    """One step of a flow from σ = 1 predicts x0 = x − v, so that v can be told from what was predicted; and diffusers'
+    """One step of a flow from σ = 1 predicts x0 = x − v, so that v follows from the prediction; and diffusers'
     own rescaling, where it has one."""
     from diffgen.diffusion.guidance import rescale
 
     generator = load("sd3")
 
     def velocity(**options: Any) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
+        predictions: list[torch.Tensor] = []
         plan = make_plan(generator.model, PROMPT, steps=1, seed=SEED, size=32, negative="blue", **options)
-        list(generator.pictures(plan, None, lambda shots, i, x0: seen.append(x0.clone())))
-        return torch.randn(seen[0].shape, generator=torch.Generator().manual_seed(SEED)) - seen[0]
+        list(generator.pictures(plan, None, lambda shots, i, x0: predictions.append(x0.clone())))
+        return torch.randn(predictions[0].shape, generator=torch.Generator().manual_seed(SEED)) - predictions[0]
 
     cond, uncond = velocity(guidance=1), velocity(guidance=0)
     expected = rescale(uncond + 6 * (cond - uncond), cond, 0.7)
@@ -313,16 +313,16 @@ def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator]
     assert torch.equal(velocity(guidance=1, guidance_rescale=0.7), cond)
 
     xl = load("sdxl")
-    said: dict[str, Any] = {"image": photo, "strength": 0.75, "seed": SEED, "steps": STEPS, "scheduler": "euler"}
-    made = [pixels(xl.generate(PROMPT, guidance=6, guidance_rescale=share, **said)[0]) for share in (0.0, 0.7)]
+    options: dict[str, Any] = {"image": photo, "strength": 0.75, "seed": SEED, "steps": STEPS, "scheduler": "euler"}
+    images = [pixels(xl.generate(PROMPT, guidance=6, guidance_rescale=share, **options)[0]) for share in (0.0, 0.7)]
     pipeline = theirs(xl, "StableDiffusionXLImg2ImgPipeline")
-    pipeline.scheduler = xl.scheduler(make_plan(xl.model, PROMPT, **said))
+    pipeline.scheduler = xl.scheduler(make_plan(xl.model, PROMPT, **options))
     expected = pipeline(
         PROMPT, image=photo, strength=0.75, num_inference_steps=STEPS, guidance_scale=6, guidance_rescale=0.7,
         generator=torch.Generator().manual_seed(SEED),
     ).images[0]  # fmt: skip
-    assert abs(made[1] - pixels(expected)).max() <= 1
-    assert (made[0] != made[1]).any()
+    assert abs(images[1] - pixels(expected)).max() <= 1
+    assert (images[0] != images[1]).any()
 
 
 def test_prompts_where_there_are_none(folder: Callable[[str], Path]) -> None:

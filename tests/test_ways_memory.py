@@ -1,4 +1,4 @@
-"""Where memory ends, and where half precision ends: what is done, that it is said, and what cannot be done."""
+"""What is done where memory runs out or half precision overflows, that the record has it, and what fails."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ size = int(next(line for line in open("/proc/self/status") if line.startswith("V
 resource.setrlimit(resource.RLIMIT_AS, (size + 80 * 2**20, -1))
 steps = []
 pictures = generator.pictures(plan, lambda done, total: steps.append((done, total)))
-made = [next(pictures) for _ in range(3)]
+pictures = [next(pictures) for _ in range(3)]
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-apart = max(abs(x - y) for x, y in zip(free.tobytes(), made[0].image.tobytes()))
-print(json.dumps({"memory": [picture.record["memory"] for picture in made], "apart": apart, "steps": steps}))
+apart = max(abs(x - y) for x, y in zip(free.tobytes(), pictures[0].image.tobytes()))
+print(json.dumps({"memory": [picture.record["memory"] for picture in pictures], "apart": apart, "steps": steps}))
 """
 
 
@@ -72,19 +72,19 @@ def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert all(1 <= memory["batch_size"] < 64 for memory in said["memory"]), said
-    assert said["apart"] <= 1, said
-    assert said["steps"] == [[1, -(-64 // said["memory"][0]["batch_size"])]]
+    report = json.loads(done.stdout)
+    assert all(1 <= memory["batch_size"] < 64 for memory in report["memory"]), report
+    assert report["apart"] <= 1, report
+    assert report["steps"] == [[1, -(-64 // report["memory"][0]["batch_size"])]]
 
 
 def test_tiles_are_asked_for_or_not(generator: ImageGenerator) -> None:
-    (whole,) = generator.generate("a", seed=1, size=128, steps=1)
+    (untiled,) = generator.generate("a", seed=1, size=128, steps=1)
     (tiled,) = generator.generate("a", seed=1, size=128, steps=1, vae_tiling=True)
     assert record(tiled)["memory"] == {"vae_tiling": True}
-    assert record(whole)["memory"] == {}
-    assert (pixels(whole) != pixels(tiled)).any()
-    assert (pixels(whole) == pixels(generator.generate("a", seed=1, size=128, steps=1)[0])).all()
+    assert record(untiled)["memory"] == {}
+    assert (pixels(untiled) != pixels(tiled)).any()
+    assert (pixels(untiled) == pixels(generator.generate("a", seed=1, size=128, steps=1)[0])).all()
     with pytest.raises(UsageError, match="exclude"):
         generator.generate("a", tile=True, vae_tiling=True)
 
@@ -105,12 +105,12 @@ def test_an_autoencoder_that_half_precision_cannot_hold_is_run_in_float32(
 ) -> None:
     folder = wide(1e5)
     half = diffgen.load(str(folder), device="cpu", dtype="float16")
-    (made,) = half.generate("a red apple", seed=3, steps=2, guidance=1.0)
-    assert record(made)["memory"] == {"vae_dtype": "float32"}
+    (image,) = half.generate("a red apple", seed=3, steps=2, guidance=1.0)
+    assert record(image)["memory"] == {"vae_dtype": "float32"}
     full = diffgen.load(str(folder), device="cpu", dtype="float32")
     (expected,) = full.generate("a red apple", seed=3, steps=2, guidance=1.0)
     assert record(expected)["memory"] == {}
-    assert abs(pixels(made) - pixels(expected)).mean() < 4
+    assert abs(pixels(image) - pixels(expected)).mean() < 4
     (begun,) = half.generate("a red apple", image=photo, seed=3, steps=2)
     assert record(begun)["memory"] == {"vae_dtype": "float32"}
 
@@ -134,9 +134,9 @@ def test_what_no_precision_can_hold_is_an_error_and_the_others_go_on(
 
 def test_half_precision_makes_nearly_the_same_picture(tiny: Path, generator: ImageGenerator) -> None:
     half = diffgen.load(str(tiny), device="cpu", dtype="bfloat16")
-    (made,) = half.generate("a red apple", seed=3, steps=3)
-    assert record(made)["dtype"] == "bfloat16"
-    assert abs(pixels(made) - pixels(generator.generate("a red apple", seed=3, steps=3)[0])).mean() < 8
+    (image,) = half.generate("a red apple", seed=3, steps=3)
+    assert record(image)["dtype"] == "bfloat16"
+    assert abs(pixels(image) - pixels(generator.generate("a red apple", seed=3, steps=3)[0])).mean() < 8
 
 
 def test_offload_needs_a_gpu(tiny: Path) -> None:
@@ -164,9 +164,9 @@ def test_where_a_gpus_memory_ends_less_is_done_at_once(tiny: Path) -> None:
     room = torch.cuda.memory_reserved() + 256 * 2**20
     try:
         torch.cuda.set_per_process_memory_fraction(room / torch.cuda.get_device_properties(0).total_memory)
-        made = generator.generate("a", count=64, batch_size=64, **options)
+        images = generator.generate("a", count=64, batch_size=64, **options)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert all(record(image)["memory"]["batch_size"] < 64 for image in made)
+    assert all(record(image)["memory"]["batch_size"] < 64 for image in images)
     (free,) = generator.generate("a", **options)
-    assert abs(pixels(free) - pixels(made[0])).max() <= 1
+    assert abs(pixels(free) - pixels(images[0])).max() <= 1

@@ -89,7 +89,7 @@ def pipeline(family: str) -> Any:
 
     no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if family in ("sd1", "sd2", "lcm"):  # lcm: guidance is an input of the UNet
-        width = 1024 if family == "sd2" else 16  # by which the family is told
+        width = 1024 if family == "sd2" else 16  # which decides the family
         prediction = "v_prediction" if family == "sd2" else "epsilon"
         # In this order: what the weights are depends on it.
         tokenizer = clip_tokenizer()
@@ -305,7 +305,7 @@ _BYTES = _byte_letters()
 
 
 def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-pair vocabulary in which each word is one token: merge the commonest pair until all are whole."""
+    """A byte-pair vocabulary in which each word is one token: merge the commonest pair until all are one token."""
     letters = sorted(_BYTES.values())
     vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), START, END])}
     pieces = [[*byte_level(word)[:-1], byte_level(word)[-1] + "</w>"] for word in words]
