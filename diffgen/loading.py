@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Unpack
+
+from .errors import DiffgenError, UsageError
 
 if TYPE_CHECKING:
     from schedulers import NoiseSchedule
@@ -13,6 +17,7 @@ if TYPE_CHECKING:
     from .generation.plan import Plan
     from .models.find import Model
     from .pipelines.generate import ImageGenerator
+    from .prompts.files import Line
     from .training.generate import RunGenerator
 
 
@@ -35,7 +40,6 @@ def load(
     """
     from . import environment
     from .devices import device_name, dtype_name
-    from .errors import UsageError
     from .models.find import Model, find
 
     model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
@@ -65,6 +69,63 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Unpack
     from .pipelines.plan import make_plan as plan_pipeline
 
     return plan_pipeline(model, prompts, **options)
+
+
+def read_prompts(prompts: Sequence[str], file: str | None = None) -> list[Line]:
+    """The prompts, "-" replaced by the lines of stdin, then the lines of a file. Raises InputError, UsageError."""
+    from .generation.options import json_types
+    from .prompts.files import Line, read_lines
+
+    types = json_types()
+    lines = [line for text in prompts for line in (read_lines("-", types) if text == "-" else [Line(text)])]
+    return lines + (read_lines(file, types) if file is not None else [])
+
+
+def count_pictures(lines: Sequence[Line], options: Options) -> int:
+    """How many pictures the lines and the options for all of them ask for. Raises UsageError."""
+    from .generation.checks import which_seeds
+
+    total = 0
+    for line in lines:
+        values = {**options, **line.options}
+        with _naming(line.where if line.options else ""):
+            total += which_seeds(values.get("count", 1), values.get("seed"), values.get("seeds"))["count"]
+    return total if lines else which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))["count"]
+
+
+def make_plans(model: Model, lines: Sequence[Line], options: Options) -> list[Plan]:
+    """A plan for each group of neighbouring lines with the same options; one without a prompt if there are no lines.
+
+    A line's own options replace those for all. A random seed is drawn once for all lines. Raises what `make_plan` does,
+    with the place of the line.
+    """
+    from .pipelines.plan import check_text
+    from .prompts.wildcards import Wildcards
+
+    wildcards = Wildcards(options.get("wildcards"))
+    for line in lines if not model.is_run else ():
+        with _naming(line.where):
+            check_text(line.prompt, {**options, **line.options}.get("prompt_syntax", "a1111"), wildcards)
+    if not lines:
+        return [make_plan(model, (), **options)]
+    plans: list[Plan] = []
+    for own, group in itertools.groupby(lines, lambda line: line.options):
+        texts = list(group)
+        with _naming(texts[0].where if own else ""):
+            plans.append(make_plan(model, [line.prompt for line in texts], **{**options, **own}))
+        if not {"seed", "seeds"} & {*options, *own}:  # the random one: the seed of a line is its own
+            options = {**options, "seed": plans[-1].seed}
+    return plans
+
+
+@contextlib.contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Put the place of a line, if it has one, before an error of the block."""
+    try:
+        yield
+    except DiffgenError as error:
+        error.message = f"{place}: {error.message}" if place else error.message
+        raise
 
 
 def noise_and_prediction(model: Model) -> tuple[NoiseSchedule, str]:

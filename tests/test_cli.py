@@ -19,6 +19,9 @@ from PIL import Image
 
 import diffgen
 import schedulers
+from diffgen.generation.write import Inside, write_pictures
+from diffgen.images.naming import Outputs
+from diffgen.loading import count_pictures, make_plans, read_prompts
 from diffgen.prompts import words as prompts
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +73,33 @@ def test_the_command_makes_what_load_and_generate_make(tiny: Path, tmp_path: Pat
         assert info(tmp_path / entry["path"]) == image.info
         assert json.loads(image.info["diffgen"])["pixels_sha256"] == entry["pixels_sha256"]
     assert sorted(os.listdir(tmp_path / "made")) == sorted(Path(entry["path"]).name for entry in result["images"])
+
+
+def test_python_writes_what_the_command_writes(
+    diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines with options, steps and maps of attention: the same files, the same result."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red apple", "count": 2}\n{"prompt": "a blue apple"}\n')
+    monkeypatch.chdir(tmp_path)
+    options: Any = {"seed": 7, "steps": 2, "attention": ["apple"], "keep_steps": True}
+    lines = read_prompts((), "prompts.jsonl")
+    outputs = Outputs("ours/", count_pictures(lines, options))
+    inside = Inside(outputs, "ours-steps", True, "ours-maps", False)
+    generator = diffgen.load(str(tiny), device="cpu")
+    ours = write_pictures(generator, make_plans(generator.model, lines, options), outputs, inside=inside)
+
+    flags = ["--seed", 7, "--steps", 2, "--attention", "apple", "--save-steps", "theirs-steps"]
+    flags += ["--attention-out", "theirs-maps", "--prompt-file", "prompts.jsonl", "-m", tiny, "-o", "theirs/"]
+    code, out, err = diffgen_("generate", *flags, "--json")
+    assert code == 0, err
+    theirs = json.loads(out.replace("theirs", "ours"))["result"]
+    mine = json.loads(json.dumps({**ours.as_json(), "inside": ours.inside}))
+    assert len(mine["images"]) == 3
+    assert {key: theirs[key] for key in mine if key != "seconds"} == {
+        key: mine[key] for key in mine if key != "seconds"
+    }
+    for path in [file for folder in ("ours", "ours-steps", "ours-maps") for file in Path(folder).iterdir()]:
+        assert path.read_bytes() == Path(str(path).replace("ours", "theirs", 1)).read_bytes()
 
 
 def test_stdout_is_a_path_a_line_and_warnings_name_the_words(diffgen_: Callable[..., Result], tiny: Path) -> None:

@@ -230,7 +230,7 @@ def test_each_picture_has_the_maps_of_its_own_words(emoji: ImageGenerator) -> No
         ("sd1", [" ,"], "is no word"),
         ("sd3", ["apple"], "it has no cross-attention"),
         ("flux", ["apple"], "it has no cross-attention"),
-        ("unconditional", ["apple"], "attention is not for it"),
+        ("unconditional", ["apple"], "--attention is not supported: m makes pictures from nothing but noise"),
     ],
 )
 def test_what_has_no_attention_is_refused_before_any_work(

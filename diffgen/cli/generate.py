@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import itertools
 import time
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
-from diffgen.errors import DiffgenError, UsageError
-from diffgen.generation.checks import which_seeds
-from diffgen.generation.options import OPTIONS, flag_of, json_types
-from diffgen.generation.plan import Plan
-from diffgen.images.metadata import LEVELS, base_name, encode_png
+from diffgen.errors import UsageError
+from diffgen.generation.options import OPTIONS, flag_of
+from diffgen.generation.plan import Picture, Plan
+from diffgen.generation.write import Inside, Listener, Result, planned, write_pictures
+from diffgen.images.metadata import LEVELS, base_name
 from diffgen.images.naming import Outputs
-from diffgen.loading import make_plan
+from diffgen.loading import count_pictures, make_plans, read_prompts
 from diffgen.models.families import FAMILIES
-from diffgen.models.find import Model, predicting
+from diffgen.models.find import predicting
 from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
-from diffgen.pipelines.plan import check_text
-from diffgen.prompts.files import Line, read_lines
-from diffgen.prompts.wildcards import Wildcards
 
 from . import loaded, models
-from .observe import Seen, view_of
+from .observe import View, view_of
 from .options import Device, Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty
 from .signals import uninterrupted
@@ -144,7 +139,7 @@ def generate(
     cfg_scale: Annotated[Real, typer.Option("--cfg-scale", "--guidance-scale", hidden=True)] = None,
     sampler: Annotated[Text, typer.Option("--sampler", hidden=True)] = None,
 ) -> None:
-    given = {name: value for name, value in locals().items() if value is not None}
+    values = {name: value for name, value in locals().items() if value is not None}
     started = time.perf_counter()
     say = Output("generate", json, quiet)
     if metadata not in LEVELS:
@@ -152,8 +147,8 @@ def generate(
     device, dtype, offload = device_name(device), dtype_name(dtype), offload_name(offload)
     quantize_name(quantize)
     flags = {name: flag_of(name) for name in OPTIONS}
-    refuse_empty({name: value for name, value in given.items() if name not in ("prompt", "negative")}, flags)
-    options: Any = {name: given[name] for name in OPTIONS if name in given}
+    refuse_empty({name: value for name, value in values.items() if name not in ("prompt", "negative")}, flags)
+    options: Any = {name: values[name] for name in OPTIONS if name in values}
     options["safety"] = check_switch("--safety", safety)
     options["keep_steps"] = save_steps is not None
     if attention_out is not None and not attention:
@@ -162,122 +157,71 @@ def generate(
         options["guidance"] = cfg_scale
     if scheduler is None and sampler is not None:
         options["scheduler"] = sampler
-    lines = _lines(prompt or [], prompt_file)
-    outputs = Outputs(out, _count(lines, options), overwrite)  # what cannot be written is said before any download
-    seen = Seen(outputs, save_steps, bool(attention), attention_out, overwrite)
-    found = models.offer_pull(model, say, offline)
+    lines = read_prompts(prompt or (), prompt_file)
+    outputs = Outputs(out, count_pictures(lines, options), overwrite)  # refuses before any download
+    inside = Inside(outputs, save_steps, bool(attention), attention_out, overwrite)
+    source = models.offer_pull(model, say, offline)
     if prediction is not None:
-        found = predicting(found, prediction)
-    if refiner is not None and not found.is_run and (family := FAMILIES[found.family].refiner):
+        source = predicting(source, prediction)
+    if refiner is not None and not source.is_run and (family := FAMILIES[source.family].refiner):
         models.offer_pull(refiner, say, offline, family)
-    plans = _plans(found, lines, options)
+    plans = make_plans(source, lines, options)
     for plan in plans:
         say.note(_summary(plan))
         for text in plan.prompts:
             for warning in plan.warnings(text):
                 say.warn(warning)
     if dry_run:
-        pictures = [{"path": None, **_entry(plan, shot.prompt, shot.seed)} for plan in plans for shot in plan.shots()]
-        say.result(_result(plans, pictures) | {"dry_run": True}, (f"{p['seed']}\t{p['prompt']}" for p in pictures))
+        result = planned(plans).as_json()
+        say.result(result | {"dry_run": True}, (f"{one['seed']}\t{one['prompt']}" for one in result["images"]))
         return
-
     environment.prepare(offline)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
-    with _no_collection():
-        generator = loaded.load(plans[0].model, device, dtype, offload, quantize)
-    made: list[dict[str, Any]] = []
-    failed: list[tuple[dict[str, Any], DiffgenError]] = []
-    inside: list[dict[str, Any]] = []  # the files about pictures
-    told: set[str] = set()
-    nfe = None
+    generator = loaded.load(plans[0].model, device, dtype, offload, quantize)
     view = view_of(quiet) if preview else None
-    on_denoised = view.watch(generator) if view is not None else None
     if view is not None:
         say.note(f"preview: {generator.sketched}")
+    written = Result(plans, started=started)
     try:
         with say.progress(plans[0].model.name, view) as on_step:
-            for plan, picture in (
-                (one, shown) for one in plans for shown in generator.pictures(one, on_step, on_denoised)
-            ):
-                nfe = nfe or picture.record["nfe"]
-                for fit in generator.fits:
-                    if fit not in told:
-                        say.note(fit)
-                        told.add(fit)
-                for warning in picture.record["warnings"]:
-                    say.warn(warning)
-                entry = _entry(plan, picture.prompt, picture.seed)
-                if picture.image is None:
-                    assert picture.error is not None
-                    failed.append((entry, picture.error))
-                    continue
-                png = encode_png(picture.image, picture.record, metadata)
-                with uninterrupted():
-                    path = outputs.write(
-                        png,
-                        seed=picture.seed,
-                        prompt=picture.prompt,
-                        model=plan.model.name,
-                        scheduler=plan.scheduler,
-                        steps=plan.steps,
-                    )
-                    made.append({"path": str(path), **entry, "pixels_sha256": picture.record["pixels_sha256"]})
-                    if view is not None:
-                        view.finished(picture)
-                    say.line(str(path))
-                    if files := seen.write(picture, path):
-                        inside.append({"picture": str(path), **files})
-        if failed:
-            raise _all_that_failed(failed, sum(map(len, plans)))
+            write_pictures(
+                generator,
+                plans,
+                outputs,
+                metadata=metadata,
+                inside=inside,
+                on_step=on_step,
+                on_denoised=view.watch(generator) if view is not None else None,
+                listener=Reporter(say, view),
+                result=written,
+            )
+        written.raise_failures()
     except BaseException as error:
-        result = _result(plans, made, nfe, started) | {"failed": [entry for entry, _ in failed], "inside": inside}
-        raise UnfinishedError(error, result) from error
-    say.result(_result(plans, made, nfe, started) | {"adapters": generator.fits, "inside": inside})
+        failed = [entry for entry, _ in written.failed]
+        raise UnfinishedError(error, written.as_json() | {"failed": failed, "inside": written.inside}) from error
+    say.result(written.as_json() | {"adapters": generator.fits, "inside": written.inside})
 
 
-def _lines(given: list[str], file: str | None) -> list[Line]:
-    """The prompts on the command line, "-" replaced by those from stdin, and those of the file."""
-    lines = [line for text in given for line in (read_lines("-", json_types()) if text == "-" else [Line(text)])]
-    return lines + (read_lines(file, json_types()) if file is not None else [])
+class Reporter(Listener):
+    """Prints the path of each picture on stdout, notes and warnings on stderr."""
 
+    def __init__(self, say: Output, view: View | None) -> None:
+        self.say, self.view = say, view
 
-@contextlib.contextmanager
-def _at(where: str) -> Iterator[None]:
-    """Inside, an error is one of that line of a file, "" for none."""
-    try:
-        yield
-    except DiffgenError as error:
-        error.message = f"{where}: {error.message}" if where else error.message
-        raise
+    def note(self, text: str) -> None:
+        self.say.note(text)
 
+    def warn(self, text: str) -> None:
+        self.say.warn(text)
 
-def _count(lines: list[Line], options: Any) -> int:
-    """How many pictures are asked for. Raises UsageError."""
-    total = 0
-    for line in lines or [Line("")]:
-        asked = options | line.options
-        with _at(line.where if line.options else ""):
-            total += which_seeds(asked.get("count", 1), asked.get("seed"), asked.get("seeds"))["count"]
-    return total
+    def written(self, picture: Picture, path: Path) -> None:
+        if self.view is not None:
+            self.view.finished(picture)
+        self.say.line(str(path))
 
-
-def _plans(model: Model, lines: list[Line], options: Any) -> list[Plan]:
-    """A plan for all neighbouring prompts with the same options. A seed that is random is so once, for all."""
-    wildcards = Wildcards(options.get("wildcards"))
-    for line in lines if not model.is_run else ():
-        with _at(line.where):
-            check_text(line.prompt, line.options.get("prompt_syntax", options["prompt_syntax"]), wildcards)
-    if not lines:
-        return [make_plan(model, (), **options)]
-    plans: list[Plan] = []
-    for said, group in itertools.groupby(lines, lambda line: line.options):
-        texts = list(group)
-        with _at(texts[0].where if said else ""):
-            plans.append(make_plan(model, [line.prompt for line in texts], **(options | said)))
-        if not {"seed", "seeds"} & {*options, *said}:  # the random one: what a line names is its own
-            options = options | {"seed": plans[-1].seed}
-    return plans
+    def uninterrupted(self) -> AbstractContextManager[None]:
+        return uninterrupted()
 
 
 def _summary(plan: Plan) -> str:
@@ -297,47 +241,3 @@ def _summary(plan: Plan) -> str:
         *plan.details,
     ]
     return f"{plan.model.name}: {', '.join(parts)}"
-
-
-def _entry(plan: Plan, prompt: str, seed: int) -> dict[str, Any]:
-    width, height = plan.final_size
-    return {"prompt": prompt, "seed": seed, "width": width, "height": height}
-
-
-def _result(
-    plans: list[Plan], pictures: list[dict[str, Any]], nfe: int | None = None, started: float | None = None
-) -> dict[str, Any]:
-    first = plans[0]
-    noted = [warning for plan in plans for text in plan.prompts for warning in plan.warnings(text)]
-    return {
-        "images": pictures,
-        "model": first.model.name,
-        "scheduler": first.scheduler,
-        "grid": base_name(first.grid),
-        "steps": first.steps,
-        "nfe": nfe,
-        "guidance": first.guidance,
-        "seconds": None if started is None else round(time.perf_counter() - started, 3),
-        "warnings": list(dict.fromkeys(noted)),
-    }
-
-
-def _all_that_failed(failed: list[tuple[dict[str, Any], DiffgenError]], total: int) -> DiffgenError:
-    """One error for all pictures that came out wrong; a single one speaks for itself."""
-    first = failed[0][1]
-    if len(failed) == 1:
-        return first
-    named = ", ".join(f"{entry['prompt']!r} (seed {entry['seed']})" for entry, _ in failed)
-    return type(first)(f"{len(failed)} of {total} pictures came out wrong, nothing saved for them: {named}", first.hint)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection inside: imports make a million objects, and looking through them again and again takes a
-    sixth of the start-up time. Afterwards they are set aside for good."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
