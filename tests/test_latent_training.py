@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -32,7 +33,9 @@ from diffgen.pipelines.training.parts import read_autoencoder
 from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.training import config as configuration
 from diffgen.training import start
+from diffgen.training.batches import Shuffle
 from diffgen.training.data import open_data
+from diffgen.training.data.procedural import ProceduralData
 from diffgen.training.listener import Listener
 from diffgen.training.parallel import Ranks
 from diffgen.training.run import read_run
@@ -210,9 +213,9 @@ def test_captions_are_dropped_as_often_as_asked(place: Path) -> None:
     job.prepare(torch.device("cpu"), torch.enable_grad)
     drawn = job._draws(3).choices["caption"]
     rates = torch.bincount(drawn, minlength=4) / len(drawn)
-    assert job.tokens.texts == ["", "red apple", "a red apple", "green circle"]
+    assert job.encoding.tokens.texts == ["", "red apple", "a red apple", "green circle"]
     assert rates.tolist() == pytest.approx([0.25, 0.75 * 0.5, 0.75 * 0.3, 0.75 * 0.2], abs=0.03)
-    assert job.ids[EMPTY].tolist() == job.tokenizer("", padding="max_length").input_ids
+    assert job.encoding.ids[EMPTY].tolist() == job.tokenizer("", padding="max_length").input_ids
 
 
 def test_captions_that_are_cut_off_are_counted(place: Path) -> None:
@@ -272,18 +275,18 @@ def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torc
         assert pipeline.vae.config.scaling_factor == factor
     assert pipe.tokenizer.model_max_length == theirs.tokenizer.model_max_length == 8
     job = latent_job(place)
-    for text in job.tokens.texts:
+    for text in job.encoding.tokens.texts:
         asked = {"padding": "max_length", "max_length": 8}
         assert pipe.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
         assert theirs.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
     (picture,) = diffgen.load(tmp_path / "out").generate("red apple", steps=2)
     assert picture.size == (8, 8)
     job.prepare(torch.device("cpu"), torch.enable_grad)  # the latents are of unit size, and are those of the pictures
-    assert job.latents[job.train].std().item() == pytest.approx(1, abs=0.01)
+    assert job.encoding.latents[job.train].std().item() == pytest.approx(1, abs=0.01)
     x = job.data.to_float(job.data.images)
     with torch.no_grad():
-        torch.testing.assert_close(job.latents, vae.encode(x).latent_dist.mean * factor)
-        torch.testing.assert_close(job.decode(job.latents), vae.decode(job.latents / factor).sample)
+        torch.testing.assert_close(job.encoding.latents, vae.encode(x).latent_dist.mean * factor)
+        torch.testing.assert_close(job.decode(job.encoding.latents), vae.decode(job.encoding.latents / factor).sample)
 
 
 @pytest.mark.parametrize("noise", ["linear", "scaled_linear", "cosine", "sigmoid", "laplace"])
@@ -417,3 +420,70 @@ def toml(tables: dict[str, Any]) -> str:
         if isinstance(table, dict) and name != "text":
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+# Windows: part of the pictures as latents at a time
+
+
+def windows_job(place: Path, **data: Any) -> LatentJob:
+    """On 40 computed pictures with two captions each, the last four held out; batches of four."""
+
+    def picture(i: int) -> np.ndarray:
+        return np.random.default_rng((0, i)).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+
+    computed = ProceduralData(
+        picture, 40, name="noise 1", held_out=4, describe=lambda i: (("red apple", 1.0), (f"circle {i}", 1.0))
+    )
+    text = {**LATENTS["text"], "tokenizer": str(place / "tokenizer")}
+    return LatentJob(config_of(LATENTS, autoencoder=str(place / "vae"), text=text, data=data), computed)
+
+
+@given(window=st.integers(1, 12), repeats=st.integers(1, 3), batch=st.integers(1, 4), seed=st.integers(0, 9))
+def test_each_window_has_its_epochs(window: int, repeats: int, batch: int, seed: int) -> None:
+    pictures = torch.arange(0, 60, 2)
+    order = Shuffle(pictures, batch, seed, window * batch, repeats) if window * batch <= 30 else None
+    if order is None:
+        return
+    steps = [order(k) for k in range(2 * repeats * window)]
+    again = Shuffle(pictures, batch, seed, window * batch, repeats)
+    assert all(torch.equal(step, again(k)) for k, step in reversed(list(enumerate(steps))))
+    for epoch in range(2 * repeats):
+        seen = torch.cat(steps[epoch * window : (epoch + 1) * window]).sort().values
+        first = epoch // repeats % (30 // (window * batch)) * window * batch
+        assert torch.equal(seen, pictures[first : first + window * batch])
+
+
+def test_a_window_gives_the_losses_of_all_latents(place: Path) -> None:
+    few, everything = windows_job(place, window=8, repeats=2), windows_job(place)
+    assert len(few.encoding.latents) == 4
+    assert len(everything.encoding.latents) == 40
+    for job in (few, everything):
+        job.prepare(torch.device("cpu"), contextlib.nullcontext)
+    everything.indices = few.indices
+    for name, network in few.networks.items():
+        everything.networks[name].load_state_dict(network.state_dict())
+    for k in (0, 3, 4, 11, 2):  # back again, too: steps are functions of k
+        indices = few.indices(k)
+        torch.testing.assert_close(few.clean(indices), everything.clean(indices))
+        ours, theirs = (job._encoding(indices).tokens.texts for job in (few, everything))
+        drawn = [[texts[i] for i in job._draws(k).choices["caption"].tolist()]
+                 for job, texts in ((few, ours), (everything, theirs))]  # fmt: skip
+        assert drawn[0] == drawn[1]
+        losses = [job.loss(job.networks, k, slice(0, 4)) for job in (few, everything)]
+        torch.testing.assert_close(*losses)
+    with torch.no_grad():
+        assert few.held_out(few.networks) == pytest.approx(everything.held_out(everything.networks))
+    assert few._captions(3) == everything._captions(3)
+
+
+@pytest.mark.parametrize("window", [6, 48])
+def test_windows_that_do_not_fit_are_refused(place: Path, window: int) -> None:
+    with pytest.raises(InputError, match=f"data.window is {window}"):
+        windows_job(place, window=window)
+
+
+def test_a_training_in_windows_can_be_interrupted(place: Path, tmp_path: Path) -> None:
+    train(tmp_path / "whole", windows_job(place, window=8))
+    train(tmp_path / "part", windows_job(place, window=8), stop=3)
+    train(tmp_path / "part", windows_job(place, window=8), resume=True)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")

@@ -49,12 +49,10 @@ def test_the_last_pictures_are_held_out():
 
 def test_captions():
     assert stripes().captions is None
-    assert stripes(count=2, held_out=0, describe=lambda i: f"row {i}").captions == [
-        (("row 0", 1.0),),
-        (("row 1", 1.0),),
-    ]
+    captions = stripes(count=2, held_out=0, describe=lambda i: f"row {i}").captions
+    assert list(captions) == [(("row 0", 1.0),), (("row 1", 1.0),)]
     two = (("a row", 3.0), ("row", 1.0))
-    assert stripes(count=1, held_out=0, describe=lambda i: two).captions == [two]
+    assert stripes(count=1, held_out=0, describe=lambda i: two).captions[0] == two
 
 
 def test_the_fingerprint_tells_functions_apart():

@@ -13,15 +13,21 @@ HELD_OUT_PICTURES = 256  # at most; each is evaluated at four times
 
 
 class Shuffle:
-    """The pictures of step k: each epoch goes through all of them once, in an order of its own."""
+    """The pictures of step k: each epoch goes through all of them once, in an order of its own.
 
-    def __init__(self, pictures: Tensor, batch: int, seed: int) -> None:
+    With a window, an epoch goes through so many pictures only. Each window has `repeats` epochs, then comes the next
+    one; what remains after the last whole window is left out. If the batch divides the window, all pictures of a step
+    are in the same window.
+    """
+
+    def __init__(self, pictures: Tensor, batch: int, seed: int, window: int = 0, repeats: int = 1) -> None:
         self.pictures, self.batch, self.seed = pictures, batch, seed
+        self.window, self.repeats = window or len(pictures), repeats
         self._epoch = lru_cache(maxsize=2)(self._permutation)
 
     def __call__(self, k: int) -> Tensor:
         """LongTensor [batch]: numbers of pictures."""
-        n, parts = len(self.pictures), []
+        n, parts = self.window, []
         first, stop = k * self.batch, (k + 1) * self.batch
         while first < stop:
             epoch, begin = divmod(first, n)
@@ -31,7 +37,9 @@ class Shuffle:
         return torch.cat(parts)
 
     def _permutation(self, epoch: int) -> Tensor:
-        return self.pictures[torch.randperm(len(self.pictures), generator=generator(self.seed, ORDER, epoch))]
+        first = epoch // self.repeats % (len(self.pictures) // self.window) * self.window
+        order = torch.randperm(self.window, generator=generator(self.seed, ORDER, epoch))
+        return self.pictures[first + order]
 
 
 def times(u: Tensor, T: int, stratified: bool) -> Tensor:

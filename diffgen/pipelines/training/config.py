@@ -34,6 +34,14 @@ class Varied(Data):
 
 
 @dataclass(frozen=True)
+class Encoded(Data):
+    """How to read the pictures, and how many to keep as latents."""
+
+    window: int = setting(0, 0, 10**9)  # pictures that are encoded at a time, a multiple of the batch size; 0: all
+    repeats: int = setting(1, 1, 10**6)  # epochs of a window, before the next pictures are encoded
+
+
+@dataclass(frozen=True)
 class Loss:
     """Weights of the autoencoder's losses, each a mean over the elements of a picture or of its latents."""
 
@@ -114,7 +122,7 @@ class LatentConfig:
 
     job: str = setting("latents", of=("latents",))
     autoencoder: str = ""  # a run of the job "autoencoder", or a diffusers folder with an AutoencoderKL
-    data: Data = Data()
+    data: Encoded = Encoded()
     text: Text = Text()
     network: dict[str, Any] = field(
         default_factory=lambda: {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
 from diffgen.models import gate
 from diffgen.models.single_file import CONFIGS
-from diffgen.training.batches import evenly
+from diffgen.training.batches import Shuffle, evenly
 from diffgen.training.data.dataset import Progress, TrainingData
 from diffgen.training.diffusion_job import Choices, Denoiser, DiffusionJob
 from diffgen.training.job import Autocast, Networks
@@ -38,6 +40,20 @@ SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 TABLE, PLACES = "embeddings.token_embedding.weight", "embeddings.position_embedding.weight"
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """Some pictures as latents, with their captions as tokens."""
+
+    pictures: Tensor  # LongTensor [n], numbers of pictures, ascending
+    latents: Tensor  # float32 [n, C, h, w], times the autoencoder's factor
+    tokens: Tokens
+    ids: Tensor  # of the tokens, on the device of the latents
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """The positions of these pictures: LongTensor [b], on the CPU."""
+        return torch.searchsorted(self.pictures, indices)
+
+
 class LatentJob(DiffusionJob):
     """Data, networks and loss of latent diffusion.
 
@@ -53,7 +69,8 @@ class LatentJob(DiffusionJob):
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        """Encode all pictures, on `device`; `progress` is called with (done, total).
+        """Encode all pictures, on `device`; `progress` is called with (done, total). If `data.window` is set, encode
+        the held-out pictures only; those of a window are encoded when the first step needs them.
 
         `where` names the source of the configuration in errors.
         """
@@ -66,14 +83,26 @@ class LatentJob(DiffusionJob):
                 f"{where}: it names no autoencoder", 'autoencoder = "PATH": a run of the job "autoencoder"'
             )
         super().__init__(config, data, where)
+        window, repeats = config.data.window, config.data.repeats
+        if window % self.batch or window > len(self.train):
+            raise InputError(
+                f"{where}: data.window is {window}",
+                f"it must be a multiple of the batch size ({self.batch}), at most {len(self.train)}",
+            )
+        self.indices = Shuffle(self.train, self.batch, self.seed, window, repeats)
         self.tokenizer = tokenizer_of(config.text.tokenizer, config.text.length)
-        self.tokens = Tokens(data.captions, self.tokenizer)
-        self.notes = _notes(self.tokens)
-        self._encode(Path(config.autoencoder), side, torch.device(device), progress)
+        self.texts = data.captions
+        self._load_autoencoder(Path(config.autoencoder), side)
+        self.device = torch.device(device)
+        self.vae.to(self.device)
+        self._window = lru_cache(maxsize=1)(self._encode_window)
+        self.encoding = self._encode(self.test if window else torch.arange(len(data)), progress)
+        shown = Tokens([self.texts[i] for i in evenly(self.train, SCALED_BY).tolist()], self.tokenizer)
+        self.notes = _notes(shown if window else self.encoding.tokens)
         self._build(where)
 
-    def _encode(self, path: Path, side: int, device: torch.device, progress: Progress | None) -> None:
-        """Load the autoencoder, and encode all pictures: `latents`, float32 [N, C, h, w], times its factor."""
+    def _load_autoencoder(self, path: Path, side: int) -> None:
+        """Load the autoencoder, and choose the factor of its latents."""
         self.vae, factor = read_autoencoder(path)
         if self.vae.config.in_channels != 3 or side % (shrinks := 2 ** (len(self.vae.config.block_out_channels) - 1)):
             raise InputError(f"{path}: this autoencoder does not read RGB pictures of {side}x{side}")
@@ -84,22 +113,47 @@ class LatentJob(DiffusionJob):
         self.weights_hash = digest(self.vae)
         self.shape = (self.vae.config.latent_channels, side // shrinks, side // shrinks)
         self.area = self.shape[1] * self.shape[2]
-        self.vae.to(device)
+
+    def _encode(self, pictures: Tensor, progress: Progress | None = None) -> Encoding:
+        """Encode these pictures, ascending numbers, on the device."""
+        assert self.texts is not None
+        tokens = Tokens([self.texts[i] for i in pictures.tolist()], self.tokenizer)
         with out_of_memory():
-            self.latents = self._latents(torch.arange(len(self.data)), device, progress) * factor
+            latents = self._latents(pictures, self.device, progress) * self.vae.config.scaling_factor
+        return Encoding(pictures, latents, tokens, tokens.ids)
+
+    def _encode_window(self, number: int) -> Encoding:
+        """Encode a window of the training pictures, in the precision of the training."""
+        window = self.config.data.window
+        with self.autocast():
+            encoding = self._encode(self.train[number * window : (number + 1) * window])
+        return self._moved(encoding)
+
+    def _moved(self, encoding: Encoding) -> Encoding:
+        """The same encoding, on the device."""
+        with out_of_memory():
+            latents, ids = encoding.latents.to(self.device), encoding.ids.to(self.device)
+        return replace(encoding, latents=latents, ids=ids)
+
+    def _encoding(self, indices: Tensor) -> Encoding:
+        """The encoding that has these pictures: all of the data, the held-out pictures, or a window."""
+        window = self.config.data.window
+        if not window or bool(torch.isin(indices[0], self.test)):
+            return self.encoding
+        return self._window(int(torch.searchsorted(self.train, indices[0])) // window)
 
     @torch.no_grad()
     def _latents(self, pictures: Tensor, device: torch.device, progress: Progress | None) -> Tensor:
-        """The means of the latents of these pictures, on the CPU."""
+        """The means of the latents of these pictures, float32, on the CPU."""
         height, width = self.data.size
         parts, done = [], 0
         for part in pictures.split(max(1, AT_ONCE // (height * width))):
             x = self.data.to_float(self.data.pictures(part).to(device))
-            parts.append(self.vae.encode(x).latent_dist.mean.cpu())
+            parts.append(self.vae.encode(x).latent_dist.mean.float().cpu())
             done += len(part)
             if progress is not None:
                 progress(done, len(pictures))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else torch.empty(0, *self.shape)
 
     def _build(self, where: str) -> None:
         """Build the UNet and the text encoder with fresh weights."""
@@ -195,8 +249,7 @@ class LatentJob(DiffusionJob):
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
         super().prepare(device, autocast)
         self.vae.to(device)
-        with out_of_memory():
-            self.latents, self.ids = self.latents.to(device), self.tokens.ids.to(device)
+        self.encoding = self._moved(self.encoding)
 
     def process(self) -> GaussianDiffusion:
         c = self.config.diffusion
@@ -205,16 +258,20 @@ class LatentJob(DiffusionJob):
     def choose(self, k: int, u: Tensor) -> Choices:
         """{"caption": the number of a caption of each picture, often the empty one}, LongTensor [B]"""
         which, drop = torch.rand(2, self.batch, generator=generator(self.seed, CAPTIONS, k))
-        caption = self.tokens.choose(self.indices(k), which)
+        indices = self.indices(k)
+        encoding = self._encoding(indices)
+        caption = encoding.tokens.choose(encoding.rows(indices), which)
         return {"caption": caption.masked_fill(drop < self.config.diffusion.caption_dropout, EMPTY)}
 
     def clean(self, indices: Tensor, choices: Choices | None = None) -> Tensor:
-        return self.latents[indices.to(self.device)]
+        encoding = self._encoding(indices)
+        return encoding.latents[encoding.rows(indices).to(self.device)]
 
     def condition(self, networks: Networks, indices: Tensor, choices: Choices | None = None) -> Tensor:
         """[b, length, width]: the encoded captions; without choices, each picture's most frequent one."""
-        caption = self.tokens.heaviest[indices].to(self.device) if choices is None else choices["caption"]
-        return self._encoded(networks, self.ids[caption])
+        encoding = self._encoding(indices)
+        heaviest = encoding.tokens.heaviest[encoding.rows(indices)] if choices is None else choices["caption"]
+        return self._encoded(networks, encoding.ids[heaviest.to(self.device)])
 
     def _encoded(self, networks: Networks, ids: Tensor) -> Tensor:
         """[b, length, width] of token ids [b, length]"""
@@ -229,7 +286,7 @@ class LatentJob(DiffusionJob):
         prompts = self.config.sample.prompts or self._captions(count)
         ids = read(self.tokenizer, [prompts[i % len(prompts)] for i in range(count)]).to(self.device)
         context = self._encoded(networks, ids)
-        empty = self._encoded(networks, self.ids[:1]).expand_as(context)
+        empty = self._encoded(networks, read(self.tokenizer, [""]).to(self.device)).expand_as(context)
 
         def model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             return self.predict(networks, x, t, context)
@@ -238,7 +295,8 @@ class LatentJob(DiffusionJob):
 
     def _captions(self, count: int) -> list[str]:
         """Captions of training pictures, evenly spread."""
-        return [self.tokens.texts[number] for number in self.tokens.heaviest[evenly(self.train, count)].tolist()]
+        assert self.texts is not None
+        return [max(self.texts[i], key=lambda pair: pair[1])[0] for i in evenly(self.train, count).tolist()]
 
     def pictures(self, x0: Tensor) -> list[Image.Image]:
         return to_pil(self.decode(x0).numpy())

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,24 @@ from .dataset import Captions
 
 PROBES = 16  # pictures that are hashed for the fingerprint
 MAX_COUNT = 2**31 - 1
+
+
+class _Captions(Sequence[Captions]):
+    """The captions of pictures 0 … count − 1."""
+
+    def __init__(self, describe: Callable[[int], str | Captions], count: int) -> None:
+        self._describe, self._count = describe, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(self._count))]
+        if not 0 <= i < self._count:
+            raise IndexError(f"picture {i} of {self._count}")
+        text = self._describe(i)
+        return ((text, 1.0),) if isinstance(text, str) else text
 
 
 class ProceduralData:
@@ -51,7 +68,7 @@ class ProceduralData:
         make      called with a number 0 … count − 1; returns uint8 [C, H, W] of one shape, with 1, 3 or 4 channels
         name      shown in runs; change it when the function changes: it is part of the fingerprint, with some pictures
         held_out  the number of pictures, at the end, that are never trained on
-        describe  the caption of a picture, or its captions with their weights; called for every picture once
+        describe  the caption of a picture, or its captions with their weights; pure as well
 
         Raises ValueError for an invalid count, InputError for an invalid picture.
         """
@@ -76,13 +93,10 @@ class ProceduralData:
         """(height, width)"""
         return self._shape[1], self._shape[2]
 
-    @cached_property
-    def captions(self) -> list[Captions] | None:
-        """The captions of each picture, computed once."""
-        if self._describe is None:
-            return None
-        texts = map(self._describe, range(self._count))
-        return [((text, 1.0),) if isinstance(text, str) else text for text in texts]
+    @property
+    def captions(self) -> Sequence[Captions] | None:
+        """The captions of each picture, computed when they are read."""
+        return None if self._describe is None else _Captions(self._describe, self._count)
 
     def pictures(self, indices: Tensor) -> Tensor:
         """The values of these pictures, uint8 [b, C, H, W], on the CPU. Raises IndexError, InputError."""
