@@ -1,4 +1,4 @@
-"""The command line of `diffgen train`: what it refuses before torch is imported, and what a person sees."""
+"""The command line of `diffgen train`: errors before torch is imported, and what it prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 Result = tuple[int, str, str]
 
 
-def test_what_is_wrong_is_found_without_torch(tmp_path: Path) -> None:
+def test_errors_without_torch(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[train]\nstepz = 3\n")
     (tmp_path / "range.toml").write_text("[train]\nlearning_rate = -1\n")
     code = f"""
@@ -46,7 +46,7 @@ assert "torch" not in sys.modules
 
 
 @pytest.mark.parametrize(("rank", "documents"), [("0", 1), ("1", 0)])
-def test_of_the_processes_of_torchrun_one_prints_the_document(tmp_path: Path, rank: str, documents: int) -> None:
+def test_one_process_of_torchrun_prints_the_document(tmp_path: Path, rank: str, documents: int) -> None:
     command = [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--steps", "0", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
@@ -70,7 +70,7 @@ def test_of_the_processes_of_torchrun_one_prints_the_document(tmp_path: Path, ra
         (["digits", "-o", "none/../file/run"], 6, "a part of the path is a file"),
     ],
 )
-def test_what_only_torch_can_find(diffgen_: Callable[..., Result], args: list[str], code: int, text: str) -> None:
+def test_errors_with_torch(diffgen_: Callable[..., Result], args: list[str], code: int, text: str) -> None:
     Path("dit.toml").write_text('[network]\nname = "dit"\nblocks = 3\n')
     Path("parts.toml").write_text("[train]\nbatch_size = 2\naccumulate = 4\n")
     Path("size.toml").write_text("[data]\nsize = 32\n")
@@ -82,7 +82,7 @@ def test_what_only_torch_can_find(diffgen_: Callable[..., Result], args: list[st
     assert not Path("run").exists()
 
 
-def test_a_dry_run_says_what_it_would_take(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_dry_run_prints_an_estimate(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
     code, out, _ = diffgen_("train", "digits", "-o", "run", "--config", write_config(tmp_path), "--dry-run")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["data", "parameters", "memory", "time"]
@@ -93,12 +93,12 @@ def test_a_dry_run_says_what_it_would_take(diffgen_: Callable[..., Result], tmp_
 
 def test_on_a_terminal_there_is_a_bar_with_loss_and_rate(tmp_path: Path) -> None:
     terminal, their_end = os.openpty()
-    seen = bytearray()
+    output = bytearray()
 
     def read() -> None:
         try:
             while data := os.read(terminal, 4096):
-                seen.extend(data)
+                output.extend(data)
         except OSError:  # Linux's way to say that the other end is closed
             pass
 
@@ -118,14 +118,14 @@ def test_on_a_terminal_there_is_a_bar_with_loss_and_rate(tmp_path: Path) -> None
     reader.join(10)
     assert (process.returncode, out) == (0, "run\n")
     for text in (b"images/s", b"/40", b"loss 0.", b"held-out loss"):
-        assert text in seen
+        assert text in output
 
 
 def test_a_sheet_has_its_pictures_where_they_belong() -> None:
     pictures = [Image.new("L", (8, 4), value) for value in (10, 20, 30)]
-    made = sheet([pictures[:2], pictures[2:]], gap=2)
-    assert (made.mode, made.size) == ("L", (2 * 34 + 2, 2 * 18 + 2))  # 8 × 4 enlarged by 4
-    assert [made.getpixel(at) for at in ((2, 2), (33, 17), (36, 2), (2, 20), (0, 0), (36, 20))] == [
+    picture = sheet([pictures[:2], pictures[2:]], gap=2)
+    assert (picture.mode, picture.size) == ("L", (2 * 34 + 2, 2 * 18 + 2))  # 8 × 4 enlarged by 4
+    assert [picture.getpixel(at) for at in ((2, 2), (33, 17), (36, 2), (2, 20), (0, 0), (36, 20))] == [
         10, 10, 20, 30, PAPER, PAPER,
     ]  # fmt: skip
     clear = sheet([[Image.new("RGBA", (40, 40), (255, 0, 0, 0)), Image.new("RGBA", (40, 40), (255, 0, 0, 255))]])

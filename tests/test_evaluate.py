@@ -79,7 +79,7 @@ def evaluation(runs, digits):
     return Evaluation(make_evaluation_plan(runs / "digits", samples=1000), digits)
 
 
-# What real pictures, copies and noise are measured as
+# The metrics of real pictures, copies and noise
 
 
 def test_real_pictures_are_as_good_as_real_pictures(real, digits):
@@ -120,7 +120,7 @@ def test_few_pictures(digits, quick):
         RealPictures(few, held_out=0)
 
 
-def test_large_data_is_looked_at_in_part(digits, monkeypatch):
+def test_a_part_of_large_data_is_used(digits, monkeypatch):
     monkeypatch.setattr(real_pictures, "MOST_TRAIN", 100)
     assert RealPictures(digits).notes == ["of 1618 training pictures, 100 are used"]
     assert RealPictures(digits).train_index[-1] == digits.split()[0][-1]
@@ -151,12 +151,12 @@ def test_held_out_loss_is_that_of_the_training(evaluation, runs):
 @pytest.mark.parametrize("name", ["digits", "plain"])
 def test_bits_per_dim_is_the_bound(name, runs, digits):
     """Against all terms for all held-out pictures."""
-    made = Evaluation(make_evaluation_plan(runs / name, samples=250), digits)
-    part = made._parts[0]
-    x0, model = made._inputs(part)
-    expected = made.process.bits_per_dim(model, x0, torch.Generator().manual_seed(1), clip=(-1, 1)).mean().item()
-    assert made._bound(part, Ticks(1, None)) == pytest.approx(expected, rel=0.02)
-    assert made._bound(part, Ticks(1, None)) == made._bound(part, Ticks(1, None))
+    evaluation = Evaluation(make_evaluation_plan(runs / name, samples=250), digits)
+    part = evaluation._parts[0]
+    x0, model = evaluation._inputs(part)
+    expected = evaluation.process.bits_per_dim(model, x0, torch.Generator().manual_seed(1), clip=(-1, 1)).mean().item()
+    assert evaluation._bound(part, Ticks(1, None)) == pytest.approx(expected, rel=0.02)
+    assert evaluation._bound(part, Ticks(1, None)) == evaluation._bound(part, Ticks(1, None))
 
 
 def test_bits_per_dim_by_the_ode(evaluation):
@@ -222,13 +222,13 @@ def test_without_classes(runs, diffgen_, quick):
 def test_samples_are_those_of_generate(evaluation, runs):
     """Sample i is the picture of its class with seed + i."""
     plan = make_evaluation_plan(runs / "digits", samples=30, seed=7)
-    made = Evaluation(plan, evaluation.data)
-    made.samples = made._sample(Ticks(1, None))
+    other = Evaluation(plan, evaluation.data)
+    other.samples = other._sample(Ticks(1, None))
     i = 17
-    (picture,) = made.generator.generate(str(made.labels[i].item()), seed=7 + i)
+    (picture,) = other.generator.generate(str(other.labels[i].item()), seed=7 + i)
     values = np.rint(np.asarray(picture, dtype=float) * 16 / 255)
-    assert np.mean(values == made.samples[i, 0].numpy()) > 0.95
-    assert made.samples.dtype == torch.uint8
+    assert np.mean(values == other.samples[i, 0].numpy()) > 0.95
+    assert other.samples.dtype == torch.uint8
 
 
 def test_neighbours(real):
@@ -318,8 +318,8 @@ def test_a_wrong_run(runs, tmp_path, diffgen_, change, message):
     ],
 )
 def test_wrong_options(runs, diffgen_, options, code):
-    found, out, err = diffgen_("evaluate", runs / "digits", "--data", "digits", *options)
-    assert (found, out) == (code, "")
+    exit_code, out, err = diffgen_("evaluate", runs / "digits", "--data", "digits", *options)
+    assert (exit_code, out) == (code, "")
     assert err.startswith("error: ") or options[0] == "--data"
 
 

@@ -62,14 +62,14 @@ LATENTS: dict[str, Any] = {
 CAPTIONS = {"text": ["red apple", "a red apple", "green circle"], "weights": [5, 3, 2]}
 
 
-def write_data(folder: Path, size: tuple[int, int] = (8, 8), **said: Any) -> Path:
+def write_data(folder: Path, size: tuple[int, int] = (8, 8), **fields: Any) -> Path:
     """Six pictures, the fifth of which is held out."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     lines = []
     for i in range(6):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "held_out": i == 4, **(said or CAPTIONS)}))
+        lines.append(json.dumps({"file_name": f"{i}.png", "held_out": i == 4, **(fields or CAPTIONS)}))
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -80,7 +80,7 @@ def config_of(tables: dict[str, Any], **changed: Any) -> Any:
 
 
 def train(folder: Path, job: Any, **order: Any) -> start.TrainResult:
-    """Until step `stop`, if it is given."""
+    """Train, until step `stop` if it is set."""
     steps, stop = itertools.count(1), order.pop("stop", None)
     return start.execute(
         start.TrainRequest(folder, job.config, **order), job, Ranks("cpu"), Listener(), lambda: next(steps) == stop
@@ -129,11 +129,11 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(place: Path, name: str) -> Non
     job: Any = AutoencoderJob(config_of(VAE), open_data(place / "data")) if name == "vae" else latent_job(place)
     job.prepare(torch.device("cpu"), torch.enable_grad)
     with torch.no_grad():
-        whole = job.loss(job.networks, 7, slice(0, 4))
+        expected = job.loss(job.networks, 7, slice(0, 4))
         parts = torch.cat([job.loss(job.networks, 7, slice(i, i + 1)) for i in range(4)])
         other = job.loss(job.networks, 8, slice(0, 4))
-    torch.testing.assert_close(whole, parts)
-    assert not torch.allclose(whole, other)
+    torch.testing.assert_close(expected, parts)
+    assert not torch.allclose(expected, other)
     assert 4 not in torch.cat([job.indices(k) for k in range(10)]).tolist()  # which is held out
 
 
@@ -164,10 +164,10 @@ def test_loss_of_the_autoencoder(place: Path) -> None:
 @given(st.integers(-9, 9), st.integers(-9, 9))
 def test_a_moved_picture_continues_its_edge(down: int, right: int) -> None:
     x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    found = shifted(x, torch.tensor([[down, right], [0, 0]]))
+    moved = shifted(x, torch.tensor([[down, right], [0, 0]]))
     expected = [[x[0, :, min(max(i - down, 0), 3), min(max(j - right, 0), 4)] for j in range(5)] for i in range(4)]
-    assert torch.equal(found[0], torch.stack([torch.stack(row) for row in expected]).permute(2, 0, 1))
-    assert torch.equal(found[1], x[1])
+    assert torch.equal(moved[0], torch.stack([torch.stack(row) for row in expected]).permute(2, 0, 1))
+    assert torch.equal(moved[1], x[1])
 
 
 def test_variations_are_those_asked_for(place: Path) -> None:
@@ -197,13 +197,13 @@ def test_a_caption_is_drawn_as_often_as_its_weight_says(weights: list[list[float
     captions = [tuple((f"apple {'a ' * i}{'b ' * j}", w) for j, w in enumerate(row)) for i, row in enumerate(weights)]
     tokens = Tokens(captions, clip_tokenizer())
     u = (torch.arange(4000) + 0.5) / 4000
-    for i, said in enumerate(captions):
+    for i, texts in enumerate(captions):
         chosen = tokens.choose(torch.full((4000,), i), u)
-        total = sum(w for _, w in said)
-        for text, weight in said:
+        total = sum(w for _, w in texts)
+        for text, weight in texts:
             rate = (chosen == tokens.texts.index(text)).float().mean().item()
             assert rate == pytest.approx(weight / total, abs=1 / 2000)
-        assert tokens.texts[tokens.heaviest[i]] == max(said, key=lambda one: one[1])[0]
+        assert tokens.texts[tokens.heaviest[i]] == max(texts, key=lambda pair: pair[1])[0]
     last = torch.tensor([len(captions) - 1])
     assert tokens.choose(last, torch.tensor([1 - 2**-24])).item() == tokens.texts.index(captions[-1][-1][0])
 
@@ -224,7 +224,7 @@ def test_captions_that_are_cut_off_are_counted(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("fields", "message"),
     [
         ({"text": []}, "line 1: the list of texts is empty"),
         ({"text": ["a", 3]}, "line 1: the text 3 is not a string"),
@@ -235,17 +235,17 @@ def test_captions_that_are_cut_off_are_counted(place: Path) -> None:
         ({"text": "a", "held_out": True}, "all pictures are held out"),
     ],
 )
-def test_metadata_that_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+def test_metadata_that_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_data(write_data(tmp_path / "data", **said))
+        open_data(write_data(tmp_path / "data", **fields))
 
 
 def test_what_is_drawn_and_held_out_is_in_the_fingerprint(tmp_path: Path) -> None:
-    ways: list[dict[str, Any]] = [{}, {"text": "a"}, {"text": ["a"]}, {"text": ["a", "b"]}]
-    ways += [{"text": ["a", "b"], "weights": [2, 1]}, {"text": "a", "held_out": False}]
-    found = [open_data(write_data(tmp_path / str(i), **said)).fingerprint for i, said in enumerate(ways)]
-    assert found[1] != found[5]
-    assert len(set(found)) == 5  # a list of one is that one
+    lines: list[dict[str, Any]] = [{}, {"text": "a"}, {"text": ["a"]}, {"text": ["a", "b"]}]
+    lines += [{"text": ["a", "b"], "weights": [2, 1]}, {"text": "a", "held_out": False}]
+    fingerprints = [open_data(write_data(tmp_path / str(i), **fields)).fingerprint for i, fields in enumerate(lines)]
+    assert fingerprints[1] != fingerprints[5]
+    assert len(set(fingerprints)) == 5  # a list of one is that one
 
 
 # What comes out
@@ -264,21 +264,21 @@ def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torc
     vae, factor = read_autoencoder(place / "latents" / "vae")
     expected = {**average, **{f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}}
     for pipeline in (pipe, theirs):
-        found = {
+        tensors = {
             f"{name}.{key}": tensor
             for name in ("unet", "text_encoder", "vae")
             for key, tensor in getattr(pipeline, name).state_dict().items()
             if not key.endswith("position_ids")
         }
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(tensor.float(), expected[key].to(dtype).float()) for key, tensor in found.items())
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensor.float(), expected[key].to(dtype).float()) for key, tensor in tensors.items())
         assert pipeline.vae.config.scaling_factor == factor
     assert pipe.tokenizer.model_max_length == theirs.tokenizer.model_max_length == 8
     job = latent_job(place)
     for text in job.encoding.tokens.texts:
-        asked = {"padding": "max_length", "max_length": 8}
-        assert pipe.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
-        assert theirs.tokenizer(text, **asked).input_ids == job.tokenizer(text, **asked).input_ids
+        options = {"padding": "max_length", "max_length": 8}
+        assert pipe.tokenizer(text, **options).input_ids == job.tokenizer(text, **options).input_ids
+        assert theirs.tokenizer(text, **options).input_ids == job.tokenizer(text, **options).input_ids
     (picture,) = diffgen.load(tmp_path / "out").generate("red apple", steps=2)
     assert picture.size == (8, 8)
     job.prepare(torch.device("cpu"), torch.enable_grad)  # the latents are of unit size, and are those of the pictures
@@ -295,11 +295,11 @@ def test_the_exported_scheduler_is_the_process(place: Path, tmp_path: Path, nois
     run = dataclasses.replace(read_run(place / "latents"), noise={"name": noise, "T": T, "zero_terminal_snr": zero})
     save_run(run, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
-    found, prediction = from_diffusers_config(config)
+    exported, prediction = from_diffusers_config(config)
     expected = schedulers.NoiseSchedule.named(noise, T=T)
     expected = expected.zero_terminal_snr() if zero else expected
     assert prediction == "v_prediction"
-    np.testing.assert_allclose(found.alphas_cumprod, expected.alphas_cumprod, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(exported.alphas_cumprod, expected.alphas_cumprod, rtol=1e-9, atol=1e-12)
     assert (expected.alphas_cumprod[-1] == 0) == zero
 
 
@@ -346,7 +346,7 @@ def test_the_autoencoder_can_begin_with_a_folder(place: Path) -> None:
 # What does not go together
 
 
-def test_what_does_not_go_together_is_named(place: Path, tmp_path: Path) -> None:
+def test_invalid_combinations_are_named(place: Path, tmp_path: Path) -> None:
     data = open_data(place / "data")
     for tables, changed, message in (
         (VAE, {"network": {"block_out_channels": [4, 8, 8, 8, 8]}}, "5 levels halve a side of 8 pixels 4 times"),

@@ -70,13 +70,13 @@ def test_the_guide_lists_every_key_with_its_default():
     keys = defaults(configuration.Config())
     assert listed == {key: value for key, value in keys.items() if key != "job"}
 
-    found: list[dict[str, str]] = [{}, {}]
+    listed_by_job: list[dict[str, str]] = [{}, {}]
     for row in re.findall(r"^\| (`.*) \|$", others.partition("`[network]`")[0], re.MULTILINE):
         names, *cells, _ = (cell.strip() for cell in row.split(" |"))
         named = re.findall(r"`([\w.]+)`", names)
-        for job, cell in zip(found, cells[:2], strict=True):
+        for job, cell in zip(listed_by_job, cells[:2], strict=True):
             values = cell.split(", ") if ", " in cell else [cell] * len(named)
             job |= dict(zip(named, values, strict=True))
     jobs = [defaults(AutoencoderConfig()), defaults(LatentConfig())]
     differ = {key for key in {*keys, *jobs[0], *jobs[1]} if len({of.get(key) for of in (keys, *jobs)}) > 1} - {"job"}
-    assert found == [{key: of.get(key, "") for key in differ} for of in jobs]
+    assert listed_by_job == [{key: of.get(key, "") for key in differ} for of in jobs]

@@ -1,4 +1,4 @@
-"""The configuration: what a file may say, and what is said of a wrong one."""
+"""The configuration: what a file may contain, and the errors for an invalid one."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ KINDS = {"pixels": Config, "autoencoder": AutoencoderConfig, "latents": LatentCo
 
 
 @given(st.one_of(*map(values_of, KINDS.values())))
-def test_what_is_written_down_is_read_again(made: Any) -> None:
-    assert parse(json.loads(json.dumps(to_dict(made))), "run.json", type(made)) == made
+def test_a_configuration_survives_writing_and_reading(values: Any) -> None:
+    assert parse(json.loads(json.dumps(to_dict(values))), "run.json", type(values)) == values
 
 
 @given(values_of(Config), values_of(Config))

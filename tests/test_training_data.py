@@ -309,8 +309,8 @@ def test_metadata_that_is_a_pipe_is_not_waited_for(write):
 
 def test_a_picture_with_broken_pixels_is_named(write):
     folder = write({f"{i}.png": picture(i, (64, 64)) for i in range(5)})
-    whole = (folder / "3.png").read_bytes()
-    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    content = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(content[: len(content) // 2])
     for memory in ("ram", "map"):
         with pytest.raises(InputError, match=r"3\.png: it is truncated or broken"):
             open_data(folder, memory=memory)
@@ -357,8 +357,8 @@ def test_fingerprint_is_of_what_matters(write, tmp_path):
             "metadata.csv": "file_name,text\n" + "".join(f"{name.replace('/', '-')},t\n" for name in files),
         },
     }
-    seen = {open_data(write(changed, name)).fingerprint for name, changed in changes.items()}
-    assert len(seen | {data.fingerprint}) == len(changes) + 1
+    fingerprints = {open_data(write(changed, name)).fingerprint for name, changed in changes.items()}
+    assert len(fingerprints | {data.fingerprint}) == len(changes) + 1
     assert open_data(write(files), channels=1).fingerprint != data.fingerprint
 
 
@@ -385,9 +385,9 @@ def test_split(labels, held_out, seed):
     assert test.tolist() == sorted(test.tolist())
     assert train.dtype == test.dtype == torch.int64
     counts = [labels.count(c) for c in range(4)]
-    held = [sum(labels[i] == c for i in test.tolist()) for c in range(4)]
+    counted = [sum(labels[i] == c for i in test.tolist()) for c in range(4)]
     if any(round(held_out * n) for n in counts):
-        assert held == [round(held_out * n) for n in counts]
+        assert counted == [round(held_out * n) for n in counts]
     else:
         assert len(test) == (held_out > 0 and len(labels) > 1)
     assert all(torch.equal(a, b) for a, b in zip(data.split(held_out, seed), (train, test), strict=True))
@@ -444,10 +444,10 @@ def test_mapped_data_is_the_same(write, cache):
     assert torch.equal(mapped.images, here.images)
     assert mapped.fingerprint == here.fingerprint
     assert mapped.about() == here.about()
-    (made,) = cache.rglob("*.safetensors")
-    before = made.stat().st_mtime_ns
+    (file,) = cache.rglob("*.safetensors")
+    before = file.stat().st_mtime_ns
     assert open_data(folder, memory="map").fingerprint == here.fingerprint
-    assert made.stat().st_mtime_ns == before
+    assert file.stat().st_mtime_ns == before
     assert not list(cache.rglob("*.part"))
 
 
@@ -464,12 +464,12 @@ def test_mapped_data_follows_its_folder(write, cache):
 def test_a_damaged_cache_is_made_again(write, cache):
     folder = write({f"{i}.png": picture(i) for i in range(3)})
     good = open_data(folder, memory="map").fingerprint
-    (made,) = cache.rglob("*.safetensors")
-    whole = made.read_bytes()
-    for damaged in (b"", whole[:-1], b"x" * 500):
-        made.write_bytes(damaged)
+    (file,) = cache.rglob("*.safetensors")
+    content = file.read_bytes()
+    for damaged in (b"", content[:-1], b"x" * 500):
+        file.write_bytes(damaged)
         assert open_data(folder, memory="map").fingerprint == good
-        assert made.read_bytes() == whole
+        assert file.read_bytes() == content
 
 
 def test_large_data_is_mapped_by_itself(write, cache, monkeypatch):
@@ -501,9 +501,9 @@ def test_of_several_processes_one_makes_the_file(write, tmp_path):
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
         for _ in range(2)
     ]
-    said = [process.communicate()[0].split() for process in running]
-    assert {fingerprint for fingerprint, _ in said} == {open_data(folder).fingerprint}
-    assert sorted(int(count) for _, count in said) == [0, 300]
+    outputs = [process.communicate()[0].split() for process in running]
+    assert {fingerprint for fingerprint, _ in outputs} == {open_data(folder).fingerprint}
+    assert sorted(int(count) for _, count in outputs) == [0, 300]
 
 
 def test_a_copy_elsewhere_is_the_same_data(write, tmp_path):

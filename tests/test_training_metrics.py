@@ -1,4 +1,4 @@
-"""Distances between sets, each against a closed form; the classifier that some of them are seen through."""
+"""Distances between sets, each against a closed form; the classifier in which some of them are computed."""
 
 import math
 
@@ -59,9 +59,9 @@ def test_sliced_wasserstein_in_one_dimension_is_exact(a, b):
 
 def test_sliced_wasserstein_in_blocks(monkeypatch):
     a, b = draw(30, 5), draw(20, 5, seed=1)
-    whole = sliced_wasserstein(a, b)
+    expected = sliced_wasserstein(a, b)
     monkeypatch.setattr(metrics, "AT_ONCE", 200)
-    assert sliced_wasserstein(a, b) == pytest.approx(whole, rel=1e-12)
+    assert sliced_wasserstein(a, b) == pytest.approx(expected, rel=1e-12)
 
 
 # Fréchet
@@ -88,8 +88,8 @@ def test_frechet_of_equal_and_of_few():
 
 
 def test_nearest_neighbours_of_one_distribution_cannot_be_told_apart():
-    found = [nearest_neighbour_accuracy(draw(100, 3, seed=s), draw(100, 3, seed=s + 100)) for s in range(30)]
-    assert np.mean(found) == pytest.approx(0.5, abs=0.02)
+    values = [nearest_neighbour_accuracy(draw(100, 3, seed=s), draw(100, 3, seed=s + 100)) for s in range(30)]
+    assert np.mean(values) == pytest.approx(0.5, abs=0.02)
     unequal = [nearest_neighbour_accuracy(draw(400, 3, seed=s), draw(40, 3, seed=s + 100)) for s in range(30)]
     assert np.mean(unequal) == pytest.approx(0.5, abs=0.03)
 
@@ -109,11 +109,11 @@ def test_nearest_neighbours_that_are_equally_near_count_in_part():
 
 def test_nearest_neighbours_in_blocks(monkeypatch):
     a, b = draw(30, 5), draw(50, 5, seed=1)
-    whole = nearest_neighbour_accuracy(a, b), density_and_coverage(a, b), nearest(a, b)
+    expected = nearest_neighbour_accuracy(a, b), density_and_coverage(a, b), nearest(a, b)
     monkeypatch.setattr(metrics, "AT_ONCE", 400)
-    assert nearest_neighbour_accuracy(a, b) == whole[0]
-    assert density_and_coverage(a, b) == whole[1]
-    assert torch.equal(nearest(a, b)[1], whole[2][1])
+    assert nearest_neighbour_accuracy(a, b) == expected[0]
+    assert density_and_coverage(a, b) == expected[1]
+    assert torch.equal(nearest(a, b)[1], expected[2][1])
 
 
 def test_nearest_against_all_distances():
@@ -142,8 +142,8 @@ def test_density_and_coverage_by_hand():
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 30, 5), (40, 12, 3)])
 def test_density_and_coverage_of_one_distribution(n, m, k):
     """Density 1; a ball is empty if all k nearest of the N + M − 1 others are real: C(N−1, k)/C(N+M−1, k)."""
-    found = [density_and_coverage(draw(n, 2, seed=s), draw(m, 2, seed=s + 1000), k) for s in range(200)]
-    density, coverage = np.mean(found, axis=0)
+    values = [density_and_coverage(draw(n, 2, seed=s), draw(m, 2, seed=s + 1000), k) for s in range(200)]
+    density, coverage = np.mean(values, axis=0)
     assert density == pytest.approx(1, abs=0.03)
     assert coverage == pytest.approx(1 - math.comb(n - 1, k) / math.comb(n + m - 1, k), abs=0.012)
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def pair(folder: Path, *args: object) -> tuple[list[int | None], list[str]]:
-    """(exit codes, what they said on stderr) of `diffgen ARGS` in two processes, as torchrun starts them."""
+    """(exit codes, stderr) of `diffgen ARGS` in two processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -33,17 +33,17 @@ def pair(folder: Path, *args: object) -> tuple[list[int | None], list[str]]:
 
 
 def losses(run: Path) -> list[float]:
-    said = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in said for key in ("loss", "held_out_raw", "held_out_ema") if key in line]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines for key in ("loss", "held_out_raw", "held_out_ema") if key in line]
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 50 steps without dropout by two processes; not to be changed."""
     folder = tmp_path_factory.mktemp("two")
-    codes, said = pair(folder, "train", "digits", "-o", "run", "--config", write_config(folder, 0.0, 50, 10))
-    assert codes == [0, 0], said
-    assert said[1] == ""
+    codes, errors = pair(folder, "train", "digits", "-o", "run", "--config", write_config(folder, 0.0, 50, 10))
+    assert codes == [0, 0], errors
+    assert errors[1] == ""
     assert (folder / "out0").read_text() == "run\n"
     assert (folder / "out1").read_text() == ""
     return folder / "run"
@@ -81,8 +81,8 @@ def test_a_killed_process_ends_the_training_and_resume_ends_in_the_same_bytes(tw
     assert "start the same command again with --resume" in err
     assert (tmp_path / "run/checkpoints/10").exists()
     assert not (tmp_path / "run/checkpoints/50").exists()
-    codes, said = pair(tmp_path, "train", "digits", "-o", "run", "--resume")
-    assert codes == [0, 0], said
+    codes, errors = pair(tmp_path, "train", "digits", "-o", "run", "--resume")
+    assert codes == [0, 0], errors
     assert contents(tmp_path / "run") == contents(two)
 
 
@@ -99,32 +99,32 @@ def child_of(parent: int, variable: str) -> int:
 
 
 def test_parts_of_a_network_make_the_same_files(two: Path, tmp_path: Path) -> None:
-    """FSDP2: the first losses of the run with whole copies, its names and shapes; and it can be resumed."""
+    """FSDP2: the first losses of the run with before copies, its names and shapes; and it can be resumed."""
     config = write_config(tmp_path, 0.0, 20, 10)
     train = ["train", "digits", "-o", "run", "--config", config, "--parallel", "fsdp"]
-    codes, said = pair(tmp_path, *train)
-    assert codes == [0, 0], said
+    codes, errors = pair(tmp_path, *train)
+    assert codes == [0, 0], errors
     assert losses(tmp_path / "run") == pytest.approx(losses(two)[:4], abs=1e-5, rel=0)
-    whole = contents(tmp_path / "run")
+    before = contents(tmp_path / "run")
     for name in ("model", "ema", "ema-0.05", "optimizer"):
         ours = load_file(tmp_path / f"run/checkpoints/20/{name}.safetensors")
         theirs = load_file(two / f"checkpoints/50/{name}.safetensors")
         assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     shutil.rmtree(tmp_path / "run/checkpoints/20")
-    codes, said = pair(tmp_path, *train, "--resume")
-    assert codes == [0, 0], said
-    assert contents(tmp_path / "run") == whole
+    codes, errors = pair(tmp_path, *train, "--resume")
+    assert codes == [0, 0], errors
+    assert contents(tmp_path / "run") == before
 
 
 def test_what_is_wrong_is_said_once_and_ends_both(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two, tmp_path / "run")
-    codes, said = pair(tmp_path, "train", "digits", "-o", "run", "--resume", "--steps", "60")
+    codes, errors = pair(tmp_path, "train", "digits", "-o", "run", "--resume", "--steps", "60")
     assert codes == [2, 2]
-    assert "train.steps: 50, now 60" in said[0]
-    assert said[1] == ""
-    codes, said = pair(tmp_path, "train", "digits", "-o", "new", "--batch-size", "1")
+    assert "train.steps: 50, now 60" in errors[0]
+    assert errors[1] == ""
+    codes, errors = pair(tmp_path, "train", "digits", "-o", "new", "--batch-size", "1")
     assert codes == [2, 2]
-    assert "a batch of 1 cannot be divided into 2 parts" in said[0]
+    assert "a batch of 1 cannot be divided into 2 parts" in errors[0]
     assert not (tmp_path / "new").exists()
 
 

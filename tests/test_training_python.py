@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import contents, write_config
 
 import diffgen
 from diffgen.cli import run as command
 from diffgen.errors import CannotWrite, InputError, UsageError
+from diffgen.training import seeds
 from diffgen.training.data import open_data
 from diffgen.training.job import JOBS
 from diffgen.training.listener import Listener
@@ -104,3 +106,47 @@ def test_every_row_of_jobs_names_what_exists(name: str) -> None:
     assert config().job == name
     assert callable(job)
     assert not kind.export or callable(kind.load("export"))
+
+
+class Gratings:
+    """Data that are a function of (seed, number): `dataset.TrainingData` without an image in memory."""
+
+    name, channels, size, levels, notes = "gratings", 1, (8, 8), 256, ()
+    classes: list[str] | None = None
+    labels: torch.Tensor | None = None
+    captions: None = None
+    seed = 7
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def pictures(self, indices: torch.Tensor) -> torch.Tensor:
+        phase = torch.stack([torch.rand(1, generator=seeds.generator(self.seed, i)) for i in indices.tolist()])
+        wave = ((torch.arange(64) / 8 + phase) * 2 * torch.pi).sin()
+        return (127.5 * (1 + wave)).to(torch.uint8).reshape(-1, 1, 8, 8)
+
+    def to_float(self, values: torch.Tensor) -> torch.Tensor:
+        return values.float() / 127.5 - 1
+
+    def on(self, device: torch.device) -> Gratings:
+        return self
+
+    def split(self, held_out: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.arange(1000, len(self)), torch.arange(1000)
+
+    def about(self) -> dict[str, Any]:
+        about = {"name": self.name, "channels": 1, "size": [8, 8], "classes": None, "levels": 256, "count": len(self)}
+        return about | {"fingerprint": f"{self.seed:064x}"}
+
+
+def test_data_that_are_a_function(tmp_path: Path) -> None:
+    """A training reads only what `TrainingData` promises; two runs are the same bytes; the run makes pictures."""
+    tables = {"train": {"steps": 4, "batch_size": 8}, "network": {"width": 8, "blocks": 1}, "sample": {"steps": 2}}
+    for name in ("a", "b"):
+        result = diffgen.train(Gratings(), tmp_path / name, config=tables)
+        assert isinstance(result, TrainResult)
+        assert result.finished
+        assert result.held_out_ema is not None
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    (picture,) = diffgen.load(tmp_path / "a").generate(seed=1)
+    assert picture.size == (8, 8)

@@ -51,9 +51,9 @@ def test_the_folder_is_what_the_interface_says(finished: Path) -> None:
     assert about["config"]["train"]["steps"] == 40
     assert re.fullmatch(r"[0-9a-f]{64}", about["data"]["fingerprint"])
     assert about["versions"].keys() == {"diffgen", "torch", "python"}
-    said = b"".join(contents(finished).values()).lower()
+    content = b"".join(contents(finished).values()).lower()
     assert b"time" not in (finished / "metrics.jsonl").read_bytes()
-    assert str(Path.home()).encode() not in said
+    assert str(Path.home()).encode() not in content
     assert not [name for name in os.listdir(finished) if name.startswith(".diffgen")]
 
 
@@ -206,7 +206,7 @@ def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothin
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "message"),
     [
         ([], 6, "run is already a run"),
         (["--resume", "--steps", "50"], 2, "config.train.steps: 40, now 50"),
@@ -216,13 +216,13 @@ def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothin
     ],
 )  # fmt: skip
 def test_a_run_goes_on_only_as_it_was_begun(
-    finished: Path, tmp_path: Path, args: list[str], code: int, said: str
+    finished: Path, tmp_path: Path, args: list[str], code: int, message: str
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     write_config(tmp_path, dropout=0.0).rename(tmp_path / "other.toml")
     done, out, err = run(tmp_path, "train", "digits", "-o", "run", *args)
     assert (done, out) == (code, "")
-    assert said in err
+    assert message in err
     assert contents(tmp_path / "run") == contents(finished)
 
 

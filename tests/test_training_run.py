@@ -1,4 +1,4 @@
-"""A run folder, read: what it says is checked, what is damaged is left out, the network is the one that was saved."""
+"""Reading a run folder: its content is checked, damaged checkpoints are ignored, the network is the saved one."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    said = json.loads(path.read_text())
-    change(said)
-    path.write_text(json.dumps(said))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
-def test_what_a_run_says_of_itself(finished: Path) -> None:
+def test_the_description_of_a_run(finished: Path) -> None:
     run = read_run(finished)
     assert (run.name, run.job, run.prediction, run.variance) == ("digits", "pixels", "epsilon", "fixed_small")
     assert run.noise == {"name": "linear", "T": 1000}
@@ -65,7 +65,7 @@ def test_what_a_run_says_of_itself(finished: Path) -> None:
 
 @pytest.mark.parametrize("which", ["model", "ema", "ema-0.05"])
 def test_the_network_is_the_one_that_was_saved(finished: Path, which: str) -> None:
-    """Its weights are the file's, and a network built without `load_network` says the same."""
+    """Its weights are the file's, and a network built without `load_network` answers the same."""
     run = read_run(finished)
     network, step = load_network(run, which)
     assert (step, network.training) == (20, False)
@@ -87,21 +87,21 @@ def test_weights_that_are_not_there(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda said: said.update(schema="diffgen.run/2"), "its schema is 'diffgen.run/2'"),
-        (lambda said: said.update(data=[]), "data is '\\[\\]', not a table"),
-        (lambda said: said["data"].update(channels=2), "data.channels is 2"),
-        (lambda said: said["data"].update(size=[8]), "data.size is \\[8\\]"),
-        (lambda said: said["data"].update(size=[8, 10**6]), "data.size is 1000000"),
-        (lambda said: said["data"].update(levels=1), "data.levels is 1"),
-        (lambda said: said["data"].update(classes=[1]), "data.classes is not a list of names"),
-        (lambda said: said["data"].update(fingerprint="0"), "data.fingerprint is not a SHA-256"),
-        (lambda said: said["noise"].update(T=10**9), "noise.T is 1000000000"),
-        (lambda said: said["noise"].update(name="os.system"), "noise.name is 'os.system'"),
-        (lambda said: said.update(prediction="eps"), "prediction is 'eps'"),
-        (lambda said: said.update(variance=[]), "variance is '\\[\\]', not a string"),
+        (lambda content: content.update(schema="diffgen.run/2"), "its schema is 'diffgen.run/2'"),
+        (lambda content: content.update(data=[]), "data is '\\[\\]', not a table"),
+        (lambda content: content["data"].update(channels=2), "data.channels is 2"),
+        (lambda content: content["data"].update(size=[8]), "data.size is \\[8\\]"),
+        (lambda content: content["data"].update(size=[8, 10**6]), "data.size is 1000000"),
+        (lambda content: content["data"].update(levels=1), "data.levels is 1"),
+        (lambda content: content["data"].update(classes=[1]), "data.classes is not a list of names"),
+        (lambda content: content["data"].update(fingerprint="0"), "data.fingerprint is not a SHA-256"),
+        (lambda content: content["noise"].update(T=10**9), "noise.T is 1000000000"),
+        (lambda content: content["noise"].update(name="os.system"), "noise.name is 'os.system'"),
+        (lambda content: content.update(prediction="eps"), "prediction is 'eps'"),
+        (lambda content: content.update(variance=[]), "variance is '\\[\\]', not a string"),
     ],
 )
-def test_a_run_that_says_what_cannot_be(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+def test_invalid_values_in_a_run(copy: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
     rewrite(copy / "run.json", change)
     with pytest.raises(InputError, match=f"run.json: {message}"):
         read_run(copy)
@@ -124,30 +124,30 @@ def test_what_is_not_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda said: said.update(name="resnet"), "unknown network 'resnet'"),
-        (lambda said: said.update(extra=1), "a unet has no 'extra'"),
-        (lambda said: said.update(width="wide"), "width"),
-        (lambda said: said.update(blocks=2), "these are weights of another network|lacks tensor"),
-        (lambda said: said.update(classes=11), "has the shape"),
+        (lambda content: content.update(name="resnet"), "unknown network 'resnet'"),
+        (lambda content: content.update(extra=1), "a unet has no 'extra'"),
+        (lambda content: content.update(width="wide"), "width"),
+        (lambda content: content.update(blocks=2), "these are weights of another network|lacks tensor"),
+        (lambda content: content.update(classes=11), "has the shape"),
     ],
 )
 def test_a_network_that_the_weights_do_not_fit(
     copy: Path, change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
-    rewrite(copy / "run.json", lambda said: change(said["network"]))
+    rewrite(copy / "run.json", lambda content: change(content["network"]))
     with pytest.raises(InputError, match=message):
         load_network(read_run(copy))
 
 
-def test_a_damaged_checkpoint_is_left_out_and_told_of(copy: Path) -> None:
+def test_a_damaged_checkpoint_is_ignored_with_a_warning(copy: Path) -> None:
     run = read_run(copy)
     with (copy / "checkpoints/20/model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")
-    said: list[str] = []
-    assert run.latest(said.append) == copy / "checkpoints/10"
-    assert "checkpoints/20 is damaged" in said[0]
-    assert "model.safetensors" in said[0]
+    warnings: list[str] = []
+    assert run.latest(warnings.append) == copy / "checkpoints/10"
+    assert "checkpoints/20 is damaged" in warnings[0]
+    assert "model.safetensors" in warnings[0]
     assert load_network(run)[1] == 10
     shutil.rmtree(copy / "checkpoints/10")
     assert run.latest() is None
@@ -159,17 +159,17 @@ def test_a_damaged_checkpoint_is_left_out_and_told_of(copy: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said.update(step=11),
-        lambda said: said.update(step=True),
-        lambda said: said.update(schema="diffgen.checkpoint/2"),
-        lambda said: said.update(files={}),
-        lambda said: said["files"].update({"../../x.safetensors": {"bytes": 1, "sha256": ""}}),
-        lambda said: said["files"].update({"model.safetensors": 3}),
-        lambda said: said.update(metrics_bytes=said["metrics_bytes"] + 1),
-        lambda said: said["pending"].update(loss=[0.5]),
+        lambda state: state.update(step=11),
+        lambda state: state.update(step=True),
+        lambda state: state.update(schema="diffgen.checkpoint/2"),
+        lambda state: state.update(files={}),
+        lambda state: state["files"].update({"../../x.safetensors": {"bytes": 1, "sha256": ""}}),
+        lambda state: state["files"].update({"model.safetensors": 3}),
+        lambda state: state.update(metrics_bytes=state["metrics_bytes"] + 1),
+        lambda state: state["pending"].update(loss=[0.5]),
     ],
 )
-def test_a_state_that_cannot_be(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def test_an_invalid_state(copy: Path, change: Callable[[dict[str, Any]], object]) -> None:
     rewrite(copy / "checkpoints/10/state.json", change)
     with pytest.raises(InputError, match=r"state\.json"):
         read_state(copy / "checkpoints/10")

@@ -36,9 +36,9 @@ def config(dropout: float = 0.0, **tables: Any) -> Config:
     )
 
 
-def trainer_of(made: Config, nonzero: bool = True) -> Trainer:
-    """Ready to train; the last layer, which begins at zero, has random weights, so that all others have gradients."""
-    trainer = Trainer(PixelJob(made, open_data("digits")), made.train, Ranks("cpu"))
+def trainer_of(chosen: Config, nonzero: bool = True) -> Trainer:
+    """Ready to train; the last layer, which is zero at first, has random weights, so that all others have gradients."""
+    trainer = Trainer(PixelJob(chosen, open_data("digits")), chosen.train, Ranks("cpu"))
     if nonzero:
         with torch.no_grad():
             for p in trainer.weights.values():
@@ -52,7 +52,7 @@ def trainer_of(made: Config, nonzero: bool = True) -> Trainer:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_a_step_is_a_function_of_its_number(dropout: float) -> None:
-    """The same bits whatever was asked before, and another loss at another step."""
+    """The same bits whatever was computed before, and another loss at another step."""
     first, second = (trainer_of(config(dropout)) for _ in range(2))
     for k in (3, 1, 7):
         second.job.loss(second.networks, k, slice(0, 12))
@@ -63,25 +63,25 @@ def test_a_step_is_a_function_of_its_number(dropout: float) -> None:
 def test_a_position_of_the_batch_has_its_loss_whoever_computes_it() -> None:
     trainer = trainer_of(config(data=Data(flip=True)))
     with torch.no_grad():
-        whole = trainer.job.loss(trainer.networks, 5, slice(0, 12))
+        expected = trainer.job.loss(trainer.networks, 5, slice(0, 12))
         for parts in (2, 3, 5):
             ranks = Ranks("cpu")
             slices = []
             for ranks.rank, ranks.world in [(rank, parts) for rank in range(parts)]:
                 slices += [trainer.job.loss(trainer.networks, 5, ranks.share(12, i, 2)) for i in range(2)]
-            torch.testing.assert_close(torch.cat(slices), whole, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(torch.cat(slices), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_every_epoch_goes_once_through_what_is_trained_on() -> None:
     job = PixelJob(config(train={"batch_size": 100}), open_data("digits"))
     train, test = open_data("digits").split(0.1)
     n = len(train)
-    seen = torch.cat([job.indices(k) for k in range(40)])
-    first, second = seen[:n], seen[n : 2 * n]
+    order = torch.cat([job.indices(k) for k in range(40)])
+    first, second = order[:n], order[n : 2 * n]
     assert first.sort().values.equal(train)
     assert second.sort().values.equal(train)
     assert not first.equal(second)
-    assert not set(seen.tolist()) & set(test.tolist())
+    assert not set(order.tolist()) & set(test.tolist())
     few = PixelJob(config(data=Data(held_out=0.9), train={"batch_size": 1000}), open_data("digits"))
     assert torch.bincount(few.indices(3)[torch.isin(few.indices(3), few.train)]).max() <= 1000 // len(few.train) + 2
 
@@ -98,9 +98,9 @@ def test_times_are_uniform_and_stratified_ones_fill_every_part(times: str) -> No
         assert (drawn // 5).equal(torch.arange(10).expand(2000, 10))
 
 
-def test_classes_are_left_out_as_often_as_is_said_and_pictures_mirrored_half_of_the_time() -> None:
-    made = config(diffusion=Diffusion(label_dropout=0.2), data=Data(flip=True), train={"batch_size": 1000})
-    job = PixelJob(made, open_data("digits"))
+def test_rates_of_dropped_classes_and_of_flips() -> None:
+    chosen = config(diffusion=Diffusion(label_dropout=0.2), data=Data(flip=True), train={"batch_size": 1000})
+    job = PixelJob(chosen, open_data("digits"))
     job.prepare(torch.device("cpu"), torch.no_grad)
     draws = [job._draw(k) for k in range(20)]
     assert torch.cat([d.choices["drop"] for d in draws]).float().mean() == pytest.approx(0.2, abs=0.015)
@@ -142,10 +142,10 @@ def test_a_step_is_adamw_with_clipping_and_averages() -> None:
 
 
 def test_a_batch_in_parts_is_the_same_batch() -> None:
-    whole, parts = (trainer_of(config(train={"accumulate": n})) for n in (1, 5))
+    single, parts = (trainer_of(config(train={"accumulate": n})) for n in (1, 5))
     for k in range(3):
-        assert parts.step(k).item() == pytest.approx(whole.step(k).item(), rel=1e-5)
-    for a, b in zip(whole.weights.values(), parts.weights.values(), strict=True):
+        assert parts.step(k).item() == pytest.approx(single.step(k).item(), rel=1e-5)
+    for a, b in zip(single.weights.values(), parts.weights.values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
@@ -194,35 +194,35 @@ def test_a_learned_variance_is_trained_with_the_hybrid_objective() -> None:
     assert [len(pictures) for pictures in samples(trainer)] == [4, 4]
 
 
-# What is looked at on the way
+# Held-out losses and samples
 
 
-def test_held_out_losses_of_a_network_that_says_0_are_the_noise() -> None:
+def test_held_out_losses_of_a_network_that_returns_0_are_the_noise() -> None:
     """ε̂ = 0: the loss is the mean of ε² over noise that is always the same, near 1 in each quartile."""
     trainer = trainer_of(config(), nonzero=False)
     n = len(open_data("digits").split(0.1)[1])
-    said = held_out(trainer)
-    assert said["raw"] == said["ema"]
-    assert said["raw"] == pytest.approx([1] * 4, abs=5 * (2 / (n * 64)) ** 0.5)
-    for quarter, loss in enumerate(said["raw"]):
+    losses = held_out(trainer)
+    assert losses["raw"] == losses["ema"]
+    assert losses["raw"] == pytest.approx([1] * 4, abs=5 * (2 / (n * 64)) ** 0.5)
+    for quarter, loss in enumerate(losses["raw"]):
         g = seeds.generator(seeds.HELD_OUT, quarter)
         torch.rand(n, generator=g)
         assert loss == pytest.approx(torch.randn(n, 1, 8, 8, generator=g).square().mean().item(), rel=1e-5)
-    assert held_out(trainer_of(config(train={"seed": 9}), nonzero=False)) == said
+    assert held_out(trainer_of(config(train={"seed": 9}), nonzero=False)) == losses
 
 
-def test_averages_are_looked_at_in_place_of_the_weights_and_these_come_back() -> None:
+def test_evaluating_an_average_restores_the_weights() -> None:
     trainer = trainer_of(config(dropout=0.5, diffusion=Diffusion(prediction="sample")))
     for k in range(3):
         trainer.step(k)
     before = {name: p.detach().clone() for name, p in trainer.weights.items()}
-    said, pictures = held_out(trainer), samples(trainer)
-    assert said["raw"] != said["ema"]
+    losses, pictures = held_out(trainer), samples(trainer)
+    assert losses["raw"] != losses["ema"]
     assert pictures[0][0].tobytes() != pictures[1][0].tobytes()
     assert all(p.equal(before[name]) for name, p in trainer.weights.items())
     assert trainer.job.networks["network"].training
     trainer.load_model(trainer.files()["ema"])
-    assert held_out(trainer)["raw"] == said["ema"]
+    assert held_out(trainer)["raw"] == losses["ema"]
     assert [p.tobytes() for p in samples(trainer)[0]] == [p.tobytes() for p in pictures[1]]
 
 
@@ -234,7 +234,7 @@ def saved(trainer: Trainer, folder: Path, step: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    "made",
+    "chosen",
     [
         config(dropout=0.2),
         config(diffusion=Diffusion(noise="cosine", T=3, variance="learned_range", objective="vlb", times="importance")),
@@ -242,8 +242,8 @@ def saved(trainer: Trainer, folder: Path, step: int) -> Path:
     ],
     ids=["dropout", "importance", "accumulate"],
 )
-def test_from_a_checkpoint_it_goes_on_as_before(tmp_path: Path, made: Config) -> None:
-    straight, before, after = (trainer_of(made) for _ in range(3))
+def test_a_checkpoint_continues_exactly(tmp_path: Path, chosen: Config) -> None:
+    straight, before, after = (trainer_of(chosen) for _ in range(3))
     for k in range(8):
         straight.step(k)
         if k < 5:
@@ -332,7 +332,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("chosen", "message"),
     [
         (dataclasses.replace(config(), network={"name": "unit"}), "a.toml: .network.: unknown network 'unit'"),
         (dataclasses.replace(config(), network={"widht": 8}), "a.toml: .network.: a unet has no 'widht'"),
@@ -348,6 +348,6 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path: Path) ->
         ),
     ],
 )
-def test_what_does_not_go_together_is_named(made: Config, message: str) -> None:
+def test_what_does_not_go_together_is_named(chosen: Config, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        PixelJob(made, open_data("digits"), "a.toml")
+        PixelJob(chosen, open_data("digits"), "a.toml")
