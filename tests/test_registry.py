@@ -213,12 +213,12 @@ def test_the_sample_plugin_is_installed_and_run_by_name(tmp_path: Path) -> None:
         """
 import torch
 from schedulers.testing import check_solver
-s = schedulers.get("gradient_estimation", gamma=1.0)     # γ = 1 is euler
+s = schedulers.get("heavy_ball", beta=1.0)     # β = 1 is euler
 euler = schedulers.get("euler", grid="karras")
 x = torch.linspace(-3, 3, 32).reshape(2, 4, 2, 2)
 results = [s.sample(lambda x, t: torch.tanh(x), x, 6) for s in (s, euler)]
-check_solver("gradient_estimation")
-print(json.dumps([bool(torch.allclose(*results, atol=1e-5)), s.nfe(6), "gradient_estimation" in schedulers.names(),
+check_solver("heavy_ball")
+print(json.dumps([bool(torch.allclose(*results, atol=1e-5)), s.nfe(6), "heavy_ball" in schedulers.names(),
                   schedulers.plugin_errors()]))
 """,
         tmp_path / "site",

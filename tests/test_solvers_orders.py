@@ -45,6 +45,11 @@ ORDERS: list[tuple[str, dict[str, Any], int, float]] = [
     ("unipc", {"variant": "bh1"}, 3, 3),
     ("unipc", {"order": 3}, 4, 4),
     ("sa_solver", {"tau": 0.0}, 3, 2),
+    ("gradient_estimation", {}, 0, 1),
+    ("heunpp2", {}, 0, 1),
+    ("seeds_2", {"eta": 0.0, "variant": "heun"}, 0, 2),
+    ("seeds_3", {"eta": 0.0}, 0, 3),
+    ("exp_heun_2_x0", {}, 0, 2),
 ]
 
 
@@ -118,6 +123,10 @@ WEAK: list[tuple[str, dict[str, Any], float]] = [
     ("restart", {}, 2),
     ("restart", {"times": 3}, 2),
     ("sa_solver", {}, 2),
+    ("seeds_2", {}, 2),
+    ("seeds_2", {"eta": 0.5, "variant": "heun"}, 2),
+    ("exp_heun_2_x0_sde", {}, 2),
+    ("res_multistep_ancestral", {}, 2),
 ]
 
 
@@ -141,7 +150,7 @@ def test_mean_and_variance(name: str, options: dict[str, Any], theory: float, sc
     assert off[1] < (0.04 if theory == 1 else 0.006)
 
 
-@pytest.mark.parametrize("name", ["dpmpp_3m_sde", "er_sde"])
+@pytest.mark.parametrize("name", ["dpmpp_3m_sde", "er_sde", "seeds_3"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_variance_at_third_order(name: str, schedule: str) -> None:
     """Their error changes sign on the way, so that a rate says little; it is far below that of second order."""

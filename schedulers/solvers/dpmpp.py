@@ -7,6 +7,7 @@ from typing import Any, Literal
 from schedulers.grid import Grid
 from schedulers.solver import Steps, solver
 
+from .algebra import ancestral, exponential, first, noised
 from .multistep import along_lambda, multistep, power
 
 
@@ -57,6 +58,35 @@ def dpmpp_3m(x: Any, grid: Grid, noise: Any) -> Steps:
 def res_multistep(x: Any, grid: Grid, noise: Any) -> Steps:
     """Integrate a straight line of x0 in λ through the latest two values exactly."""
     return (yield from multistep(x, grid, noise, "x0", 2, along_lambda("x0")))
+
+
+@solver(
+    order=2,
+    stochastic=True,
+    grid="karras",
+    reference="ComfyUI, sample_res_multistep_ancestral: RES (2308.02157) with ancestral steps",
+    formula="res_multistep to a point below the next noise level, then noise up to it",
+    same="eta=0: res_multistep",
+    when="As dpmpp_2m_sde. ComfyUI's workflows use this name.",
+)
+def res_multistep_ancestral(x: Any, grid: Grid, noise: Any, *, eta: float = 1.0, s_noise: float = 1.0) -> Steps:
+    """Take the step of res_multistep to a lower noise level, then add noise up to the next one.
+
+    The straight line in λ runs from the point that the step before reached without its noise.
+    """
+    x0: Any = None
+    length = 0.0  # of the step before, in λ, without its noise
+    for p, q in grid.pairs():
+        d = yield x, p
+        if q.sigma == 0:
+            return d.x0
+        to, up = ancestral(p, q, eta)
+        x = first(to, d)
+        if x0 is not None and to.sigma != 0:
+            x = x + (x0 - d.x0) * (to.alpha * exponential(1.0, to.lam - p.lam, -length)[0])
+        x = noised(x, up * s_noise, noise, p, q)
+        x0, length = (d.x0, to.lam - p.lam) if p.alpha != 0 and to.sigma != 0 else (None, 0.0)
+    return x
 
 
 @solver(

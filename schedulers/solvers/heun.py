@@ -8,7 +8,7 @@ from typing import Any, Literal
 from schedulers.grid import Grid
 from schedulers.solver import Steps, solver
 
-from .algebra import first, heun_step, noised
+from .algebra import first, heun_correction, heun_step, noised
 
 
 @solver(
@@ -67,4 +67,34 @@ def edm(
         else:
             d = yield x, hat
             x = first(q, d)
+    return x
+
+
+@solver(
+    order=1,
+    evaluations_per_step=3,
+    grid="karras",
+    a1111="HeunPP2",
+    reference="ComfyUI, sample_heunpp2; sd-webui-samplers-scheduler, Heun++",
+    formula="x' = first + α'(ρ' − ρ)·(w₂·(ε₂ − ε) + w₃·(ε₃ − ε)), w₂ = ρ'/(3ρ₀), w₃ = ρ''/(3ρ₀), ₀ the first point",
+    when="Only to make pictures of other tools again: three evaluations a step for first order.",
+)
+def heunpp2(x: Any, grid: Grid, noise: Any) -> Steps:
+    """Take an euler step with the mean of ε here, at the next point and at the one after, weighted by their levels.
+
+    ε₃ is evaluated after a second euler step. The last step but one has w₂ = ρ'/(2ρ₀) and no w₃; the last is euler's.
+    """
+    level, points, last = grid.noise.level, grid.points, len(grid) - 1
+    for i, (p, q) in enumerate(grid.pairs(), 1):
+        d = yield x, p
+        x = first(q, d)
+        if i == last:
+            return x
+        e = yield x, q
+        share = 2 / ((2 if i + 1 == last else 3) * level(points[0]))
+        x = x + heun_correction(grid, p, q, d, e) * (share * level(q))
+        if i + 1 < last:
+            after = points[i + 1]
+            f = yield first(after, e), after
+            x = x + heun_correction(grid, p, q, d, f) * (share * level(after))
     return x
