@@ -58,7 +58,7 @@ def load(
 
 
 def make_plan(model: Model, prompts: str | Sequence[str] = (), **options: Unpack[Options]) -> Plan:
-    """Check all that a request for pictures says, without torch; the model has a default for what is left out.
+    """Check a request for pictures, without torch. The model has a default for each option.
 
     Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input file.
     """

@@ -1,4 +1,4 @@
-"""A picture made again from its record: the model by its hash, the same plan, and how far off the pixels are."""
+"""Make a picture again from its record: find the model by its hash, run the same plan, compare the pixels."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def reproduce(
     """Make the picture in a file again, from the record that it carries.
 
     model   a name as `find` takes it, where the model is not among the bundled, listed and cached ones
-    files   what the picture was made from, where it does not lie beside it or in the current folder
+    files   what the picture was made from, if it is neither beside it nor in the current folder
     device  None: the recorded one if it is here
     Raises InputError: no record, or one that is cut; a model or file that is not here, or another one than it was.
     InvalidOutput where the picture comes out wrong, OutOfMemory.
@@ -146,15 +146,15 @@ def reproduce(
                                "model_hash", "pixels_sha256") if record.get(key) is None]  # fmt: skip
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
-    found, checkpoint = _model(record, model, path)
-    plan = _plan(record, found, Files(files, path, found.folder))
-    generator = _load(record, found, checkpoint, device)
+    loadable, checkpoint = _model(record, model, path)
+    plan = _plan(record, loadable, Files(files, path, loadable.folder))
+    generator = _load(record, loadable, checkpoint, device)
     if generator.model_hash != record["model_hash"]:
-        raise _other_model(found, generator.model_hash, record)
-    made = next(iter(generator.pictures(plan, on_step)))
-    if made.image is None:
-        raise made.error or InvalidOutput("no picture")
-    return _compared(path, record, made.image, made.record)
+        raise _other_model(loadable, generator.model_hash, record)
+    picture = next(iter(generator.pictures(plan, on_step)))
+    if picture.image is None:
+        raise picture.error or InvalidOutput("no picture")
+    return _compared(path, record, picture.image, picture.record)
 
 
 def _model(record: Record, name: str | None, path: Path) -> tuple[Model, Path | None]:
@@ -234,12 +234,12 @@ def _plan(record: Record, model: Model, files: Files) -> Plan:
             options["vae_tiling"] = (record.get("memory") or {}).get("vae_tiling") is True
             options |= read_options(record, "prompts" if reads_prompts else "noise", files)
         return make_plan(model, [record["prompt"]] if reads_prompts else (), **options)
-    except UsageError as error:  # what the record says, nobody said on the command line
-        raise InputError(f"the record cannot be obeyed: {error.message}", error.hint) from error
+    except UsageError as error:  # of the record, not of the command line
+        raise InputError(f"the record cannot be reproduced: {error.message}", error.hint) from error
 
 
 def _load(record: Record, model: Model, checkpoint: Path | None, device: str | None) -> Any:
-    """The model on the recorded device, in its dtype, with as many threads, as far as that can be had here."""
+    """The model on the recorded device, in its dtype, with as many threads, if this machine has them."""
     from diffgen import environment
 
     environment.prepare()
@@ -265,48 +265,48 @@ def _load(record: Record, model: Model, checkpoint: Path | None, device: str | N
     return load(model, device, dtype, quantize=record.get("quantize", "none"))
 
 
-def _compared(path: Path, record: Record, image: Image.Image, made: dict[str, Any]) -> Reproduction:
+def _compared(path: Path, record: Record, image: Image.Image, new: dict[str, Any]) -> Reproduction:
     there = read_image(path, read_kind(path)[2])
     mode = "RGBA" if "RGBA" in (there.mode, image.mode) else "RGB"
     a, b = (np.asarray(one.convert(mode)).astype(int) for one in (there, image))
     if a.shape != b.shape:
         sizes = " and ".join(f"{one.width}x{one.height}" for one in (there, image))
-        return Reproduction(
-            image, made, None, None, f"the sizes differ: {sizes}, of the file and of what is made again"
-        )
+        return Reproduction(image, new, None, None, f"the sizes differ: {sizes}, of the file and of the new picture")
     apart = np.abs(a - b).max(2)
     if not apart.any():
-        return Reproduction(image, made, 0, 0, None)
-    return Reproduction(image, made, int(apart.max()), int((apart > 0).sum()), _why(record, made, pixels_sha256(there)))
+        return Reproduction(image, new, 0, 0, None)
+    return Reproduction(image, new, int(apart.max()), int((apart > 0).sum()), _why(record, new, pixels_sha256(there)))
 
 
-def _why(record: Record, made: Record, there: str) -> str:
-    """Why two pictures differ, as far as their records tell."""
-    if made["pixels_sha256"] == record["pixels_sha256"]:
+def _why(record: Record, new: Record, there: str) -> str:
+    """Why two pictures differ, by their records."""
+    if new["pixels_sha256"] == record["pixels_sha256"]:
         return "the file's pixels were changed after the picture was made: made again, it has the recorded ones"
-    found = []
+    reasons = []
     if there != record["pixels_sha256"]:
-        found.append("the file's pixels were changed after the picture was made")
-    before, now = (table if isinstance(table := one.get("versions"), dict) else {} for one in (record, made))
+        reasons.append("the file's pixels were changed after the picture was made")
+    before, now = (table if isinstance(table := one.get("versions"), dict) else {} for one in (record, new))
     for key in COMPARED:
         if before.get(key) != now.get(key) and (key in before or key in now):
-            found.append(f"{key} {before.get(key, 'none')} → {now.get(key, 'none')}")
+            reasons.append(f"{key} {before.get(key, 'none')} → {now.get(key, 'none')}")
     for key in ("device", "dtype", "threads", "batch_size", "prediction", "memory", "scheduler_options", "nfe"):
-        if key in record and record[key] != made.get(key):
-            found.append(f"{key} {record[key]} → {made.get(key)}")
-    hashes = made.get("model_files", {})
+        if key in record and record[key] != new.get(key):
+            reasons.append(f"{key} {record[key]} → {new.get(key)}")
+    hashes = new.get("model_files", {})
     for name, digest in (record.get("model_files") or {}).items():
         if hashes.get(name) != digest:
-            found.append(f"{name} of the model is another file")
-    return ", ".join(found) or "nothing that is recorded differs: another processor or another build of torch?"
+            reasons.append(f"{name} of the model is another file")
+    return ", ".join(reasons) or "nothing that is recorded differs: another processor or another build of torch?"
 
 
-def _missing(what: str, name: str | None, sha256: str, seen: Sequence[Path]) -> InputError:
+def _missing(what: str, name: str | None, sha256: str, others: Sequence[Path]) -> InputError:
     called = f" {name!r}" if name else ""
-    said = f"{what}{called} (SHA-256 {sha256[:10]}…)"
-    if seen:
-        return InputError(f"{said} is not what it was: {', '.join(map(str, seen))} has another content", "look for it")
-    return InputError(f"{said} is not here", "give it with --image FILE (--file FILE, if it is no picture)")
+    file = f"{what}{called} (SHA-256 {sha256[:10]}…)"
+    if others:
+        return InputError(
+            f"{file} is not what it was: {', '.join(map(str, others))} has another content", "look for it"
+        )
+    return InputError(f"{file} is not here", "give it with --image FILE (--file FILE, if it is no picture)")
 
 
 def _other_model(model: Model, digest: str, record: Record) -> InputError:

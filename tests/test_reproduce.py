@@ -303,9 +303,9 @@ def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: P
     [
         ({"cut": ["prompt"], "model_hash": "0" * 64}, "not complete"),
         ({"seed": None}, "does not say its seed"),
-        ({"scheduler": "nothing"}, "cannot be obeyed"),
-        ({"seed": 2**40}, "cannot be obeyed"),
-        ({"quantize": "int4"}, "cannot be obeyed: --quantize"),
+        ({"scheduler": "nothing"}, "cannot be reproduced"),
+        ({"seed": 2**40}, "cannot be reproduced"),
+        ({"quantize": "int4"}, "cannot be reproduced: --quantize"),
         ({"scheduler_options": [1]}, "impossible scheduler_options"),
         ({"cut": 7}, "impossible cut"),
         ({"prediction": [1]}, "impossible prediction"),

@@ -84,10 +84,10 @@ def generate(
     guidance_rescale: Annotated[float, _option(SAMPLING, "Against too much contrast. \\[0]", metavar="0…1")] = 0.0,
     guidance_interval: Annotated[Text, _option(SAMPLING, "Only in this part of the steps.", metavar="A,B")] = None,
     scheduler: Annotated[Text, _option(SAMPLING, "See diffgen schedulers list.", metavar="NAME")] = None,
-    grid: Annotated[Text, _option(SAMPLING, "At which times the model is asked.", metavar="NAME|FILE")] = None,
+    grid: Annotated[Text, _option(SAMPLING, "At which times the model is evaluated.", metavar="NAME|FILE")] = None,
     image: Annotated[Text, _option(BEGIN, "Begin with this picture.", metavar="FILE")] = None,
     strength: Annotated[Real, _option(BEGIN, "Of change. \\[0.75; with mask 1]", metavar="0…1")] = None,
-    mask: Annotated[Text, _option(BEGIN, "White is made anew, black kept.", metavar="FILE")] = None,
+    mask: Annotated[Text, _option(BEGIN, "White is repainted, black kept.", metavar="FILE")] = None,
     outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
         Texts, _option(BEGIN, "canny, scribble, or any map.", "--control", metavar="TYPE=FILE[:SCALE]")
@@ -131,7 +131,7 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
-    metadata: Annotated[str, _option(OUTPUT, "Or params, none: what is told. \\[full]", metavar="full|…")] = "full",
+    metadata: Annotated[str, _option(OUTPUT, "What the file says. \\[full]", metavar="full|…")] = "full",
     dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -225,7 +225,7 @@ class Reporter(Listener):
 
 
 def _summary(plan: Plan) -> str:
-    """What will be made, in a line; "(model default)" stands beside what was not said."""
+    """The plan in one line, with "(model default)" after what the user did not set."""
 
     def own(*names: str) -> str:
         return "" if plan.given & set(names) else " (model default)"

@@ -12,7 +12,7 @@ from diffgen.generation.model import Generator
 from diffgen.generation.plan import Picture
 from diffgen.images.preview import colours_of, half_blocks
 
-SECONDS = 0.15  # at least, between two looks at a picture that is being made
+SECONDS = 0.15  # at least, between two previews
 
 
 class View:
@@ -31,7 +31,7 @@ class View:
         return "truecolor" if self.colours == "24bit" else "256"
 
     def watch(self, generator: Generator) -> Callable[[Any, int, Any], None]:
-        """What `pictures` calls after each evaluation: shows the first picture of those that are made at once."""
+        """The `on_denoised` of `pictures`: shows the first picture of each batch."""
 
         def look(shots: Any, i: int, x0: Any) -> None:
             if time.monotonic() - self._last >= SECONDS:
@@ -42,7 +42,7 @@ class View:
         return look
 
     def changed(self) -> bool:
-        """Is there something new to show, since this was asked before?"""
+        """Is there something new to show since the last call?"""
         changed, self._changed = self._changed, False
         return changed
 
@@ -65,6 +65,6 @@ class View:
 
 
 def view_of(quiet: bool) -> View | None:
-    """The view for this terminal, or None: stderr is none, or shows no colours, or nothing is to be said."""
+    """The view for this terminal; None with --quiet, without a terminal, or without colours."""
     colours = None if quiet else colours_of(os.environ, sys.stderr.isatty(), sys.stderr.encoding)
     return None if colours is None else View(colours)

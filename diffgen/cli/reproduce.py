@@ -32,7 +32,7 @@ def reproduce(
     file: Annotated[str, typer.Argument(help="A picture that diffgen made.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="Where it is not found by its recorded hash."),
+        typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="The model, if its recorded hash is not outcome."),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -55,43 +55,43 @@ def reproduce(
     refuse_empty(locals(), {"file": "the file's name", "images": "--image", "files": "--file"})
     say = Output("reproduce", json, quiet)
     device = None if device is None else device_name(device)
-    made = read_made(file)
-    if made.tool != "diffgen":
+    source = read_made(file)
+    if source.tool != "diffgen":
         raise InputError(
-            f"{file} was made with {TOOLS[made.tool]}: only pictures that diffgen made can be made again to the pixel",
-            f"for a picture like it, try: {command_line(made)[0]}",
+            f"{file} was made with {TOOLS[source.tool]}: only pictures of diffgen can be reproduced to the pixel",
+            f"for a picture like it, try: {command_line(source)[0]}",
         )
     outputs = None if out is None else Outputs(out, 1, overwrite)
     environment.prepare(offline)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries
-    from diffgen.reproduce import reproduce as made_again
+    from diffgen.reproduce import reproduce as make_again
 
     with say.progress(file) as on_step:
-        found = made_again(file, model, [*(images or []), *(files or [])], device, on_step)
+        outcome = make_again(file, model, [*(images or []), *(files or [])], device, on_step)
     result = {
-        "identical": found.identical,
-        "max_difference": found.max_difference,
-        "differing_pixels": found.differing_pixels,
-        "reason": found.reason,
+        "identical": outcome.identical,
+        "max_difference": outcome.max_difference,
+        "differing_pixels": outcome.differing_pixels,
+        "reason": outcome.reason,
     }
     if outputs is not None:
         with uninterrupted():
             result["path"] = str(outputs.write(
-                encode_png(found.image, found.record),
-                seed=found.record["seed"],
-                prompt=found.record["prompt"],
-                model=found.record["model"],
-                scheduler=found.record["scheduler"],
-                steps=found.record["steps"],
+                encode_png(outcome.image, outcome.record),
+                seed=outcome.record["seed"],
+                prompt=outcome.record["prompt"],
+                model=outcome.record["model"],
+                scheduler=outcome.record["scheduler"],
+                steps=outcome.record["steps"],
             ))  # fmt: skip
             say.note(f"written: {result['path']}")
-    if found.identical:
+    if outcome.identical:
         say.result(result, ["identical pixels"])
         return
-    if found.differing_pixels is None:
+    if outcome.differing_pixels is None:
         far = "another size"
     else:
-        total = found.image.width * found.image.height
-        far = f"{found.differing_pixels} of {total} pixels differ, by at most {found.max_difference} of 255"
-    raise UnfinishedError(InvalidOutput(f"{file} is not reproduced: {far}", found.reason or ""), result)
+        total = outcome.image.width * outcome.image.height
+        far = f"{outcome.differing_pixels} of {total} pixels differ, by at most {outcome.max_difference} of 255"
+    raise UnfinishedError(InvalidOutput(f"{file} is not reproduced: {far}", outcome.reason or ""), result)

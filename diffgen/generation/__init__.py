@@ -1,1 +1,1 @@
-"""What can be asked of any model: options, plans, grid files. No torch."""
+"""Requests to any model: the table of options, plans, grid files, records; the protocol Generator. No torch."""

@@ -17,7 +17,7 @@ MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
 MAX_PICTURES = 100_000
 
-# Where neither the command nor the model says otherwise.
+# Used where neither the user nor the model sets them.
 DEFAULTS = {"steps": 25, "guidance": 7.5, "scheduler": "dpmpp_2m", "grid": None}
 
 
@@ -89,7 +89,7 @@ def parse_numbers(
     option: str, text: str | Sequence[int], low: int, high: int, most: int = MAX_PICTURES
 ) -> tuple[int, ...]:
     """The numbers in "0-7", "1,5,9", "0-3,100", or the numbers, each once, at most `most`. Raises UsageError."""
-    found: list[int] = []
+    listed: list[int] = []
     for part in text.split(",") if isinstance(text, str) else text:
         first, dash, last = (piece.strip() for piece in str(part).partition("-"))
         ends = [int(end) if end.isascii() and end.isdigit() and len(end) < 11 else -1 for end in (first, last or first)]
@@ -98,9 +98,9 @@ def parse_numbers(
                 f"{option} must be numbers and ranges from {low} to {high} (got {text!r})",
                 f"for example {low}-{low + 7},42",
             )
-        found += range(ends[0], ends[1] + 1)
-    check_int(f"{option}: how many", len(found), 1, most)
-    return tuple(dict.fromkeys(found))
+        listed += range(ends[0], ends[1] + 1)
+    check_int(f"{option}: how many", len(listed), 1, most)
+    return tuple(dict.fromkeys(listed))
 
 
 def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
@@ -109,11 +109,11 @@ def parse_seeds(text: str | Sequence[int]) -> tuple[int, ...]:
 
 
 def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None) -> dict[str, Any]:
-    """count, seed (random unless given) and seeds (empty unless given) of a plan, checked. Raises UsageError."""
+    """count, seed (random by default) and seeds (empty by default) of a plan, checked. Raises UsageError."""
     check_int("--count", count, 1, MAX_PICTURES)
     listed = () if seeds is None else parse_seeds(seeds)
     if listed and (seed is not None or count != 1):
-        raise UsageError("--seeds says how many pictures and which seeds: leave --seed and --count out")
+        raise UsageError("--seeds sets the seeds and their number: leave --seed and --count out")
     if seed is not None:
         check_int("--seed", seed, 0, MAX_SEED)
         check_int("the last seed, --seed plus --count less 1,", seed + count - 1, 0, MAX_SEED)
@@ -126,7 +126,7 @@ def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None)
 def check_sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
     """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError.
 
-    `native`: for a model that is asked without a pipeline, which takes any solver.
+    `native`: the model runs without a pipeline, so that any solver works.
     """
     check_int("--steps", values["steps"], 1, 1000)
     guidance = values["guidance"]

@@ -1,4 +1,4 @@
-"""Tuned grids: which one fits a plan, and what a record says about it."""
+"""Choose and check tuned grids, and describe them in records."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shipped_grid(paths: Iterable[Path], chosen: Mapping[str, Any]) -> str | None
 
 
 def grid_notes(chosen: Mapping[str, Any]) -> list[str]:
-    """What to know where a tuned grid is used for something else than it was tuned for."""
+    """Notes for a tuned grid that is used at other settings than its own."""
     tuned = _tuned(chosen["grid"])
     if tuned is None:
         return []
@@ -74,12 +74,12 @@ def check_grid_model(grid: str, model: str, model_hash: str) -> None:
 
 
 def grid_file(grid: str) -> dict[str, str]:
-    """What the record of a picture says of a grid that is a file, besides its name."""
+    """The keys of a picture's record for a grid that is a file, besides its name."""
     return {"grid_sha256": sha256_of(Path(grid))} if is_grid_file(grid) else {}
 
 
 def _tuned(grid: Any) -> Any:
-    """The content of a grid file; None for a grid that is known by a name. Raises InputError."""
+    """The content of a grid file; None for a grid with a name. Raises InputError."""
     if not isinstance(grid, str) or not is_grid_file(grid):
         return None
     try:
@@ -89,7 +89,7 @@ def _tuned(grid: Any) -> Any:
 
 
 def _unread(grid: str, error: ValueError | OSError) -> InputError:
-    """What to say of a grid that cannot be read."""
+    """The error for a grid that cannot be read."""
     if isinstance(error, OSError):
         hint = "diffgen tune writes such files; grids with a name: diffgen schedulers list"
         return InputError(f"cannot read the grid {grid}: {error.strerror}", hint)

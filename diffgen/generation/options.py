@@ -120,7 +120,7 @@ class Options(TypedDict, total=False):
         Source | None,
         Option(models=PROMPTS, per_line=True, record="image", fits=recorded.file, read=recorded.image),
     ]
-    mask: Annotated[  # white is made anew
+    mask: Annotated[  # white is repainted
         Source | None, Option(models=PROMPTS, per_line=True, record="mask", fits=recorded.file, read=recorded.mask)
     ]
     strength: Annotated[
@@ -232,10 +232,10 @@ def json_types() -> dict[str, tuple[type, ...]]:
 def _json_types(hint: Any) -> tuple[type, ...]:
     types = {str: (str,), int: (int,), float: (int, float), Sequence: (list,), tuple: (list,)}
     (hint, *_) = get_args(hint)  # of Annotated
-    found: list[type] = []
+    json: list[type] = []
     for part in get_args(hint) or (hint,):
-        found += types.get(get_origin(part) or part, ())
-    return tuple(found)
+        json += types.get(get_origin(part) or part, ())
+    return tuple(json)
 
 
 def read_options(record: Record, kind: str, files: Files) -> Options:

@@ -78,10 +78,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a plan with the record of how it was made; or, where it came out wrong, the error.
+    """One picture of a plan and its record, or the error if it is invalid.
 
-    `steps` are what each evaluation of the network predicted, and `attention` the map [h, w] of each word that was
-    asked for and is in the prompt (an array: a place's part of its attention, 0 to 1), where the plan asks for them.
+    If the plan keeps them, `steps` are the predictions of each evaluation of the network, and `attention` maps words of
+    the prompt to arrays [h, w] in [0, 1]: the share of each place's attention.
     """
 
     prompt: str
@@ -96,7 +96,7 @@ class Picture:
 def finished(pictures: Iterable[Picture], metadata: str) -> list[Image.Image]:
     """The images of a plan's pictures, their metadata in `.info`: full, params (without our own record) or none.
 
-    Raises UsageError for another level before a picture is made, and the error of one that came out wrong.
+    Raises UsageError for another level before a picture is made, and the error of an invalid picture.
     """
     from diffgen.images.metadata import LEVELS, info_of
 

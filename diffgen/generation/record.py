@@ -87,10 +87,7 @@ CHECKS: dict[str, Fits] = {
 
 
 def record_of(loaded: Loaded, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int, **more: Any) -> dict[str, Any]:
-    """What the record of any picture says, but for its pixels' hash; `more` is what this kind of model adds.
-
-    All that is needed to make the picture again: its keys are listed in images/metadata.py.
-    """
+    """The record of any picture, except the hash of its pixels; `more` is what this kind of model adds."""
     versions = {"diffgen": __version__, "python": platform.python_version(), "torch": version("torch")}
     record = {
         "schema": SCHEMA,
@@ -127,7 +124,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     text = read_texts(path).get("diffgen")
     if text is None:
         hint = "only PNG files that diffgen wrote with --metadata full do"
-        raise InputError(f"{path} carries no record of how it was made", hint)
+        raise InputError(f"{path} has no record of how it was made", hint)
     if len(text) > MAX_CHUNK:
         raise InputError(f"the record in {path} is too long: {len(text)} bytes, at most {MAX_CHUNK}")
     try:
@@ -153,7 +150,7 @@ def read_made(path: str | Path) -> Made:
 
 
 def of_record(record: Record) -> Made:
-    """What a checked record (`read_record`) says, with every option of the command."""
+    """A checked record (`read_record`) as what `inspect` prints, with every option of the command."""
     upscale = record.get("upscale")
     made = Made(
         "diffgen",
@@ -186,7 +183,7 @@ def of_record(record: Record) -> Made:
 
 
 class Names:
-    """Stands for the files that a record names by their names: `recorded.Files` for a command that is only printed."""
+    """`recorded.Files` for a command that is only printed: names in place of paths."""
 
     def picture(self, what: str, entry: Record, mode: str) -> str:
         return entry["name"] or f"{what.upper()}.png"

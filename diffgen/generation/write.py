@@ -53,7 +53,7 @@ class Inside:
 
 
 class Listener:
-    """Is told how `write_pictures` goes. This one ignores everything; a subclass overrides what it shows."""
+    """Receives the progress of `write_pictures`. Ignores everything; a subclass overrides what it shows."""
 
     def note(self, text: str) -> None:
         """How an adapter fits the model."""
@@ -128,8 +128,8 @@ def write_pictures(
 ) -> Result:
     """Make the pictures of the plans and write each as soon as it is done.
 
-    `metadata` is full, params or none; `on_step` and `on_denoised` are those of `Generator.pictures`. A picture that
-    came out wrong is listed in the result's `failed`, and the others go on. `result` is filled while the work goes on,
+    `metadata` is full, params or none; `on_step` and `on_denoised` are those of `Generator.pictures`. An
+    invalid picture is listed in the result's `failed`, and the others go on. `result` is filled while the work goes on,
     so that the caller has it where an error ends the work. Raises CannotWrite, and what the generator raises.
     """
     result = result or Result(plans, started=time.perf_counter())

@@ -80,7 +80,7 @@ def parameters_text(record: Mapping[str, Any]) -> str:
 
 
 def _extras(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What AUTOMATIC1111 and its extensions write of a picture that was not made from its prompt alone."""
+    """What AUTOMATIC1111 and its extensions write about more than a prompt: adapters, second pass, controls."""
     upscale, variation = record.get("upscale") or {}, record.get("variation") or {}
     loras, words = record.get("loras") or (), record.get("embeddings") or ()
     return {
@@ -137,7 +137,7 @@ def base_name(path: str) -> str:
 
 
 def label_of(name: str, options: Mapping[str, Any]) -> str:
-    """The label that stands for a scheduler with these options; its name where there is none for them."""
+    """The label of a scheduler with these options; its name if they have none."""
     try:
         usual = schedulers.info(name).options
     except ValueError:

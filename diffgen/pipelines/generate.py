@@ -33,7 +33,7 @@ class ImageGenerator(LoadedModel):
     ) -> list[Image.Image]:
         """Pictures of a prompt (of several: in their order, then in that of the seeds), RGB, their metadata in `.info`.
 
-        Picture i of a prompt has the seed `seed + i` and does not depend on the others; `seed` is random unless given.
+        Picture i of a prompt has the seed `seed + i` and does not depend on the others; `seed` is random by default.
         `options` are those of `generation.options.Options`; the model has a default for each. `on_step(done, total)` is
         called after each evaluation of the network. `metadata` is full, params (without our own record) or none.
         Raises UsageError (a number, name or combination), InputError (a file), OutOfMemory, InvalidOutput (not finite).
@@ -46,15 +46,16 @@ class ImageGenerator(LoadedModel):
     ) -> Iterator[Picture]:
         """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on.
 
-        `on_step(done, total)` hears of each evaluation of the network. `on_denoised(shots, i, x0)` gets the clean
-        latents [B, C, h, w] that evaluation i predicts for the shots that are made at once; `decode` makes pictures
-        of them. Where memory ends, fewer are made at once, then the autoencoder works in tiles; then OutOfMemory.
+        `on_step(done, total)` is called after each evaluation of the network. `on_denoised(shots, i, x0)` gets the
+        clean latents [B, C, h, w] that evaluation i predicts for a batch of shots; `decode` makes pictures of them. An
+        error in a callback ends the work; the generator stays usable. Out of memory, the batch becomes smaller, then
+        the autoencoder works in tiles; then OutOfMemory is raised.
         """
         self._adapt(plan)
         yield from Batches(self, plan, on_step, on_denoised).pictures()
 
     def save(self, folder: str | Path) -> None:
-        """Write the model, as the last pictures were made with it, as a diffusers folder that is not there yet.
+        """Write the model, as the last pictures were made with it, as a new diffusers folder.
 
         LoRAs are merged into it. Raises CannotWrite, and UsageError for weights in eight bits.
         """

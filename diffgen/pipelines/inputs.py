@@ -1,4 +1,4 @@
-"""What a picture may be made from besides a prompt: pictures, masks, adapters. Read and checked without torch."""
+"""Read and check what a picture is made from besides its prompt: pictures, masks, adapters. No torch."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image
 from diffgen.models import gate, single_file
 
-DRAWN = ("canny", "scribble")  # the maps that are drawn here; others are given
+DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pictures of the user's
 MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZATIONS = ("none", "int8")
-STRENGTH = 0.75  # of image to image, unless said
+STRENGTH = 0.75  # of image to image, by default
 UPSCALE_STRENGTH = 0.5  # of the second pass
 
 
 @dataclass(frozen=True)
 class Input:
-    """A picture that was given: its base name (None for one that is no file) and SHA-256, of the file if it is one."""
+    """A picture of the user's: its base name (None for one that is no file) and SHA-256, of the file if it is one."""
 
     name: str | None
     sha256: str
@@ -53,8 +53,8 @@ class Control:
     sha256: str  # of the ControlNet's weights
 
     def record(self) -> dict[str, Any]:
-        said = {"kind": self.kind, "scale": self.scale, "drawn": self.drawn, **self.picture.record()}
-        return said | {"model": base_name(str(self.model)), "model_sha256": self.sha256}
+        record = {"kind": self.kind, "scale": self.scale, "drawn": self.drawn, **self.picture.record()}
+        return record | {"model": base_name(str(self.model)), "model_sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,10 @@ def weights_sha256(path: Path) -> str:
     """SHA-256 of a ControlNet's weights file, checked. Raises InputError."""
     if path.is_dir():
         stem = "diffusion_pytorch_model"
-        found = [path / name for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors") if (path / name).exists()]
-        if not found:
+        files = [path / name for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors") if (path / name).exists()]
+        if not files:
             raise InputError(f"{path}: no {stem}.safetensors", gate.CONVERT)
-        path = found[0]
+        path = files[0]
     gate.read_header(path)
     return gate.sha256_of(path)
 
@@ -170,9 +170,9 @@ def weights_sha256(path: Path) -> str:
 def read_lora(text: str) -> Lora:
     """A LoRA from PATH[:SCALE]. Raises UsageError, InputError (no safetensors, something else than a LoRA)."""
     name, scale = _scaled(text, "--lora")
-    found = single_file.recognise(name)
-    if found.kind not in ("lora", "other"):
-        raise InputError(f"{name}: no LoRA, but {found.what}")
+    content = single_file.recognise(name)
+    if content.kind not in ("lora", "other"):
+        raise InputError(f"{name}: no LoRA, but {content.what}")
     return Lora(Path(name), scale, gate.sha256_of(Path(name)))
 
 
@@ -188,7 +188,7 @@ def read_embedding(text: str) -> Embedding:
 
 
 def check_upscale(factor: float | None, mode: str | None, strength: float | None) -> Upscale | None:
-    """A second pass, its numbers checked; None is "not said". Raises UsageError."""
+    """The second pass, its numbers checked; None without a factor. Raises UsageError."""
     if factor is None:
         for what, value in (("--upscale-mode", mode), ("--upscale-strength", strength)):
             if value is not None:
@@ -259,10 +259,10 @@ class Inputs:
         self.mask = None if mask is None else read_input(mask, "L")
         self.margins = None if margins is None else fit.parse_margins(margins)
         if self.image and self.mask and self.mask.image.size != self.image.image.size:
-            sizes = " and ".join("x".join(map(str, given.image.size)) for given in (self.image, self.mask))
+            sizes = " and ".join("x".join(map(str, picture.image.size)) for picture in (self.image, self.mask))
             raise InputError(f"--image and --mask have different sizes, {sizes}", "make the mask from the picture")
         if self.mask and not self.mask.image.getextrema()[1]:
-            raise InputError("the mask is all black: nothing would be made anew", "white is what is made anew")
+            raise InputError("the mask is all black: nothing would be repainted", "white is repainted")
         if strength is None:
             strength = 1.0 if self.image is None or self.mask or self.margins else STRENGTH
         self.strength = check_share("--strength", strength)
@@ -283,7 +283,7 @@ class Inputs:
         return first.width + left + right, first.height + top + bottom
 
     def fitted(self, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:
-        """All that was given, the pictures brought to the size; what is added round a picture fills the rest of it."""
+        """The fields of a plan, all pictures scaled to the size; what --outpaint adds fills the rest of it."""
         if self.margins and self.image:
             left, top, *_ = self.margins
             width, height = size[0] - self.image.image.width - left, size[1] - self.image.image.height - top
@@ -293,10 +293,12 @@ class Inputs:
             self.image = Input(self.image.name, self.image.sha256, grown)
             self.mask = Input(None, "", mask)
             self.margins = (left, top, width, height)
-        for given in (self.image, *(control.picture for control in self.controls)):
-            if given and given.image.size != size:
-                seen = "x".join(map(str, given.image.size))
-                notes.append(f"{given.name or 'the picture'} ({seen}) is scaled and cropped to {size[0]}x{size[1]}")
+        for picture in (self.image, *(control.picture for control in self.controls)):
+            if picture and picture.image.size != size:
+                original = "x".join(map(str, picture.image.size))
+                notes.append(
+                    f"{picture.name or 'the picture'} ({original}) is scaled and cropped to {size[0]}x{size[1]}"
+                )
         return {
             "image": self.image and _covering(self.image, size),
             "mask": self.mask and _covering(self.mask, size),
@@ -308,8 +310,8 @@ class Inputs:
         }
 
 
-def _covering(given: Input, size: tuple[int, int]) -> Input:
-    return Input(given.name, given.sha256, fit.cover(given.image, size))
+def _covering(picture: Input, size: tuple[int, int]) -> Input:
+    return Input(picture.name, picture.sha256, fit.cover(picture.image, size))
 
 
 def _control(control: Control, size: tuple[int, int]) -> Control:

@@ -75,7 +75,7 @@ class LoadedModel:
         return "the pixels themselves" if self._coarse is None else self._coarse.how
 
     def sketch(self, latent: Tensor) -> Image.Image:
-        """A quick picture of clean latents [C, h, w], for looking at while a picture is made; not finite is grey."""
+        """A quick preview of clean latents [C, h, w]; values that are not finite become grey."""
         if self._coarse is None:
             return to_pil(latent.float().nan_to_num(0).cpu().numpy()[None])[0]
         return self._coarse(latent)

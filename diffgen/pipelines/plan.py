@@ -1,4 +1,4 @@
-"""What will be made: every number, name, word and input file checked, defaults filled in, before torch is imported."""
+"""Plan the pictures of a pipeline: check every number, name and input file, and fill in defaults, without torch."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from .inputs import Control, Embedding, Input, Inputs, Lora, Upscale, Variation
 
 @dataclass(frozen=True, kw_only=True)
 class Shot(plan.Shot):
-    """One picture of a plan, its prompts with their choices made."""
+    """One picture of a plan. The choices in its prompts are made."""
 
     negative: str
-    template: str  # the prompt before
+    template: str  # the prompt with its choices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
-    """A checked order for pictures of a diffusion pipeline. `prompts` may hold choices, which each seed makes."""
+    """A checked request for pictures of a diffusion pipeline. `prompts` may hold choices, which each seed makes."""
 
     checked: Checked
     negative: str
-    own_grid: bool = False  # one of the model's files, which it takes by itself for the rest of what is asked
-    known: frozenset[str] | None = None  # the words that the model was trained on
+    own_grid: bool = False  # the grid is the tuned one that the model selects automatically
+    vocabulary: frozenset[str] | None = None  # the words that the model was trained on
     prompt_syntax: str = "a1111"
     styles: tuple[str, ...] = ()
     guidance_interval: tuple[float, float] = (0.0, 1.0)
@@ -69,7 +69,7 @@ class Plan(plan.Plan):
 
     @property
     def task(self) -> str:
-        """How the pictures are made: one of `families.TASKS`."""
+        """The task of the pipeline: one of `families.TASKS`."""
         if self.mask is not None and self.checked.variant == "inpaint":
             return "mask"
         return ("control+" if self.controls else "") * (self.image is not None) + (
@@ -89,13 +89,13 @@ class Plan(plan.Plan):
 
     @property
     def details(self) -> list[str]:
-        """What else to say of the plan in a line."""
-        found = [f"strength {self.strength:g}"] if self.image else []
+        """What else a summary of the plan says."""
+        details = [f"strength {self.strength:g}"] if self.image else []
         if self.model.prediction is not None:
-            found.append(f"predicts {self.model.prediction}")
+            details.append(f"predicts {self.model.prediction}")
         if "safety_checker" in self.checked.companions:
-            found.append(f"safety checker {'on' if self.options['safety'] else 'off'}")
-        return found
+            details.append(f"safety checker {'on' if self.options['safety'] else 'off'}")
+        return details
 
     def shots(self) -> Iterator[Shot]:
         """Every picture: prompts first, then seeds."""
@@ -115,33 +115,33 @@ class Plan(plan.Plan):
             yield from (shots[i : i + step] for i in range(0, len(shots), step))
 
     def unknown(self, prompt: str) -> tuple[str, ...]:
-        """The words of a prompt, and of its choices, that the model never saw, as far as that is known."""
-        if self.known is None:
+        """The words of a prompt, and of its choices, that the model was not trained on; none without a vocabulary."""
+        if self.vocabulary is None:
             return ()
         if self.prompt_syntax != "plain":
             prompt = self.wildcards.possible(prompt)
         added = {word for embedding in self.embeddings for word in prompt_rules.words(embedding.word)}
-        return tuple(prompt_rules.unknown_words(self.known | added, prompt, self.prompt_syntax))
+        return tuple(prompt_rules.unknown_words(self.vocabulary | added, prompt, self.prompt_syntax))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
-        found = [*self.notes, *prompt_syntax.notes(prompt, self.prompt_syntax)]
+        warnings = [*self.notes, *prompt_syntax.notes(prompt, self.prompt_syntax)]
         if words := self.unknown(prompt):
             named = ", ".join(map(repr, words))
-            found.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it")
-        return found
+            warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it")
+        return warnings
 
 
 def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
     """Check everything that can be checked without torch, the model's and the inputs' files included.
 
-    What is not said comes from the model's card, else from its family's defaults.
+    Missing values come from the model's card, else from its family's defaults.
     Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input.
     """
     options = with_our_names(keywords)
-    said = CheckedOptions(options)
-    # What was asked for is checked first, so that a wrong option is never blamed on the model.
-    check_sampling(DEFAULTS | said.sampling)
+    checked_options = CheckedOptions(options)
+    # Before the model, so that a wrong option is never blamed on it.
+    check_sampling(DEFAULTS | checked_options.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
     checked = check(model)
     if not checked.row.reads_prompts:
@@ -149,18 +149,18 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
             why = f"{model.name} makes pictures from nothing but noise"
             raise UsageError(f"{flag_of(name)} is not supported: {why}", "leave it out")
     elif options.get("controls"):
-        class_of(checked.family, "control")  # before a ControlNet is asked for
-    texts, negative = said.texts(prompts, checked.row.reads_prompts)
+        class_of(checked.family, "control")  # before its ControlNet is looked for
+    texts, negative = checked_options.texts(prompts, checked.row.reads_prompts)
     about = info(model)
     begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
-    plain = not begun and said.values["refiner"] is None
-    chosen = _sampling(model, checked, about, said.sampling, plain)
+    plain = not begun and checked_options.values["refiner"] is None
+    chosen = _sampling(model, checked, about, checked_options.sampling, plain)
     rest = {"steps": chosen["steps"], "guidance": chosen["guidance"], "scheduler": chosen["label"]}
     own_grid = Path(chosen["grid"]) in checked.grids
     own_grid = own_grid and _sampling(model, checked, about, rest, plain)["grid"] == chosen["grid"]
-    given = Inputs(options, model.folder)
-    size, notes = sizes.round_size(size or given.size or sizes.own_size(model, about, checked), checked)
-    pictures = given.fitted(size, notes)
+    pictures = Inputs(options, model.folder)
+    size, notes = sizes.round_size(size or pictures.size or sizes.own_size(model, about, checked), checked)
+    fitted = pictures.fitted(size, notes)
     embedded = checked.guidance_is_input
     if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
@@ -173,7 +173,6 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
         and (options.get("guidance_rescale") or options.get("guidance_interval"))
     ):
         notes.append("guidance is off: its rescale and its interval change nothing")
-    known = prompt_rules.known_words(about)
     plan = Plan(
         model=model,
         checked=checked,
@@ -182,18 +181,18 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
         width=size[0],
         height=size[1],
         notes=tuple(notes),
-        known=known,
+        vocabulary=prompt_rules.known_words(about),
         own_grid=own_grid,
         **chosen,
-        **said.values,
-        **pictures,
+        **checked_options.values,
+        **fitted,
     )
     _check_together(plan)
     return plan
 
 
 def _check_together(plan: Plan) -> None:
-    """Does all that was asked for go together, and with this model? Raises UsageError."""
+    """Raise UsageError for options that exclude each other or do not fit the model."""
     family, mask = plan.checked.family, plan.mask is not None
     if max(plan.final_size) > MAX_SIDE:
         size = "x".join(map(str, plan.final_size))
@@ -227,18 +226,18 @@ def _check_together(plan: Plan) -> None:
 
 
 def _check_attention(plan: Plan) -> None:
-    """Is each word whose attention is asked for in a prompt? Raises UsageError."""
+    """Raise UsageError for a word of --attention that is in no prompt."""
     if not plan.attention:
         return
     texts = dict.fromkeys(prompt_syntax.plain_text(shot.prompt, plan.prompt_syntax) for shot in plan.shots())
-    held = [prompt_rules.words(text) for text in texts]
-    for asked in plan.attention:
-        if not (words := prompt_rules.words(asked)):
-            raise UsageError(f"--attention {asked!r} is no word")
+    prompts = [prompt_rules.words(text) for text in texts]
+    for wanted in plan.attention:
+        if not (words := prompt_rules.words(wanted)):
+            raise UsageError(f"--attention {wanted!r} is no word")
         n = len(words)
-        if not any(words == row[i : i + n] for row in held for i in range(len(row) - n + 1)):
-            listed = ", ".join(dict.fromkeys(word for row in held for word in row))
-            raise UsageError(f"--attention {asked!r} is not in the prompt", f"its words are: {listed[:300]}")
+        if not any(words == row[i : i + n] for row in prompts for i in range(len(row) - n + 1)):
+            listed = ", ".join(dict.fromkeys(word for row in prompts for word in row))
+            raise UsageError(f"--attention {wanted!r} is not in the prompt", f"its words are: {listed[:300]}")
 
 
 class CheckedOptions:
@@ -274,22 +273,22 @@ class CheckedOptions:
 
     def texts(self, prompts: str | Sequence[str], reads_prompts: bool) -> tuple[tuple[str, ...], str]:
         """The prompts and the negative prompt, in their styles, all that any seed could choose checked."""
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        positive = [prompts] if isinstance(prompts, str) else list(prompts)
         negative = self.options.get("negative", "")
         if not reads_prompts:
-            if given or negative.strip():
+            if positive or negative.strip():
                 raise UsageError("this model reads no prompts", "leave the prompt out")
             return ("",), ""
-        if not given:
+        if not positive:
             raise UsageError("there is no prompt", 'say what to show: diffgen generate "a red apple"')
-        for text in (*given, *([negative] if negative.strip() else [])):
+        for text in (*positive, *([negative] if negative.strip() else [])):
             prompt_rules.check(text)
         if self.styles:
-            styled = [apply_styles(self.styles, text, negative) for text in given]
-            given, negative = [text for text, _ in styled], styled[0][1]
-        for text in (*given, negative):
+            styled = [apply_styles(self.styles, text, negative) for text in positive]
+            positive, negative = [text for text, _ in styled], styled[0][1]
+        for text in (*positive, negative):
             check_text(text, self.prompt_syntax, self.wildcards)
-        return tuple(given), negative
+        return tuple(positive), negative
 
 
 def check_text(text: str, syntax: str, wildcards: Wildcards) -> None:
@@ -300,7 +299,7 @@ def check_text(text: str, syntax: str, wildcards: Wildcards) -> None:
 
 
 def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, str]:
-    """The noise schedule and the prediction that a model's scheduler_config.json says it was trained with."""
+    """The noise schedule and the prediction that a model's scheduler_config.json states."""
     component = checked.components["scheduler"]
     try:
         return schedulers.from_diffusers_config(component.config)
@@ -309,39 +308,39 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
 
 
 def _sampling(
-    model: Model, checked: Checked, about: Mapping[str, Any], asked: Mapping[str, Any], plain: bool
+    model: Model, checked: Checked, about: Mapping[str, Any], chosen: Mapping[str, Any], plain: bool
 ) -> dict[str, Any]:
-    """steps, guidance, scheduler and grid: as asked, else by the model's card, else by its family.
+    """steps, guidance, scheduler and grid: as `chosen`, else of the model's card, else of its family.
 
-    A picture that this model alone makes from nothing but noise (`plain`) is made on one of its own tuned grids where
-    nobody asks for a grid and there is one for just its scheduler, number of steps and guidance. The card may name one:
-    it then says the number of steps too, unless what is asked, or the user's list says, does not go with it.
+    Text to image by this model alone (`plain`) uses one of its own tuned grids if the user chose no grid and there is
+    one for exactly the scheduler, number of steps and guidance. The card may name one: it then sets the number of steps
+    too, unless that contradicts `chosen` or the user's list of models.
     """
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
     named = next((path for path in checked.grids if own["grid"] == f"grids/{path.name}"), None)
-    users = "grid" in asked or ("grid" in model.defaults and named is None)
+    users = "grid" in chosen or ("grid" in model.defaults and named is None)
     if named is None and "grid" not in model.defaults and is_grid_file(str(own["grid"])):
         raise InputError(f"{model.folder / 'card.json'}: there is no grid {own['grid']!r} in the model's folder")
-    if "scheduler" in asked or named is not None:
+    if "scheduler" in chosen or named is not None:
         own["grid"] = None  # the model's grid is for its own scheduler
     try:
         if plain and not users:
-            said = grid_files.tuned_defaults({"grid": str(named)}) if named else {}
-            said = {k: v for k, v in said.items() if k not in model.defaults and (k != "guidance" or k not in card)}
+            tuned = grid_files.tuned_defaults({"grid": str(named)}) if named else {}
+            tuned = {k: v for k, v in tuned.items() if k not in model.defaults and (k != "guidance" or k not in card)}
             grids = [*([named] if named else []), *checked.grids]
-            for values in (own | said, own):
-                chosen = check_sampling(values | dict(asked))
-                if (grid := grid_files.shipped_grid(grids, chosen)) is not None:
-                    return chosen | {"grid": grid}
-        return check_sampling(own | grid_files.tuned_defaults(asked) | dict(asked))
+            for values in (own | tuned, own):
+                sampling = check_sampling(values | dict(chosen))
+                if (grid := grid_files.shipped_grid(grids, sampling)) is not None:
+                    return sampling | {"grid": grid}
+        return check_sampling(own | grid_files.tuned_defaults(chosen) | dict(chosen))
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
 
 
-def _words(asked: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The words that were asked for, each once."""
-    return tuple(dict.fromkeys([asked] if isinstance(asked, str) else asked or ()))
+def _words(words: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The words of --attention, each once."""
+    return tuple(dict.fromkeys([words] if isinstance(words, str) else words or ()))
 
 
 def _refiner(name: str | None) -> Model | None:

@@ -1,4 +1,4 @@
-"""Sizes of pictures in pixels: a model's own, and those that it can make. Imports no torch."""
+"""Sizes of pictures in pixels: the default of a model, and those that it can make."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def multiple(checked: Checked) -> int:
 
 
 def own_size(model: Model, about: Mapping[str, Any], checked: Checked) -> tuple[int, int]:
-    """The size that the model makes unless asked: its card's, its configuration's or its family's."""
+    """The default size: of the model's card, its configuration or its family."""
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}
     size = card.get("size") or about["resolution"] or checked.defaults.size
     if size is None:

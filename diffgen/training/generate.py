@@ -37,10 +37,10 @@ class RunGenerator:
 
     dtype  "auto" is float32; float16 and bfloat16 are what the network computes in, its weights stay float32
     checkpoint  another than the newest
-    Raises InputError for a run that is wrong inside, UsageError for a device that is not there, OutOfMemory.
+    Raises InputError for a broken run, UsageError for a missing device, OutOfMemory.
     """
 
-    fits: tuple[str, ...] = ()  # a pipeline says here how its adapters fit
+    fits: tuple[str, ...] = ()  # a run has no adapters
     sketched = "the pixels themselves"  # what `sketch` shows
 
     def __init__(self, model: Model, device: str = "auto", dtype: str = "auto", checkpoint: Path | None = None) -> None:
@@ -68,9 +68,9 @@ class RunGenerator:
         """Pictures of classes by their names, or of nothing: of a class drawn from the seed, if there are any.
 
         They are L, RGB or RGBA as the data, with their metadata in `.info`. Picture i of a class has the seed
-        `seed + i` and does not depend on the others; `seed` is random unless given. `options` are those of
-        `plan.make_plan`. `on_step(done, total)` hears of each evaluation of the network. `metadata` is full, params
-        or none.
+        `seed + i` and does not depend on the others; `seed` is random by default. `options` are those of
+        `plan.make_plan`. `on_step(done, total)` is called after each evaluation of the network. `metadata` is full,
+        params or none.
         Raises UsageError (a number or name), OutOfMemory, InvalidOutput (not finite).
         """
         return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
@@ -92,7 +92,7 @@ class RunGenerator:
             raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
 
     def sketch(self, x: Tensor) -> Image.Image:
-        """A picture [C, H, W] that is being made, for looking at; what is not finite is grey."""
+        """A preview of a picture [C, H, W]; values that are not finite become grey."""
         return to_pil(x.float().nan_to_num(0).cpu().numpy()[None], self.run.data["levels"])[0]
 
     @torch.inference_mode()

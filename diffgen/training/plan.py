@@ -1,4 +1,4 @@
-"""What a run will make: every number and name checked, defaults filled in, before torch is imported."""
+"""Plan the pictures of a run: check every number and name, and fill in defaults, without torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Shot(plan.Shot):
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan(plan.Plan):
-    """A checked order for pictures of a run. The prompts are names of classes; "" is a class drawn from the seed."""
+    """A checked request for pictures of a run. Prompts are names of classes; "" is a class drawn from the seed."""
 
     run: Run
 
@@ -54,22 +54,21 @@ class RunPlan(plan.Plan):
 
 
 def drawn_class(seed: int, classes: int) -> int:
-    """The class of a picture of which only the seed was said, even over all classes."""
+    """A class drawn from the seed, uniformly."""
     return int.from_bytes(hashlib.sha256(f"class of {seed}".encode()).digest()[:8], "big") % classes
 
 
 def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpack[Options]) -> RunPlan:
     """Check everything that can be checked without torch.
 
-    options  count, seed, seeds, size, steps, guidance, scheduler, grid, batch_size, keep_steps; what is not said, or
-             None, is what the run was trained with. Those that only pipelines have are refused if they are used.
+    The run has a default for each option. Options that only pipelines take are refused unless they are neutral.
     Raises UsageError for a wrong number or name, InputError for a wrong run.
     """
     options = with_our_names(keywords)
     if name := unsupported(options, "run"):
         raise UsageError(f"{flag_of(name)} is not supported for a run of `diffgen train`", "leave it out")
-    asked = {key: options[key] for key in ("steps", "guidance", "scheduler", "grid") if options.get(key) is not None}
-    check_sampling(DEFAULTS | asked, native=True)  # first, so that a wrong option is not blamed on the run
+    chosen = {key: options[key] for key in ("steps", "guidance", "scheduler", "grid") if options.get(key) is not None}
+    check_sampling(DEFAULTS | chosen, native=True)  # before the run, so that a wrong option is not blamed on it
     size = None if options.get("size") is None else parse_size(options["size"])
     which = which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))
     batch_size = check_int("--batch-size", options.get("batch_size", 1), 1, 4096)
@@ -87,12 +86,12 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpac
         check_sampling(own, native=True)
     except UsageError as error:
         raise InputError(f"{run.folder / 'run.json'}: {error.message}") from error
-    chosen = check_sampling(own | asked, native=True)
-    if chosen["guidance"] != 1 and not guides:
+    sampling = check_sampling(own | chosen, native=True)
+    if sampling["guidance"] != 1 and not guides:
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
-        raise UsageError(f"--guidance {chosen['guidance']:g}: {run.name} was trained {why}", "leave it out")
+        raise UsageError(f"--guidance {sampling['guidance']:g}: {run.name} was trained {why}", "leave it out")
     height, width = run.data["size"]
-    notes = grid_files.grid_notes(chosen)
+    notes = grid_files.grid_notes(sampling)
     if size is not None and size != (width, height):
         check_int("--size: the longer side", max(size), 1, MAX_SIDE)
         notes.append(f"{run.name} was trained at {width}x{height}: other sizes may not look like its data")
@@ -107,7 +106,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpac
         keep_steps=options.get("keep_steps", False),
         given=frozenset(key for key, value in options.items() if value is not None),
         **which,
-        **chosen,
+        **sampling,
     )
 
 
@@ -139,7 +138,7 @@ def _classes(run: Run, prompts: list[str]) -> tuple[str, ...]:
     if classes is None:
         raise UsageError(f"{run.name} reads no prompts: it was trained without classes", "leave the prompt out")
     folded = {name.casefold(): name for name in reversed(classes)}
-    found = []
+    names = []
     for prompt in prompts:
         name = prompt if prompt in classes else folded.get(prompt.strip().casefold())
         if not name:
@@ -147,5 +146,5 @@ def _classes(run: Run, prompts: list[str]) -> tuple[str, ...]:
             guess = f"did you mean {folded[near[0]]!r}? " if near else ""
             listed = ", ".join(classes[:30]) + (f" and {len(classes) - 30} more" if len(classes) > 30 else "")
             raise UsageError(f"{run.name} has no class {prompt!r}", f"{guess}there are {listed}")
-        found.append(name)
-    return tuple(found)
+        names.append(name)
+    return tuple(names)

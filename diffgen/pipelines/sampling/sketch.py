@@ -1,4 +1,4 @@
-"""A quick look at latents while a picture is made: by the autoencoder where that is small, else by a linear fit."""
+"""Preview latents: by the autoencoder if that is small, else by a linear fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = 32  # latents along that side
 
 
 class Sketch:
-    """Pictures of latents, for looking at.
+    """Makes previews of latents.
 
     A linear fit gives each place of the latents one colour: its channels times a matrix [C + 1, 3]. The matrix is the
     least-squares solution for pictures of colour fields and what the model's own autoencoder makes of them.
@@ -58,9 +58,11 @@ def fit(coder: Autoencoder) -> Tensor:
         picture = functional.interpolate(_fields(fields, generator), (PLACES * scale, PLACES * scale))
         latents.append(coder.encode(picture, generator)[0].float().cpu().flatten(1))
         colours.append(functional.avg_pool2d(picture, scale)[0].flatten(1))
-    known, wanted = torch.cat(latents, 1), torch.cat(colours, 1)
-    known = torch.cat([known, torch.ones(1, known.shape[1])])
-    return torch.from_numpy(np.linalg.lstsq(known.T.double().numpy(), wanted.T.double().numpy(), rcond=None)[0]).float()
+    inputs, targets = torch.cat(latents, 1), torch.cat(colours, 1)
+    inputs = torch.cat([inputs, torch.ones(1, inputs.shape[1])])
+    return torch.from_numpy(
+        np.linalg.lstsq(inputs.T.double().numpy(), targets.T.double().numpy(), rcond=None)[0]
+    ).float()
 
 
 def _fields(count: int, generator: torch.Generator) -> Tensor:
