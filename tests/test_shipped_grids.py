@@ -305,7 +305,7 @@ def test_what_lies_in_the_folder_besides(shipping) -> None:
     (model.folder / "grids" / "readme").mkdir()
     assert [path.name for path in find.check(model).grids] == ["three.json"]
     (model.folder / "grids" / "a b.json").write_text(json.dumps(grid()))
-    with pytest.raises(InputError, match="no plain file name"):
+    with pytest.raises(InputError, match="is not a plain file name"):
         find.check(model)
     (model.folder / "grids" / "a b.json").unlink()
     (model.folder / "grids" / "four.json").mkdir()
