@@ -1,4 +1,4 @@
-"""Runs of solvers on models whose exact answer is known, in float64, shared by the solver tests."""
+"""Runs of solvers on models with an exact solution, in float64, shared by the solver tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample(
     exact_start: int = 0,
     **options: Any,
 ) -> tuple[Tensor, int]:
-    """(the solver's result, its evaluations). The first `exact_start` states are put right by the exact solution."""
+    """(the solver's result, its evaluations). The exact solution replaces the first `exact_start` states."""
     prediction = prediction or PREDICTIONS.get(grid.noise.name, "epsilon")
     count, begin = 0, x
 
@@ -54,7 +54,7 @@ def from_prior(noise: NoiseSchedule, model: Mixture, count: int) -> Tensor:
 
 
 def answer(p: Point, last: Point, x: Tensor, model: Mixture) -> Tensor:
-    """Where the exact solution leads: from p to the last noisy point, and to the x0 that the model sees from there."""
+    """The exact solution from p to the last noisy point, then the model's x0 there."""
     return model.denoise(model.solve(x, p, last), last.alpha, last.sigma)[0]
 
 
@@ -68,26 +68,26 @@ def _start_and_answer(schedule: str, model: Mixture, last: Point) -> tuple[Tenso
 def errors(
     name: str, schedule: str, grid: str, steps: tuple[int, ...], model: Mixture, **how: Any
 ) -> list[tuple[int, float]]:
-    """(evaluations, median distance to the exact answer) for each number of steps."""
-    found = []
+    """(evaluations, median distance to the exact solution) for each number of steps."""
+    results = []
     for n in steps:
         points = grids.build(grid, NoiseSchedule.named(schedule), n)
         x, exact = _start_and_answer(schedule, model, points[-2])
         result, nfe = sample(name, points, x, model, **how)
-        found.append((nfe, (result - exact).norm(dim=1).median().item()))
-    return found
+        results.append((nfe, (result - exact).norm(dim=1).median().item()))
+    return results
 
 
-def order(found: list[tuple[int, float]]) -> float:
+def order(results: list[tuple[int, float]]) -> float:
     """The order of convergence by evaluations, between the first and the last."""
-    (n, e), (m, f) = found[0], found[-1]
+    (n, e), (m, f) = results[0], results[-1]
     return math.log(e / f) / math.log(m / n)
 
 
 def moments(name: str, grid: Grid, model: Mixture, **options: Any) -> tuple[float, float, int]:
     """(mean, variance, number of noises) of the result on 1-D Gaussian data, exactly.
 
-    The solver is affine in its start and its noises there: one run with a batch of basis vectors gives all factors.
+    There the solver is affine in its start and its noises: one run with a batch of basis vectors gives all factors.
     """
     mean, s, p = model.means[0, 0].item(), model.deviations[0].item(), grid[0]
 

@@ -1,4 +1,4 @@
-"""Data whose exact denoiser is known: every pixel is N(m, s²), independent of the others."""
+"""Data with an exact denoiser: every pixel is N(m, s²), independent of the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def marginal(d: GaussianDiffusion, s: float) -> Tensor:
 
 
 def spread(d: GaussianDiffusion, s: float) -> Tensor:
-    """[T] Var(x_0 | x_t) = s²σ²/(α²s² + σ²): what the best denoiser does not know."""
+    """[T] Var(x_0 | x_t) = s²σ²/(α²s² + σ²): the error of the best denoiser."""
     return s**2 * d.sigma**2 / marginal(d, s)
 
 
@@ -37,7 +37,7 @@ def exact(d: GaussianDiffusion, m: float, s: float) -> Callable[[Tensor, Tensor]
         x0 = m + alpha * s**2 / (alpha**2 * s**2 + sigma**2) * (x - alpha * m)
         output = target(d.prediction, Point(t, alpha, sigma), x0, (x - alpha * x0) / sigma)
         if d.variance == "learned_range":
-            width = d.log_beta - d.log_beta_tilde  # 0 where there is one step only
+            width = d.log_beta - d.log_beta_tilde  # 0 if there is only one step
             f = (reverse_variance(d, s).log() - d.log_beta_tilde) / width.where(width > 0, 1.0)
             output = torch.cat([output, (2 * f - 1)[t].reshape(shape).expand_as(x)], dim=1)
         return output.to(x.dtype)

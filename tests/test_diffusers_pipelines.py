@@ -1,4 +1,4 @@
-"""In real diffusers pipelines with tiny random weights: every scheduler in each, parity with theirs, saving.
+"""Every scheduler in real diffusers pipelines with tiny random weights: parity with theirs, saving.
 
 Guidance is off and the pictures stay latents, so that a run is the network and the scheduler and nothing else.
 """
@@ -172,11 +172,11 @@ def test_every_scheduler_runs_in_every_pipeline(run: str, name: str) -> None:
         with pytest.raises(ValueError, match="from the picture to noise"):
             call(run, s)
         return
-    told: list[float] = []
+    received: list[float] = []
     network = transformer() if run.startswith("sd3") else unet(run.startswith("xl"))
 
     def note(module: Any, args: Any, kwargs: Any) -> None:
-        told.append(float((kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]))
+        received.append(float((kwargs["timestep"] if "timestep" in kwargs else args[1]).reshape(-1)[0]))
 
     hook = network.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -187,12 +187,12 @@ def test_every_scheduler_runs_in_every_pipeline(run: str, name: str) -> None:
     assert result.isfinite().all()
     assert s._run is not None
     assert s._run.program is not None
-    asked = [p.t for p in s._run.program.points]
+    expected = [p.t for p in s._run.program.points]
     if run == "xl first part":
-        assert told == pytest.approx(asked[: len(told)])
-        assert 0 < len(told) < len(asked)
+        assert received == pytest.approx(expected[: len(received)])
+        assert 0 < len(received) < len(expected)
     else:
-        assert told == pytest.approx(asked)  # the network was told the times for which the solver asked, all of them
+        assert received == pytest.approx(expected)  # the network receives all times of the solver
     assert result.abs().max() > 0.1
 
 
@@ -294,7 +294,7 @@ def test_parity_in_pipelines(run: str, choice: str) -> None:
     ],
 )
 def test_parity_on_flows(run: str, theirs_name: str) -> None:
-    """At shift 1: theirs applies a shift to its least σ twice."""
+    """Compare at shift 1, because theirs applies a shift to its least σ twice."""
     theirs = getattr(diffusers, theirs_name)()
     ours = schedulers.get(theirs_name, noise="flow", prediction="flow_prediction", grid="linspace")
     result, expected = call(run, ours), call(run, theirs)
@@ -322,7 +322,7 @@ def test_dynamic_shift_comes_from_the_pipeline() -> None:
 
 
 def test_two_parts_are_one_run() -> None:
-    """SDXL's base and refiner: what denoising_end leaves, denoising_start takes up (one evaluation a step: the pipeline
+    """SDXL's base and refiner: denoising_start continues where denoising_end stops (one evaluation a step: the pipeline
     cuts by time, which halves a step of two)."""
     whole = call("xl text", scheduler("xl", "euler"), num_inference_steps=8)
     first = call("xl first part", scheduler("xl", "euler"), num_inference_steps=8)

@@ -70,7 +70,7 @@ def test_posterior_at_the_first_step_is_the_picture():
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_loss_is_zero_for_an_oracle_and_one_for_silence(prediction: str):
-    """A network that knows x0 and ε has loss 0; one that says 0 has E‖target‖² = 1 for unit-variance data."""
+    """A network that knows x0 and ε has loss 0; one with the output 0 has E‖target‖² = 1 for unit-variance data."""
     d = GaussianDiffusion(LINEAR, prediction=prediction)
     x0, noise = double(64, 3, 16, 16), double(64, 3, 16, 16, seed=1)
     t = torch.arange(64) * 15

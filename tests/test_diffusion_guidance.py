@@ -19,10 +19,10 @@ class TwoGaussians:
     """A network with the labels 0 (unconditional, N(−0.2, s²)) and 1 (N(0.4, s²)) that notes its batch sizes."""
 
     def __init__(self, d: GaussianDiffusion) -> None:
-        self.models, self.asked = [exact(d, m, S) for m in (-0.2, 0.4)], []
+        self.models, self.batch_sizes = [exact(d, m, S) for m in (-0.2, 0.4)], []
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        self.asked.append(len(x))
+        self.batch_sizes.append(len(x))
         outputs = torch.stack([m(x, t) for m in self.models])
         return outputs[label, torch.arange(len(x))]
 
@@ -36,20 +36,20 @@ def test_the_guided_gaussian(scale: float, prediction: str):
     ones, zeros = torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
     got = guided(network, ones, zeros, scale)(x, t)
     torch.testing.assert_close(got, exact(d, -0.2 + scale * 0.6, S)(x, t), rtol=1e-9, atol=1e-9)
-    assert network.asked == ([4] if scale == 1 else [8])
+    assert network.batch_sizes == ([4] if scale == 1 else [8])
 
 
 def test_only_inside_the_interval():
-    """Outside, the conditional output stands, and the unconditional one is not asked for."""
+    """Outside the interval the output is the conditional one, and the unconditional one is not evaluated."""
     d = GaussianDiffusion(NoiseSchedule.linear(100))
     network, x = TwoGaussians(d), double(4, 1, 2, 2)
     ones, zeros = torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
     call, t = guided(network, ones, zeros, 3.0, interval=(10, 50)), torch.tensor([9, 10, 50, 51])
     expected = torch.where((t % 10 == 0)[:, None, None, None], exact(d, 1.6, S)(x, t), exact(d, 0.4, S)(x, t))
     torch.testing.assert_close(call(x, t), expected, rtol=1e-9, atol=1e-9)
-    network.asked.clear()
+    network.batch_sizes.clear()
     d.sample(call, (4, 1, 2, 2), torch.Generator())
-    assert network.asked == [4] * 49 + [8] * 41 + [4] * 10
+    assert network.batch_sizes == [4] * 49 + [8] * 41 + [4] * 10
 
 
 def test_rescaling_gives_the_contrast_back():

@@ -1,4 +1,4 @@
-"""Bits per dimension against Gaussian data, whose density is known: every term of the bound, the decoder, the ODE."""
+"""Bits per dimension on Gaussian data with a closed-form density: every term of the bound, the decoder, the ODE."""
 
 import math
 
@@ -24,7 +24,7 @@ def double(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def normal_bits(x: torch.Tensor, mean: float, deviation: float, levels: int) -> torch.Tensor:
-    """−log2 of the mass of N(mean, deviation²) on the bin round x, in the middle of the range."""
+    """−log2 of the mass of N(mean, deviation²) on the bin around x, in the middle of the range."""
     nats = (
         0.5 * ((x - mean) / deviation) ** 2 + math.log(deviation * math.sqrt(2 * math.pi)) - math.log(2 / (levels - 1))
     )
@@ -133,7 +133,7 @@ def test_bits_per_dim_is_that_bound():
 
 def test_discrete_data_cost_what_they_must():
     """Four equally likely pictures of two pixels with 17 levels hold 1 bit per dimension. With the exact denoiser and
-    1000 steps both figures come near it. The trace goes as 1/σ here: integrated in σ, it would make the ODE's 0.84."""
+    1000 steps both figures come near it. The trace grows as 1/σ here: integrated in σ, the ODE would give 0.84."""
     d = GaussianDiffusion(NoiseSchedule.linear(1000), levels=17)
     data = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-0.5, 0.5], [0.25, -0.75]])
 
@@ -176,7 +176,7 @@ def test_the_ode_has_the_exact_density():
 
 
 def test_hutchinson_s_trace_is_unbiased():
-    """Random probes on the same x: their mean is the exact trace's answer; a diagonal Jacobian needs one probe only."""
+    """Random probes on the same x: their mean is the exact trace; for a diagonal Jacobian one probe is enough."""
     d = GaussianDiffusion(NoiseSchedule.linear(100))
     model, x = correlated(d, COVARIANCE), double(1, 3).expand(2000, 3)
     truth = ode_log_density(d, model, x[:1], steps=20, probes=None).item()

@@ -1,4 +1,4 @@
-"""The objectives against their floors on Gaussian data, their gradients, and the times that they are asked at."""
+"""The objectives against their floors on Gaussian data, their gradients, and importance sampling of times."""
 
 import math
 

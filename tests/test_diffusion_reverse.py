@@ -1,4 +1,4 @@
-"""The reverse process against Gaussian data, where mean, variance and samples are known, and against diffusers."""
+"""The reverse process on Gaussian data, with known mean, variance and samples, and against diffusers."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_the_exact_denoiser_gives_the_exact_reverse_step(noise: NoiseSchedule, p
 
 
 def test_variances_are_the_paper_s():
-    """β̃_t and β_t of DDPM section 3.2; the learned one joins them, with β̃_0 := β̃_1."""
+    """β̃_t and β_t of DDPM section 3.2; the learned one interpolates between them, with β̃_0 := β̃_1."""
     x, t = double(1000, 2, 3, 3), torch.arange(1000)
     small, large, learned = (GaussianDiffusion(LINEAR, variance=v) for v in VARIANCES)
     mean, got_small = small.p_mean_variance(x, x, t)
@@ -99,14 +99,14 @@ def test_sample_draws_from_that_distribution():
 
 def test_sample_is_p_sample_from_t_minus_1_to_0():
     d = GaussianDiffusion(NoiseSchedule.linear(30), "v_prediction", "fixed_large")
-    model, seen = exact(d, M, S), []
-    got = d.sample(model, (3, 1, 2, 2), generator(), progress=lambda t, x: seen.append((t, x)))
+    model, steps = exact(d, M, S), []
+    got = d.sample(model, (3, 1, 2, 2), generator(), progress=lambda t, x: steps.append((t, x)))
     g = generator()
     x = torch.randn(3, 1, 2, 2, generator=g)
     for i, step in enumerate(reversed(range(30))):
         x = d.p_sample(model, x, torch.full((3,), step), g)
-        assert seen[i][0] == step
-        assert torch.equal(seen[i][1], x)
+        assert steps[i][0] == step
+        assert torch.equal(steps[i][1], x)
     assert torch.equal(got, x)
 
 
@@ -140,7 +140,7 @@ def test_clipping_keeps_x0_in_the_range():
 
 
 def test_zero_terminal_snr_starts_from_pure_noise():
-    """v from α = 0: x̂0 = −v; the exact denoiser knows the mean of the data there, and nothing else."""
+    """v from α = 0: x̂0 = −v; there the exact denoiser knows only the mean of the data."""
     d = GaussianDiffusion(NoiseSchedule.from_alphas_cumprod([0.9, 0.5, 0.0]), "v_prediction", "fixed_large")
     x, t = double(1, 1), torch.tensor([2])
     mean, variance = d.p_mean_variance(exact(d, M, S)(x, t), x, t)
@@ -170,8 +170,8 @@ def test_as_diffusers_does(prediction: str, variance: str, clip: tuple[float, fl
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_mean_and_variance_are_those_of_diffusers_with_a_float64_table(prediction: str, variance: str):
-    """Left out, because it is wrong there: the variance at t = 0, a clamped 1e-20, from which learned_range
-    interpolates over 37 nats. No sample shows it, since that step adds no noise; a likelihood would."""
+    """Without the variance at t = 0, which is wrong in diffusers: a clamped 1e-20, and learned_range interpolates
+    over 37 nats from it. Samples do not show it, because that step adds no noise; a likelihood would."""
     d, reference = pair(prediction, variance, None)
     reference.alphas_cumprod, reference.one = d.alpha_bar, torch.tensor(1.0, dtype=torch.float64)
     x, output = double(1, 2, 3, 3), double(1, 2 * (1 + (variance == "learned_range")), 3, 3, seed=1)

@@ -44,7 +44,7 @@ def test_denoise_at_the_ends() -> None:
 
 @pytest.mark.parametrize("schedule", ["scaled_linear", "flow", "edm"])
 def test_the_solution_of_a_gaussian(schedule: str) -> None:
-    """The closed form of one Gaussian is what the integration gives for a mixture of one, from end to end."""
+    """The integration for a mixture of one component gives the closed form of one Gaussian, from end to end."""
     noise = NoiseSchedule.named(schedule)
     gaussian, mixture = Gaussian([0.3, -1.0], 0.5), Mixture([[0.3, -1.0]], 0.5)
     x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * noise.noisiest.sigma
@@ -55,7 +55,7 @@ def test_the_solution_of_a_gaussian(schedule: str) -> None:
 
 
 def test_the_solution_of_a_mixture() -> None:
-    """Finer steps change nothing, the way back leads back, and the frames agree."""
+    """Finer steps change nothing, the reverse solution returns to the start, and the frames agree."""
     model, noise = Mixture.random(0), NoiseSchedule.scaled_linear()
     x = torch.randn(16, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p, q = noise.noisiest, noise.at(t=0.0)

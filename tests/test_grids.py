@@ -1,4 +1,4 @@
-"""Grids: what holds for every one of them, each one's definition, and the lists and files that people give."""
+"""Grids: rules for all of them, the definition of each, and lists and files."""
 
 from __future__ import annotations
 
@@ -222,9 +222,9 @@ def test_explicit_times_and_levels() -> None:
     assert [p.t for p in ays.grid().points][:-1] == pytest.approx(AysSchedules["StableDiffusionTimesteps"], abs=0.6)
     flow = build(explicit(sigmas=(1.0, 0.5)), NoiseSchedule.flow(3.0), 2)
     assert [(p.t, p.sigma) for p in flow.points] == [(1000, 1), (500, 0.5), (0, 0)]
-    told = build(explicit(sigmas=[10, 1], model_times=[950, 400.5]), SD, 2)
-    assert [p.t for p in told.points] == [950, 400.5, 0]
-    assert [p.rho for p in told.points[:2]] == pytest.approx([10, 1])
+    grid = build(explicit(sigmas=[10, 1], model_times=[950, 400.5]), SD, 2)
+    assert [p.t for p in grid.points] == [950, 400.5, 0]
+    assert [p.rho for p in grid.points[:2]] == pytest.approx([10, 1])
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_a_tuned_grid_is_interpolated_and_says_so(tmp_path: Path) -> None:
     ],
 )
 def test_corrections_of_a_tuned_grid(gains: list[float] | None, rows: list[list[float]] | None, tmp_path: Path) -> None:
-    """x moves on by g·x0 + c₁·(x0 − the one before) + c₂·(that − the one before it) + …, for Euler, and in steps."""
+    """The correction adds g·x0 + c₁·(x0 − the one before) + c₂·(that − the one before it) + … to Euler's state."""
     sigmas = [10.0, 4.0, 1.0, 0.2]
     path = write(tmp_path / "g.json", solver="euler", nfe=4, sigmas=sigmas, gains=gains, corrections=rows)
     s = schedulers.get("euler", grid=path)

@@ -1,4 +1,4 @@
-"""The networks against diffusers' own with the same weights, against formulas, and what they refuse."""
+"""The networks against diffusers' with the same weights, against formulas, and their errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def dit(channels: int = 3, out_channels: int | None = None, **changes: Any) -> D
 
 
 def filled(network: Any) -> Any:
-    """The network in evaluation mode with no weight left at 0, as after training."""
+    """The network in evaluation mode with every weight non-zero, as after training."""
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in network.parameters():
@@ -197,7 +197,7 @@ def test_attention_is_the_formula():
 
 
 def test_attention_of_a_cpu_in_bfloat16_is_the_formula_too():
-    """The plain operations that train it: output and gradients as in float64, to bfloat16's 8 bits."""
+    """The plain operations for training: output and gradients as in float64, to bfloat16's 8 bits."""
     q, k, v = (pictures(2, 3, 9, 4, seed=n).bfloat16().requires_grad_() for n in range(3))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     out, expected = attend(q, k, v), attend(*exact)
@@ -299,7 +299,7 @@ def test_no_label_is_the_null_class(make: Any):
 
 @both
 def test_the_text_is_read(make: Any):
-    """As a set of tokens, each of which counts; how many there are is free."""
+    """The text is a set of any number of tokens, and each token has an effect."""
     network, x, t = make(text_width=6), pictures(1, 3, 8, 8), torch.tensor([3])
     context = pictures(1, 5, 6)
     with torch.no_grad():
@@ -372,7 +372,7 @@ def test_weights_lie_in_memory_as_files_have_them(make: Any):
 
 @pytest.mark.parametrize(("make", "steps"), [(unet, 50), (dit, 120)])
 def test_it_learns_a_single_picture(make: Any, steps: int):
-    """x_t of one known x0 tells the noise exactly: the loss of a network that says nothing is 1, the floor 0."""
+    """x_t of one known x0 determines the noise: a network with the output 0 has the loss 1, the floor is 0."""
     torch.manual_seed(0)
     network = build({"name": make.__name__, "channels": 1, **(SMALL_UNET if make is unet else SMALL_DIT)})
     d = GaussianDiffusion(NoiseSchedule.linear(1000))

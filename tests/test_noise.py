@@ -1,4 +1,4 @@
-"""Noise schedules: against their formulas, against diffusers' tables, and against themselves both ways."""
+"""Noise schedules: against their formulas, against diffusers' tables, and there and back."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_tensors_give_what_floats_give(noise: NoiseSchedule) -> None:
 
 @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
 def test_numbers_of_every_kind(noise: NoiseSchedule) -> None:
-    """Tensors of whole numbers or half precision give float64; NumPy's numbers are numbers."""
+    """Tensors of integers or half precision give float64; NumPy's numbers work too."""
     for t in (torch.tensor([0, 1]), torch.tensor([0.0, 1.0]).half()):
         for level in (noise.alpha, noise.sigma):
             expected = torch.tensor([level(0.0), level(1.0)], dtype=torch.float64)

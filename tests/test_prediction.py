@@ -1,4 +1,4 @@
-"""Predictions: x0 and ε come back from every target; EDM and the limits of x0 are diffusers'; refusals."""
+"""Predictions: every target gives back x0 and ε; EDM and the limits of x0 are diffusers'; errors."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_limits_are_diffusers() -> None:
 
 
 def test_data_of_one_number() -> None:
-    """A batch of numbers [B]: each is its own image, where limits and step sizes look at images."""
+    """A batch of numbers [B]: each number is an image for limits and step sizes."""
     x = torch.linspace(-2, 2, 5)
     for s in (schedulers.get("euler", thresholding=True), schedulers.get("dpm_adaptive")):
         result = s.sample(lambda x, t: x * 0.5, x, 5)

@@ -1,4 +1,4 @@
-"""Which scheduler for a budget: what is recommended fits, and measures up on mixtures that it was not chosen on."""
+"""The recommended scheduler fits its budget and has little error on mixtures that the choice did not use."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mean(errors: list[float]) -> float:
 
 @pytest.fixture(scope="module")
 def unseen() -> Exam:
-    """Eight mixtures that took no part in the search."""
+    """Eight mixtures that the search did not use."""
     return Exam([Mixture.random(seed) for seed in range(300, 308)], NoiseSchedule.scaled_linear(), starts=48)
 
 
@@ -60,22 +60,22 @@ def test_it_uses_the_whole_budget(noise: str) -> None:
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_it_is_better_than_the_common_choice(noise: str) -> None:
-    """Than dpmpp_2m and heun on their own grids and on trailing, with any noise schedule, from six evaluations on."""
+    """Compared with dpmpp_2m and heun on their own grids and on trailing, on any schedule, from six evaluations on."""
     schedule, prediction = NOISES[noise]
     exam = Exam([Mixture.random(seed) for seed in range(300, 304)], schedule, prediction, starts=32)
     for nfe in (6, 8, 16, 40):
-        made = [schedulers.recommend(nfe, noise=schedule, prediction=prediction)]
+        candidates = [schedulers.recommend(nfe, noise=schedule, prediction=prediction)]
         for name in ("dpmpp_2m", "heun"):
-            made += [
+            candidates += [
                 schedulers.get(name, noise=schedule, prediction=prediction, grid=grid) for grid in (None, "trailing")
             ]
-        errors = [mean(exam.errors(s.sample(exam.network, exam.x, s.steps_for(nfe)))) for s in made]
+        errors = [mean(exam.errors(s.sample(exam.network, exam.x, s.steps_for(nfe)))) for s in candidates]
         assert errors[0] < min(errors[1:]), (nfe, errors)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_against_the_best_of_diffusers(unseen: Exam) -> None:
-    """Those of its configurations that `benchmarks/error_per_nfe.py` finds best: no ratio above 1.1, mean below 0.9."""
+    """Compared with the best configurations of `benchmarks/error_per_nfe.py`: no ratio above 1.1, mean below 0.9."""
     benchmark = script("benchmarks/error_per_nfe.py")
     karras: dict[str, Any] = {"use_karras_sigmas": True}
     ends: dict[str, Any] = {"final_sigmas_type": "sigma_min"}
@@ -158,11 +158,11 @@ def test_the_exam_knows_the_answer() -> None:
     assert exam.evaluations == 7
     first, last = noise.noisiest, noise.at(t=0.0)
     end = gaussian.solve(exam.x.double(), first, last)
-    seen = gaussian.denoise(end, last.alpha, last.sigma)[0]
-    expected = (result - seen).square().mean(1).sqrt().median()
+    predicted = gaussian.denoise(end, last.alpha, last.sigma)[0]
+    expected = (result - predicted).square().mean(1).sqrt().median()
     assert exam.errors(result) == pytest.approx([expected.item()], rel=1e-6)
-    assert exam.errors(seen) == pytest.approx([0.0], abs=1e-9)
-    assert 1e-4 < exam.errors(seen, to_zero=True)[0] < 1e-2  # the last step itself
+    assert exam.errors(predicted) == pytest.approx([0.0], abs=1e-9)
+    assert 1e-4 < exam.errors(predicted, to_zero=True)[0] < 1e-2  # the last step itself
     assert exam.errors(result * math.nan) == [math.inf]
 
 

@@ -1,4 +1,4 @@
-"""Names of other tools, names that are wrong, and names that other packages add."""
+"""Names of other tools, wrong names, and names from plug-ins."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ assert "torch" in sys.modules
 
 
 def python(code: str, path: Path) -> Any:
-    """Run code in a second process that sees the packages in `path`; it prints JSON."""
+    """Run code in a second process with the packages in `path`; return the JSON that it prints."""
     code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(path)!r}]\nimport json, schedulers\n{code}"
     done = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -209,7 +209,7 @@ def test_the_sample_plugin_is_installed_and_run_by_name(tmp_path: Path) -> None:
         "--no-build-isolation",
     ]
     subprocess.run([*pip, "--no-index", "--target", tmp_path / "site", tmp_path / "source"], check=True)
-    found = python(
+    output = python(
         """
 import torch
 from schedulers.testing import check_solver
@@ -223,7 +223,7 @@ print(json.dumps([bool(torch.allclose(*results, atol=1e-5)), s.nfe(6), "heavy_ba
 """,
         tmp_path / "site",
     )
-    assert found == [True, 6, True, {}]
+    assert output == [True, 6, True, {}]
 
 
 PLUGINS = """

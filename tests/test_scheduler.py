@@ -1,4 +1,4 @@
-"""A scheduler in somebody else's loop is the scheduler in its own: edited, rounded, begun mid-way, random, wrong."""
+"""A scheduler in a pipeline's loop equals its native loop: edits, rounding, mid-way starts, noise, errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def start(s: Scheduler, batch: int = 3) -> Tensor:
     return s.start(normal((batch, 2, 2, 2), [torch.Generator().manual_seed(i) for i in range(batch)]))
 
 
-def test_the_starting_state_is_noise_of_each_images_own_at_the_deviation_of_the_first_point() -> None:
+def test_each_image_starts_from_its_own_noise_at_the_level_of_the_first_point() -> None:
     noise = normal((3, 2, 4), seeds(3))
     assert noise.dtype is torch.float32
     for row, generator in zip(noise, seeds(3), strict=True):
@@ -59,7 +59,7 @@ def test_the_starting_state_is_noise_of_each_images_own_at_the_deviation_of_the_
 
 
 def loop(s: Scheduler, network: Any, x: Tensor, begin: int = 0, generator: Generators = None) -> Tensor:
-    """What a pipeline does, from evaluation `begin` on."""
+    """The loop of a pipeline, from evaluation `begin` on."""
     for t in s.timesteps[begin:]:
         output = network(s.scale_model_input(x, t), t.expand(len(x)))
         x = s.step(output, t, x, generator=generator, return_dict=False)[0]
@@ -113,7 +113,7 @@ def test_a_learned_variance_runs_unrecorded() -> None:
 
 
 def test_begun_midway_however_a_solver_walks() -> None:
-    """Not only over `grid.pairs()`: a solver that takes the points in another way keeps its history too."""
+    """A solver that does not walk over `grid.pairs()` keeps its history too."""
 
     def walker(steps: Any) -> Any:
         def mine(x: Any, grid: Any, noise: Any) -> Any:
@@ -151,9 +151,9 @@ def test_begun_at_every_evaluation(name: str) -> None:
     s = schedulers.get(name)
     network = MIXTURE.denoiser(SD)
     s.set_timesteps(5)
-    questions = list(s._evaluations)
+    points = list(s._evaluations)
     clean = MIXTURE.draw(3, torch.Generator().manual_seed(1)).reshape(3, 2, 2, 2).float()
-    for begin in range(len(questions)):
+    for begin in range(len(points)):
         s.set_timesteps(5)
         s.set_begin_index(begin)
         x = s.add_noise(
@@ -162,15 +162,15 @@ def test_begun_at_every_evaluation(name: str) -> None:
         result = loop(s, network, x, begin, seeds(3))
         assert s._run is not None
         assert s._run.program is not None
-        assert s._run.program.points == questions[begin:]  # it asks what the pipeline was told
+        assert s._run.program.points == points[begin:]  # the times that the pipeline has
         assert result.isfinite().all()
-        rest = matching_rest(s.solve, s.grid(5), questions[begin:])
-        if rest is not None and questions[begin] == rest[0]:
+        rest = matching_rest(s.solve, s.grid(5), points[begin:])
+        if rest is not None and points[begin] == rest[0]:
             torch.testing.assert_close(result, s.sample(network, x, rest, seeds(3)), rtol=1e-3, atol=1e-4)
 
 
 def test_begun_inside_a_step() -> None:
-    """At the second question of Heun's first step: by first order to where the next begins, here the same point."""
+    """A start at the second evaluation of Heun's first step: first order to the next beginning, here the same point."""
     s = schedulers.get("heun", grid="trailing")
     network, grid = MIXTURE.denoiser(SD), s.grid(3)
     s.set_timesteps(3)
@@ -193,7 +193,7 @@ def test_begin_index_out_of_range() -> None:
 
 @pytest.mark.parametrize("name", INSIDE)
 def test_edits_between_steps_are_honoured(name: str) -> None:
-    """What is replaced before the first answer leaves no trace; what is put in before the last decides the result."""
+    """A state replaced before the first evaluation has no effect; one put in before the last decides the result."""
     s = schedulers.get(name, grid="trailing")
     network = Gaussian([0.2] * 8, 0.5).denoiser(SD)
     s.set_timesteps(4)
@@ -231,7 +231,7 @@ def test_an_edit_in_place_and_a_new_tensor_are_the_same(name: str) -> None:
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "unipc", "heun", "lms"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_a_float32_state(name: str, dtype: torch.dtype) -> None:
-    """Given the same answers, the state is that of a float32 loop, bit for bit; what is handed out is its rounding."""
+    """With the same outputs the state equals that of a float32 loop, bit for bit; the pipeline gets its rounding."""
     s, states = schedulers.get(name), []
     x = start(s).to(dtype)
     for kind in (torch.float32, dtype):
@@ -249,7 +249,7 @@ def test_half_precision_keeps_a_float32_state(name: str, dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_half_precision_takes_edits_over(mode: Any) -> None:
-    """What was edited, in place or in a copy, counts; elements that were not go on unrounded."""
+    """Edits, in place or in a copy, take effect; elements without an edit stay unrounded."""
     s, results = schedulers.get("dpmpp_2m"), []
     for edit in (lambda x: x[1:].fill_(0.25), lambda x: x[1:].copy_(torch.full_like(x[1:], 0.25)), lambda x: None):
         s.set_timesteps(12)
@@ -310,7 +310,7 @@ def test_generators_must_be_as_many_as_images() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Fails where a tensor is read back: .item(), float(), bool(), a copy to the host."""
+    """Fails if a tensor is read back: .item(), float(), bool(), a copy to the host."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert str(func) not in {"aten._local_scalar_dense.default", "aten.equal.default", "aten.nonzero.default"}, str(
@@ -359,10 +359,10 @@ def test_edm_scales_its_input_and_is_diffusers() -> None:
     theirs = diffusers.EDMEulerScheduler(sigma_data=0.7)
     noise, prediction = schedulers.from_diffusers_config({"_class_name": "EDMEulerScheduler", **theirs.config})
     s = schedulers.get("euler", noise=noise, prediction=prediction, grid="karras")
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(x)
+        states.append(x)
         return torch.sin(x + t.reshape(-1, 1, 1, 1))
 
     x = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * theirs.init_noise_sigma
@@ -371,7 +371,7 @@ def test_edm_scales_its_input_and_is_diffusers() -> None:
     torch.testing.assert_close(s.sample(network, x, 8), expected, rtol=1e-4, atol=1e-4)
     s.set_timesteps(8)
     torch.testing.assert_close(loop(s, network, x), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(seen[8], seen[0])
+    torch.testing.assert_close(states[8], states[0])
     torch.testing.assert_close(s.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
 
 
@@ -429,7 +429,7 @@ def test_noise_is_added_as_diffusers_adds_it() -> None:
 
 
 def test_noise_is_added_at_the_level_where_other_times_are_told() -> None:
-    """A tuned grid in image-to-image: the state is at its level, whatever the network is told."""
+    """A tuned grid in image-to-image: the state is at its level, whatever time the network receives."""
     s = schedulers.get("euler", grid=explicit(sigmas=[10.0, 2.0, 0.5], model_times=[980, 600, 300]))
     s.set_timesteps(3)
     s.set_begin_index(1)
@@ -440,7 +440,7 @@ def test_noise_is_added_at_the_level_where_other_times_are_told() -> None:
 
 
 def test_a_grid_that_carries_gradients() -> None:
-    """The error of a run is differentiated by the noise levels at which it asks (and by the times that are told)."""
+    """The error of a run has a derivative by the noise levels of its evaluations, and by the model times."""
     network = MIXTURE.denoiser(SD)
     s = schedulers.get("dpmpp_2m")
     x = start(s)
@@ -618,7 +618,7 @@ def test_every_solver_conforms(name: str) -> None:
 
 
 def broken(kind: str, stochastic: bool = False, order: int = 1) -> Any:
-    """An euler solver with one thing wrong."""
+    """An euler solver with one fault."""
 
     def function(x: Any, grid: Any, noise: Any, *, flag: int = 1) -> Any:
         for i, (p, q) in enumerate(grid.pairs()):

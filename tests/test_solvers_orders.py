@@ -55,8 +55,8 @@ ORDERS: list[tuple[str, dict[str, Any], int, float]] = [
 
 @pytest.mark.parametrize(("name", "options", "exact_start", "theory"), ORDERS)
 def test_order_with_an_exact_start(name: str, options: dict[str, Any], exact_start: int, theory: float) -> None:
-    found = errors(name, "scaled_linear", "karras", (40, 160), MIXTURE, exact_start=exact_start, **options)
-    assert theory - 0.15 < order(found) < theory + 0.4
+    measured = errors(name, "scaled_linear", "karras", (40, 160), MIXTURE, exact_start=exact_start, **options)
+    assert theory - 0.15 < order(measured) < theory + 0.4
 
 
 NAMES = [
@@ -79,12 +79,12 @@ NAMES = [
 @pytest.mark.parametrize("schedule", ["scaled_linear", "edm"])
 def test_order_by_name_alone(label: str, theory: float, schedule: str) -> None:
     """On the Karras grid, from 20 to 80 steps, from pure noise: the start is of low order, but σ is large there."""
-    found = errors(registry.resolve(label)[0], schedule, "karras", (20, 40, 80), MIXTURE)
-    assert order(found) > theory - 0.3
+    measured = errors(registry.resolve(label)[0], schedule, "karras", (20, 40, 80), MIXTURE)
+    assert order(measured) > theory - 0.3
 
 
 def test_80_evaluations_of_third_order() -> None:
-    """Where others stall at 1e-3 to 1e-4 (rounded times, float32 tables): the error per element, by 80 evaluations."""
+    """Other packages stop at 1e-3 to 1e-4 (rounded times, float32 tables): the error per element at 80 evaluations."""
     for name in ("dpmpp_3m", "deis"):
         ((nfe, error),) = errors(name, "scaled_linear", "karras", (80,), MIXTURE)
         assert nfe == 80
@@ -93,9 +93,9 @@ def test_80_evaluations_of_third_order() -> None:
 
 @pytest.mark.parametrize("name", ["heun", "dpm2", "dpmpp_2s"])
 def test_flow_from_pure_noise_to_the_picture(name: str) -> None:
-    """From α = 0 exactly; the first step, from where λ has no middle, costs the midpoint methods a little."""
-    found = errors(name, "flow", "trailing", (40, 160), MIXTURE)
-    assert order(found) > 1.75
+    """From α = 0 exactly. λ has no middle in the first step, so the midpoint methods lose a little."""
+    measured = errors(name, "flow", "trailing", (40, 160), MIXTURE)
+    assert order(measured) > 1.75
 
 
 @pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "dpmpp_3m", "deis", "lms", "unipc", "pndm"])
@@ -131,7 +131,7 @@ WEAK: list[tuple[str, dict[str, Any], float]] = [
 
 
 def exact_deviation(grid: grids.Grid) -> float:
-    """Of the x0 that the model sees from the grid's last noisy point."""
+    """The error of the model's x0 at the grid's last noisy point."""
     s = GAUSSIAN.deviations[0].item()
     return s * s / math.hypot(s, grid[-2].rho)
 
@@ -153,7 +153,7 @@ def test_mean_and_variance(name: str, options: dict[str, Any], theory: float, sc
 @pytest.mark.parametrize("name", ["dpmpp_3m_sde", "er_sde", "seeds_3"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_variance_at_third_order(name: str, schedule: str) -> None:
-    """Their error changes sign on the way, so that a rate says little; it is far below that of second order."""
+    """Their error changes sign, so a rate says little; it is far below that of second order."""
     grid = grids.build("karras", NoiseSchedule.named(schedule), 80)
     mean, variance, _ = moments(name, grid, GAUSSIAN)
     assert mean == pytest.approx(0.3, abs=1e-12)
@@ -161,7 +161,7 @@ def test_variance_at_third_order(name: str, schedule: str) -> None:
 
 
 class Distilled(Gaussian):
-    """A model that answers with the end of the ODE's solution, at σ/α = `least`, for x0: what few-step models learn."""
+    """A model with the end of the ODE's solution, at σ/α = `least`, as x0: what few-step models learn."""
 
     def __init__(self, least: float) -> None:
         super().__init__([0.3], 0.5)
@@ -214,33 +214,33 @@ def test_learned_variance() -> None:
 
 
 def test_churn_asks_at_the_raised_level() -> None:
-    """EDM algorithm 2: noise first, then the question, at σ̂ = σ(1 + γ); beyond the range, none."""
+    """EDM algorithm 2: first noise, then the evaluation at σ̂ = σ(1 + γ); no noise outside the range."""
     noise = NoiseSchedule.edm()
     grid = grids.build("karras", noise, 10)
-    asked: list[float] = []
+    levels: list[float] = []
     x = torch.zeros(1, 1, dtype=torch.float64)
 
     def answer(state: torch.Tensor, p: Any) -> Denoised:
-        asked.append(p.rho)
+        levels.append(p.rho)
         return Denoised(state, state * 0, p, "epsilon")
 
     options = {"s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 50.0, "method": "euler"}
     run(SOLVERS["edm"].function(x, grid, lambda p, q: torch.ones_like(x), **options), answer)
     expected = [p.rho * (1.2 if 0.05 <= p.rho <= 50 else 1.0) for p in grid.points[:-1]]
-    assert asked == pytest.approx(expected, rel=1e-12)
+    assert levels == pytest.approx(expected, rel=1e-12)
 
 
 def test_inversion_is_undone_by_euler() -> None:
-    """Picture → noise → picture: the error falls as the steps do."""
-    noise, found = NoiseSchedule.scaled_linear(), []
+    """Picture → noise → picture: the error falls with the size of the steps."""
+    noise, measured = NoiseSchedule.scaled_linear(), []
     picture = MIXTURE.draw(24, torch.Generator().manual_seed(0))
     for n in (50, 200):
         grid = grids.build("trailing", noise, n)
         x, nfe = sample("ddim_inverse", grid, picture, MIXTURE)
         assert nfe == n
         back, _ = sample("euler", grid, x, MIXTURE)
-        found.append((back - picture).norm(dim=1).median().item())
-    assert found[1] < found[0] / 3
+        measured.append((back - picture).norm(dim=1).median().item())
+    assert measured[1] < measured[0] / 3
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -2,7 +2,7 @@
 
 Both get the same table (diffusers' float32 ᾱ), the same network (a smooth function) and, where noise is drawn, the same
 draws; the states are compared at every evaluation, in the frame of the model. Where diffusers is wrong, a strict
-expected failure says what is wrong (seen in diffusers 0.42.1, November 2026): once it is mended, the test will say so.
+expected failure says what is wrong in diffusers 0.42.1 (November 2026); the test fails once diffusers has fixed it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def make(name: str, steps: int = 20, **config: Any) -> Any:
 
 
 def theirs(scheduler: Any, x: Tensor, begin: int = 0, **extra: Any) -> list[Tensor]:
-    """What the network saw at each evaluation, in the frame of the model, and the result."""
+    """The network's input at each evaluation, in the frame of the model, and the result."""
     x = x / scheduler.scale_model_input(torch.ones(()), scheduler.timesteps[begin])
     states = []
     for t in scheduler.timesteps[begin:]:
@@ -78,7 +78,7 @@ def level(t: float, rho: float) -> Point:
 def ours(
     name: str, points: list[Point], x: Tensor, noise: NoiseSchedule, draws: Any = (), **options: Any
 ) -> list[Tensor]:
-    """The same of our solver on these points; draws[i] is the noise of step i."""
+    """The same for our solver on these points; draws[i] is the noise of step i."""
     states = []
     prediction = options.pop("prediction", "epsilon")
 
@@ -100,7 +100,7 @@ def gap(
     dtype: Any = torch.float64,
     begin: int = 0,
 ) -> list[float]:
-    """The largest difference at each evaluation and of the results."""
+    """The largest difference at each evaluation, and of the results."""
     x = start()
     table = NoiseSchedule.from_alphas_cumprod(their.alphas_cumprod.tolist())
     extra = dict(step)
@@ -204,7 +204,7 @@ def test_flow(their: str, name: str) -> None:
 
 
 def test_ipndm() -> None:
-    """Theirs begins at α = 0 with ε alone; compared from the next point on."""
+    """Theirs starts at α = 0 with ε alone, so compare from the next point on."""
     scheduler = diffusers.IPNDMScheduler()
     scheduler.set_timesteps(20)
     scheduler.set_begin_index(1)
@@ -271,14 +271,14 @@ WRONG = [
     ],
 )
 def test_diffusers_is_wrong(their: str, config: Any, name: str, options: Any, how: Any, end: int) -> None:
-    found = gap(make(their, **config), name, options=options, **how)
-    assert max(found[: len(found) - end]) < 1e-5
+    gaps = gap(make(their, **config), name, options=options, **how)
+    assert max(gaps[: len(gaps) - end]) < 1e-5
 
 
 @pytest.mark.xfail(strict=True, reason="diffusers 0.42.1: D6: PNDM mixes raw v outputs of different levels")
 def test_diffusers_pndm_of_v() -> None:
-    found = gap(make("PNDM", prediction_type="v_prediction", **PLMS), "pndm", options={"prediction": "v_prediction"})
-    assert max(found[:-1]) < 1e-5
+    gaps = gap(make("PNDM", prediction_type="v_prediction", **PLMS), "pndm", options={"prediction": "v_prediction"})
+    assert max(gaps[:-1]) < 1e-5
 
 
 @pytest.mark.xfail(

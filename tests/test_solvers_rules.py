@@ -1,4 +1,4 @@
-"""What holds for every solver: identities, frames, predictions, counts, starts mid-way, edits, the two ends."""
+"""Rules for every solver: identities, frames, predictions, counts, mid-way starts, edits, the two ends."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ def karras(n: int, noise: NoiseSchedule = SD) -> Grid:
 
 
 def draws(p: Point, q: Point) -> Tensor:
-    """The same noise for the same interval, whichever solver asks."""
+    """The same noise for the same interval, for every solver."""
     generator = torch.Generator().manual_seed(round(p.t * 1000) * 1_000_003 + round(q.t * 1000))
     return torch.randn(24, 4, generator=generator, dtype=torch.float64)
 
 
 def states(name: str, grid: Grid, **options: Any) -> list[Tensor]:
-    """All that the solver asks about, and its result."""
-    seen: list[Tensor] = []
+    """The state and point of each evaluation, and the result."""
+    states: list[Tensor] = []
 
     def denoise(x: Tensor, p: Point) -> Denoised:
-        seen.append(x)
+        states.append(x)
         x0, _ = MIXTURE.denoise(x, p.alpha, p.sigma)
         return Denoised(x, x0, p, "sample")
 
     result, _ = run(SOLVERS[name].function(from_prior(grid.noise, MIXTURE, 24), grid, draws, **options), denoise)
-    return [*seen, result]
+    return [*states, result]
 
 
 # The same algorithm under several names
@@ -274,7 +274,7 @@ def test_er_sde_in_the_formulas_of_its_paper() -> None:
 
 
 def test_dpmpp_sde_has_one_brownian_path_a_step() -> None:
-    """Where x0 does not change, the step through the middle is the two steps of euler_ancestral, noises and all."""
+    """If x0 does not change, the step through the middle equals two steps of euler_ancestral, with their noises."""
     grid = karras(6)
     p, q = grid[1], grid[2]
     m = SD.at(lam=(p.lam + q.lam) / 2)
@@ -315,7 +315,7 @@ def test_frames_agree(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_predictions_agree(name: str) -> None:
-    """The network may say ε, x0, v or the flow: the samples are the same."""
+    """The samples are the same whether the network predicts ε, x0, v or the flow."""
     grid = karras(8)
     x = from_prior(SD, MIXTURE, 24)
     results = [
@@ -333,23 +333,23 @@ def test_predictions_agree(name: str) -> None:
 def test_evaluations_are_counted(name: str) -> None:
     for n in (1, 2, 3, 7, 30):
         grid = karras(n)
-        told = len(evaluation_points(SOLVERS[name].function, grid))
-        assert sample(name, grid, from_prior(SD, MIXTURE, 24), MIXTURE, noise=draws)[1] == told
+        points = len(evaluation_points(SOLVERS[name].function, grid))
+        assert sample(name, grid, from_prior(SD, MIXTURE, 24), MIXTURE, noise=draws)[1] == points
         if name == "pndm":
-            assert told == (1 if n == 1 else n + 1)
+            assert points == (1 if n == 1 else n + 1)
         elif name != "restart":
             per = SOLVERS[name].evaluations_per_step
             expected = per * (n - 1) + 1 if name != "heunpp2" else [1, 3][n - 1] if n < 3 else 3 * n - 3
-            assert told == expected
+            assert points == expected
 
 
 @pytest.mark.parametrize("schedule", [SD, ZERO_SNR, NoiseSchedule.flow(), NoiseSchedule.edm()])
 @pytest.mark.parametrize("name", [n for n in TWO if n != "restart"])
 def test_steps_of_two_evaluations_lie_regularly(name: str, schedule: NoiseSchedule) -> None:
-    """Evaluation 2·i begins step i, also from α = 0: diffusers' image-to-image counts on it."""
+    """Evaluation 2·i begins step i, also from α = 0: diffusers' image-to-image relies on it."""
     function, grid = SOLVERS[name].function, karras(5, schedule)
-    told = evaluation_points(function, grid)
-    begun = [matching_rest(function, grid, told[i:]) for i in range(len(told))]
+    points = evaluation_points(function, grid)
+    begun = [matching_rest(function, grid, points[i:]) for i in range(len(points))]
     assert [rest and rest.points for rest in begun] == [grid.points[i // 2 :] if i % 2 == 0 else None for i in range(9)]
 
 
@@ -358,9 +358,9 @@ def test_restart_goes_back_up() -> None:
     grid = karras(20)
     inside = [p for p in grid.points if 0.1 <= p.rho <= 2.0]
     for times in (0, 1, 3):
-        questions = evaluation_points(lambda *a: SOLVERS["restart"].function(*a, times=times), grid)  # noqa: B023
-        assert len(questions) == 39 + times * 2 * (len(inside) - 1)
-        assert questions.count(inside[0]) == 2 + times
+        points = evaluation_points(lambda *a: SOLVERS["restart"].function(*a, times=times), grid)  # noqa: B023
+        assert len(points) == 39 + times * 2 * (len(inside) - 1)
+        assert points.count(inside[0]) == 2 + times
     assert len(evaluation_points(lambda *a: SOLVERS["restart"].function(*a, low=3.0, high=2.0), grid)) == 39
 
 
@@ -380,7 +380,7 @@ def test_a_start_midway_is_the_rest_of_the_run(name: str) -> None:
     "name", [n for n in LISTED if not SOLVERS[n].stochastic and n not in ONE_STEP and SOLVERS[n].order > 1]
 )
 def test_a_start_midway_from_the_exact_state_is_accurate(name: str) -> None:
-    """A multistep solver begins anew with no history, not with one that it does not have."""
+    """A multistep solver restarts without history."""
     grid = karras(40)
     x = MIXTURE.solve(from_prior(SD, MIXTURE, 24), grid[0], grid[15])
     exact = MIXTURE.denoise(MIXTURE.solve(x, grid[15], grid[-2]), grid[-2].alpha, grid[-2].sigma)[0]
@@ -391,7 +391,7 @@ def test_a_start_midway_from_the_exact_state_is_accurate(name: str) -> None:
 
 @pytest.mark.parametrize("name", LISTED)
 def test_edits_between_steps_are_honoured(name: str) -> None:
-    """A state that is replaced halfway: the run goes on from the new one, and the last answer is to the last edit."""
+    """A state replaced halfway: the run continues from the new one, the last evaluation from the last edit."""
     grid = karras(40)
     function = SOLVERS[name].function
     halfway = len(evaluation_points(function, grid)) - len(evaluation_points(function, grid[20:]))
@@ -453,7 +453,7 @@ ENDS = [
 
 @pytest.mark.parametrize("name", ALL)
 def test_from_pure_noise_to_the_picture(name: str) -> None:
-    """Finite from α = 0 to σ = 0, however few the steps."""
+    """Finite from α = 0 to σ = 0, with any number of steps."""
     for noise, prediction in [*ENDS, (ZERO_SNR, "sample"), (NoiseSchedule.flow(shift=3.0), "v_prediction")]:
         x = from_prior(noise, MIXTURE, 24)
         if SOLVERS[name].upwards:
@@ -484,18 +484,18 @@ def test_twenty_steps_from_pure_noise_come_near(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in LISTED if not SOLVERS[n].stochastic])
 def test_float32_is_enough(name: str) -> None:
-    """The native run, float32 state and all, against the same in float64."""
+    """The native run with its float32 state against the same run in float64."""
     for noise, prediction in ENDS:
         s = schedulers.get(name, noise=noise, prediction=prediction, grid="karras")
         x = from_prior(noise, MIXTURE, 8)
         exact, _ = sample(name, s.grid(20), x, MIXTURE, prediction)
-        found = s.sample(MIXTURE.denoiser(noise, prediction), x.float(), 20)
-        assert (found - exact).abs().max() / exact.abs().max() < 1e-4
+        result = s.sample(MIXTURE.denoiser(noise, prediction), x.float(), 20)
+        assert (result - exact).abs().max() / exact.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", LISTED)
 def test_nothing_is_read_back_from_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No .item(), .cpu(), bool of a tensor, … between the first question and the last answer."""
+    """No .item(), .cpu(), bool of a tensor, … between the first and the last evaluation."""
 
     def forbidden(*_: Any) -> None:
         raise AssertionError("a tensor was read back")
@@ -568,7 +568,7 @@ def test_defaults() -> None:
 
 
 def test_adaptive_steps_end_with_a_broken_network() -> None:
-    """Not a number is no reason to search for ever."""
+    """The search ends if the network's output is not a number."""
     broken = lambda x, p: Denoised(x, target("epsilon", p, x * math.nan, x * math.nan), p, "epsilon")  # noqa: E731
     grid = karras(5)
     result, nfe = run(SOLVERS["dpm_adaptive"].function(from_prior(SD, MIXTURE, 24), grid, draws), broken)
