@@ -35,9 +35,9 @@ def diffgen_(diffgen_: Callable[..., Result]) -> Callable[..., Result]:
     return functools.partial(diffgen_, "schedulers")
 
 
-def result_of(said: Result) -> dict[str, Any]:
-    assert said[0] == 0, said
-    document = json.loads(said[1])
+def result_of(output: Result) -> dict[str, Any]:
+    assert output[0] == 0, output
+    document = json.loads(output[1])
     assert document["ok"]
     return document["result"]
 
@@ -72,7 +72,7 @@ def test_list_in_a_file_is_plain_lines(diffgen_: Callable[..., Result]) -> None:
 
 @pytest.mark.parametrize("colour", [True, False])
 def test_list_on_a_terminal_is_a_table(colour: bool) -> None:
-    """With colour, but for NO_COLOR; it fits the window."""
+    """With colour unless NO_COLOR is set; it fits the window."""
     ours, theirs = pty.openpty()
     env = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
     env |= {"TERM": "xterm", "COLUMNS": "100", **({} if colour else {"NO_COLOR": "1"})}
@@ -209,7 +209,7 @@ def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "text"),
     [
         (["-o", "p.jpg"], 2, ".png or .svg"),
         (["-o", "p.png", "--schedulers", "eulr"], 2, "did you mean 'euler'"),
@@ -225,11 +225,11 @@ def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_
         (["-o", "nowhere/p.png", "--schedulers", "euler", "--nfe", "2"], 6, "no such folder"),
     ],
 )
-def test_plot_refuses(diffgen_: Callable[..., Result], tmp_path: Path, args: list[str], code: int, said: str) -> None:
+def test_plot_refuses(diffgen_: Callable[..., Result], tmp_path: Path, args: list[str], code: int, text: str) -> None:
     (tmp_path / "there.png").write_bytes(b"mine")
     got, out, err = diffgen_("plot", *args)
     assert (got, out) == (code, "")
-    assert said in err
+    assert text in err
     assert [path.name for path in tmp_path.iterdir()] == ["there.png"]
     assert (tmp_path / "there.png").read_bytes() == b"mine"
     if code == 6 and args[1] == "there.png":

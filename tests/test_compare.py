@@ -1,4 +1,4 @@
-"""compare: counted budgets, equal starts, errors against the exact solution, and nothing done twice."""
+"""Comparisons: counted budgets, equal starting noises, errors against the exact solution, and nothing made twice."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def compared(folder: Path, labels: str = "euler,heun,deis,euler_ancestral", nfe:
     )
     folder.mkdir(exist_ok=True)
     comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("auto", exact=True), folder)
-    made = [task.key for task in comparison.make()]
-    return comparison, measure(comparison, "diffgen compare"), made
+    keys = [task.key for task in comparison.make()]
+    return comparison, measure(comparison, "diffgen compare"), keys
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def small(tmp_path_factory: pytest.TempPathFactory):
 # The axes
 
 
-def test_budgets_pay_for_the_most_steps_and_are_counted(small) -> None:
+def test_a_budget_allows_the_most_steps_and_is_counted(small) -> None:
     _, results, _ = small
     for cell in results.cells:
         assert cell.status == "done"
@@ -57,7 +57,7 @@ def test_budgets_pay_for_the_most_steps_and_are_counted(small) -> None:
     assert heun == {5: 5, 10: 9}  # two evaluations a step, one in the last
 
 
-def test_cells_of_one_seed_begin_alike(small) -> None:
+def test_cells_of_one_seed_start_from_the_same_noise(small) -> None:
     _, results, _ = small
     by_seed: dict[int, set[str]] = {}
     for cell in results.cells:
@@ -73,7 +73,7 @@ def test_schedulers_take_turns() -> None:
 
 
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=6))
-def test_numbers_are_read_as_they_are_written(numbers: list[int]) -> None:
+def test_numbers_are_parsed(numbers: list[int]) -> None:
     expected = tuple(dict.fromkeys(numbers))
     assert plan.parse_numbers("--seeds", ",".join(map(str, numbers)), 0, 500) == expected
     low = min(numbers)
@@ -81,7 +81,7 @@ def test_numbers_are_read_as_they_are_written(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "3-1", "1;2", "-1", "1-", "0-99999999999", "1e3"])
-def test_no_numbers(text: str) -> None:
+def test_text_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         plan.parse_seeds(text)
 
@@ -164,7 +164,7 @@ def test_ranks_follow_the_intervals(small) -> None:
     assert "euler_ancestral draws noise: it has no fixed solution to measure against, so it is not ranked." in words
 
 
-def test_one_seed_ranks_nothing(tmp_path: Path) -> None:
+def test_one_seed_gives_no_ranks(tmp_path: Path) -> None:
     _, results, _ = compared(tmp_path / "one", "euler,deis", "6", "3")
     assert all(row.rank is None and row.error.low is None for row in results.rows)
     assert "one seed is too few to rank" in results.verdict[0]
@@ -229,17 +229,17 @@ def test_order_of_a_known_curve() -> None:
 
 
 def test_nothing_is_done_twice_and_a_comparison_grows(tmp_path: Path) -> None:
-    _, before, made = compared(tmp_path / "c", "euler,deis", "5", "0-1")
-    assert len(made) == 2 * 2 + 2  # and the exact solution of each seed
+    _, before, keys = compared(tmp_path / "c", "euler,deis", "5", "0-1")
+    assert len(keys) == 2 * 2 + 2  # and the exact solution of each seed
     assert compared(tmp_path / "c", "euler,deis", "5", "0-1")[2] == []
-    _, after, made = compared(tmp_path / "c", "euler,deis", "5,7", "0-1")
-    assert len(made) == 4
+    _, after, keys = compared(tmp_path / "c", "euler,deis", "5,7", "0-1")
+    assert len(keys) == 4
     old = [cell for cell in after.cells if cell.budget == 5]
     assert [cell.error for cell in old] == [cell.error for cell in before.cells]
     assert [cell.seconds for cell in old] == [cell.seconds for cell in before.cells]
 
 
-def test_a_cell_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
+def test_an_incomplete_record_is_made_again(tmp_path: Path) -> None:
     comparison, _, _ = compared(tmp_path / "c", "euler", "5", "0")
     key = comparison.key(comparison.cells[0])
     record = tmp_path / "c" / "cells" / f"{key}.json"
@@ -247,7 +247,7 @@ def test_a_cell_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert compared(tmp_path / "c", "euler", "5", "0")[2] == [key]
 
 
-def test_a_cell_that_cannot_be_is_shown_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_an_impossible_cell_is_shown_and_the_others_continue(tmp_path: Path) -> None:
     grid = {"schema": "diffgen.grid/1", "solver": "dpmpp_2m", "nfe": 3, "sigmas": [14.6, 2.0, 0.3]}
     (tmp_path / "tuned.json").write_text(json.dumps(grid))
     axes = plan.Axes(
@@ -265,7 +265,7 @@ def test_a_cell_that_cannot_be_is_shown_and_the_rest_goes_on(tmp_path: Path) -> 
     assert any("2 of 4 cells failed" in sentence for sentence in results.verdict)
 
 
-def test_equal_pictures_are_pointed_out(tmp_path: Path) -> None:
+def test_equal_pictures_are_reported(tmp_path: Path) -> None:
     """At one evaluation every solver's step is x' = x0."""
     _, results, _ = compared(tmp_path / "c", "dpmpp_2m,deis,unipc", "1", "0-1")
     assert len(results.duplicates) == 3
@@ -293,7 +293,7 @@ def test_results_are_json(small) -> None:
 
 
 @pytest.mark.parametrize("number", ["²", "9" * 5000, "-8", "", "3"])
-def test_no_reference(number: str) -> None:
+def test_a_wrong_reference_is_refused(number: str) -> None:
     with pytest.raises(UsageError, match="--reference must be"):
         ReferenceSpec.parse(f"euler:{number}", exact=False)
 
@@ -306,26 +306,26 @@ def test_many_seeds_have_students_interval_too() -> None:
 
 
 @pytest.mark.parametrize("damage", ["no picture", "half a picture", "no count", "cut off"])
-def test_half_a_cell_is_made_again(tmp_path: Path, damage: str) -> None:
-    comparison, _, made = compared(tmp_path / "made", "euler", "5", "0")
+def test_an_incomplete_cell_is_made_again(tmp_path: Path, damage: str) -> None:
+    comparison, _, keys = compared(tmp_path / "made", "euler", "5", "0")
     if damage == "no picture":
-        (tmp_path / "made" / "images" / f"{made[0]}.png").unlink()
+        (tmp_path / "made" / "images" / f"{keys[0]}.png").unlink()
     elif damage == "half a picture":
-        picture = tmp_path / "made" / "images" / f"{made[0]}.png"
+        picture = tmp_path / "made" / "images" / f"{keys[0]}.png"
         picture.write_bytes(picture.read_bytes()[:300])
     elif damage == "no count":
-        file = tmp_path / "made" / "cells" / f"{made[0]}.json"
+        file = tmp_path / "made" / "cells" / f"{keys[0]}.json"
         record = json.loads(file.read_text())
         del record["nfe"]
         file.write_text(json.dumps(record))
     else:
-        file = comparison.folder.tensor_file(made[0])
+        file = comparison.folder.tensor_file(keys[0])
         file.write_bytes(file.read_bytes()[:-9])
-    assert compared(tmp_path / "made", "euler", "5", "0")[2] == made[:1]
+    assert compared(tmp_path / "made", "euler", "5", "0")[2] == keys[:1]
 
 
-def test_what_the_reference_cannot_tell_is_not_ranked(tmp_path: Path) -> None:
-    """Its own error is known; below three times that, any order would be chance. And it has no rank itself."""
+def test_errors_below_the_accuracy_of_the_reference_share_a_rank(tmp_path: Path) -> None:
+    """Below three times its own error any order would be chance; the reference itself has no rank."""
     axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "deis"]), (20, 40), (0, 1, 2), ("",), (1.0,))
     comparison = Comparison(MixtureSubject(), axes, ReferenceSpec.parse("dpmpp_2m:40", exact=True), tmp_path)
     list(comparison.make())
@@ -358,7 +358,7 @@ class Failing(MixtureSubject):
         return super().exact(noise.nan_to_num())
 
 
-def made(subject: MixtureSubject, folder: Path) -> Comparison:
+def finished(subject: MixtureSubject, folder: Path) -> Comparison:
     axes = plan.Axes(plan.parse_entries(["euler", "deis"]), (5,), (0, 1, 2), ("",), (1.0,))
     comparison = Comparison(subject, axes, ReferenceSpec.parse("auto", exact=True), folder)
     for _ in comparison.make():
@@ -366,33 +366,33 @@ def made(subject: MixtureSubject, folder: Path) -> Comparison:
     return comparison
 
 
-def of(subject: MixtureSubject, folder: Path) -> dict:
-    return measure(made(subject, folder), "diffgen compare")
+def results_of(subject: MixtureSubject, folder: Path) -> Results:
+    return measure(finished(subject, folder), "diffgen compare")
 
 
-def test_what_failed_has_its_exit_code(tmp_path: Path) -> None:
-    assert made(Failing(3), tmp_path).codes == set()
-    assert made(Failing(1), tmp_path).codes == {ExitCode.OUTPUT}
-    assert made(Failing(None), tmp_path).codes == {ExitCode.FAILED}
+def test_a_failure_has_its_exit_code(tmp_path: Path) -> None:
+    assert finished(Failing(3), tmp_path).codes == set()
+    assert finished(Failing(1), tmp_path).codes == {ExitCode.OUTPUT}
+    assert finished(Failing(None), tmp_path).codes == {ExitCode.FAILED}
 
 
-def test_a_mean_over_the_seeds_that_went_well_is_not_ranked(tmp_path: Path) -> None:
-    results = of(Failing(1), tmp_path)
+def test_a_scheduler_with_a_failed_seed_is_not_ranked(tmp_path: Path) -> None:
+    results = results_of(Failing(1), tmp_path)
     assert [(row.done, row.failed, row.rank) for row in results.rows] == [(2, 1, None)] * 2
     assert not any("nearest" in sentence for sentence in results.verdict)
     assert any("2 of 6 cells failed: not finite" in sentence for sentence in results.verdict)
     assert "2 of 6 cells failed: not finite" in str(failure(results))
 
 
-def test_a_reference_that_cannot_be_made_is_told(tmp_path: Path) -> None:
-    results = of(Failing(None), tmp_path)
+def test_a_failed_reference_is_reported(tmp_path: Path) -> None:
+    results = results_of(Failing(None), tmp_path)
     assert results.reference.reason == "no solution"
     assert str(failure(results)) == "a reference could not be computed: no solution"
     assert "A reference could not be computed: no solution." in results.verdict
     assert {cell.status for cell in results.cells} == {"done"}
 
 
-def test_a_tuned_grid_at_another_budget_is_told(tmp_path: Path) -> None:
+def test_a_tuned_grid_at_another_budget_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     times = [999, 700, 400, 100]
     file.write_text(json.dumps({"schema": "diffgen.grid/1", "solver": "euler", "nfe": 4, "times": times}))

@@ -1,4 +1,4 @@
-"""compare and tune as commands: on the bundled model, a run and the mixture; what they write and what they refuse."""
+"""compare and tune as commands on the bundled model, a run and the mixture: what they write and what they refuse."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "digits"
 
 
-def test_the_bundled_model_is_asked_as_generate_asks_it(diffgen_, tmp_path: Path) -> None:
+def test_the_bundled_model_gives_the_pictures_of_generate(diffgen_, tmp_path: Path) -> None:
     """The native loop with the guided network gives the pixels of the pipeline; every cell is there."""
     code, out, err = diffgen_(
         "compare", "a red apple", "--schedulers", "dpmpp_2m,euler_ancestral", "--nfe", "4", "--seeds", "7",
@@ -71,32 +71,32 @@ def test_the_bundled_model_is_asked_as_generate_asks_it(diffgen_, tmp_path: Path
     for scheduler in ("dpmpp_2m", "euler_ancestral"):
         options = {"steps": 4, "guidance": 3.0, "scheduler": scheduler}
         options["grid"] = schedulers.info(scheduler).grid  # not the one that it ships for 4 steps
-        made = diffgen.load("emoji").generate("a red apple", seed=7, **options)[0]
-        assert np.abs(np.asarray(made).astype(int) - pictures[scheduler].astype(int)).max() <= 1
+        expected = diffgen.load("emoji").generate("a red apple", seed=7, **options)[0]
+        assert np.abs(np.asarray(expected).astype(int) - pictures[scheduler].astype(int)).max() <= 1
     assert all(cell["nfe"] == 4 and cell["status"] == "done" for cell in result["cells"])
     assert [cell["error"] is None for cell in result["cells"]] == [False, True]
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "flux-schnell", "unconditional"])
-def test_every_family_is_asked_as_generate_asks_it(tmp_path: Path, family: str) -> None:
-    """Also by a scheduler that draws noise, from the generator of the seed."""
+def test_every_family_gives_the_pictures_of_generate(tmp_path: Path, family: str) -> None:
+    """Also with a scheduler that draws noise from the generator of the seed."""
     model = str(tiny.build(tmp_path / "model", family=family))
     prompt, guidance = ([], ()) if family == "unconditional" else (["a red apple"], (3.0,))
     subject, prompts, guidance = subject_of(model, prompt, guidance, "cpu", "float32")
     axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "euler_ancestral"]), (3,), (5,), prompts, guidance)
     comparison = Comparison(subject, axes, None, tmp_path / "made")
-    made = [comparison.folder.record(task.key) for task in comparison.make()]
+    records = [comparison.folder.record(task.key) for task in comparison.make()]
     generator = diffgen.load(model, "cpu", "float32")
     options = {} if family == "unconditional" else {"guidance": 3.0}
-    for cell, record in zip(comparison.cells, made, strict=True):
+    for cell, record in zip(comparison.cells, records, strict=True):
         assert record is not None
         picture = np.asarray(Image.open(tmp_path / "made" / record["image"]).convert("RGB"))
         again = generator.generate(*prompt, seed=5, steps=3, scheduler=cell.entry.label, **options)[0].convert("RGB")
         assert np.abs(np.asarray(again).astype(int) - picture.astype(int)).max() <= 1
 
 
-def test_calls_of_the_network_are_counted_apart(diffgen_, tmp_path: Path) -> None:
-    """An evaluation is one NFE, guided or not; guided the network looks twice. What was typed is no single line."""
+def test_calls_of_the_network_are_counted_separately(diffgen_, tmp_path: Path) -> None:
+    """A guided evaluation is one NFE and two calls of the network. The prompt has two lines."""
     model = tiny.build(tmp_path / "model")
     options = ["-m", model, "--schedulers", "euler,heun", "--nfe", "3", "--seeds", "0", "--reference", "none"]
     options += ["--guidance", "1,3", "-o", "c", "--json"]
@@ -110,7 +110,7 @@ def test_calls_of_the_network_are_counted_apart(diffgen_, tmp_path: Path) -> Non
         assert picture.width > 100
 
 
-def test_prompts_are_checked_as_generate_checks_them(diffgen_) -> None:
+def test_prompts_are_checked_as_in_generate(diffgen_) -> None:
     options = ["--schedulers", "euler", "--nfe", "2", "--seeds", "0", "--reference", "none", "--dry-run"]
     for prompt, says in (
         ("a {red|blue} apple", "leaves a choice to the seed"),
@@ -124,7 +124,7 @@ def test_prompts_are_checked_as_generate_checks_them(diffgen_) -> None:
     assert "never saw 'qwertzuiop'" in err
 
 
-def test_two_prompts_in_one_batch_are_asked_like_each_alone() -> None:
+def test_a_batch_of_two_prompts_equals_each_alone() -> None:
     subject, _, _ = subject_of("emoji", ["a cat"], [2.0], "cpu", "auto")
     assert isinstance(subject, PipelineSubject)
     x = torch.cat([subject.start(seed)[0] for seed in (1, 2)])
@@ -140,18 +140,18 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     options += ("--data", "digits", "--samples", "60", "--reference", "dpmpp_2m:8", "-o", "c", "--json")
     code, out, err = diffgen_(*options)
     assert code == 0, err
-    said = json.loads(out)["result"]["distribution"]
-    assert [row["scheduler"] for row in said["rows"]] == ["euler", "ddpm"]
-    assert said["samples"] == 60
-    found = evaluate(run, open_data("digits"), samples=60, steps=4, scheduler="ddim", guidance=1.0, bits=False)
-    for name, value in said["rows"][0]["values"].items():
-        assert value == pytest.approx(found.metrics[name].value, rel=1e-5), name
-        assert said["scales"][name]["floor"] == pytest.approx(found.metrics[name].floor)
-    spread = {name: scale["deviation"] for name, scale in said["scales"].items() if scale["deviation"] is not None}
-    assert spread == pytest.approx(found.floor_deviation, rel=1e-5)
+    measured = json.loads(out)["result"]["distribution"]
+    assert [row["scheduler"] for row in measured["rows"]] == ["euler", "ddpm"]
+    assert measured["samples"] == 60
+    evaluated = evaluate(run, open_data("digits"), samples=60, steps=4, scheduler="ddim", guidance=1.0, bits=False)
+    for name, value in measured["rows"][0]["values"].items():
+        assert value == pytest.approx(evaluated.metrics[name].value, rel=1e-5), name
+        assert measured["scales"][name]["floor"] == pytest.approx(evaluated.metrics[name].floor)
+    spread = {name: scale["deviation"] for name, scale in measured["scales"].items() if scale["deviation"] is not None}
+    assert spread == pytest.approx(evaluated.floor_deviation, rel=1e-5)
     page = Path("c/report.html").read_text()
     assert "Against the data" in page
-    scale = said["scales"]["sliced_wasserstein"]
+    scale = measured["scales"]["sliced_wasserstein"]
     assert f"{scale['floor']:.3g} ± {scale['deviation']:.2g}" in page
     before = {path: path.stat().st_mtime_ns for path in Path("c/distributions").iterdir()}
     code, _, err = diffgen_(*options, "--resume")
@@ -171,7 +171,7 @@ def test_a_run_against_its_data(diffgen_, run: Path) -> None:
     assert list(distribution_table(Results.from_json(stored).distribution))[2][-1] == "the values are <not> finite"
 
 
-def test_a_grid_of_another_model_is_told_and_ends_with_its_exit_code(diffgen_) -> None:
+def test_a_grid_of_another_model_is_reported_with_its_exit_code(diffgen_) -> None:
     grid = find("emoji").folder / "grids" / "dpmpp_2m-4.json"
     options = ("--schedulers", "dpmpp_2m", "--grids", f"karras,{grid}", "--nfe", "4", "--seeds", "0-1", "-o", "c")
     code, out, err = diffgen_("compare", "-m", "mixture", *options)
@@ -202,7 +202,7 @@ def test_a_grid_of_another_model_is_told_and_ends_with_its_exit_code(diffgen_) -
         (["a", "--report", "nowhere", "--dry-run"], 2, "it takes no --dry-run, a prompt"),
     ],
 )  # fmt: skip
-def test_what_compare_refuses(diffgen_, args: list[str], code: int, says: str) -> None:
+def test_compare_refuses(diffgen_, args: list[str], code: int, says: str) -> None:
     got, out, err = diffgen_("compare", *args, "--json")
     assert (got, json.loads(out)["ok"]) == (code, False)
     assert says in err
@@ -240,8 +240,8 @@ def test_a_dry_run_counts_and_writes_nothing(diffgen_) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_stopped_it_leaves_the_page_of_what_is_done(tmp_path: Path) -> None:
-    """A real process with hundreds of cells to make, told to stop after a few."""
+def test_an_interrupted_comparison_writes_what_is_done(tmp_path: Path) -> None:
+    """A real process with hundreds of cells to make, interrupted after a few."""
     process = subprocess.Popen(
         [sys.executable, "-m", "diffgen", "compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "8",
          "--seeds", "0-299", "-o", "c", "--json"],
@@ -258,20 +258,20 @@ def test_stopped_it_leaves_the_page_of_what_is_done(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "continue with --resume" in err
-    said = json.loads(out)
-    assert (said["ok"], said["error"]["code"]) == (False, 130)
-    status = [cell["status"] for cell in said["result"]["cells"]]
+    document = json.loads(out)
+    assert (document["ok"], document["error"]["code"]) == (False, 130)
+    status = [cell["status"] for cell in document["result"]["cells"]]
     assert set(status) == {"done", "missing"}
-    assert all(row["rank"] is None and row["missing"] for row in said["result"]["rows"])
-    assert any("are not made yet" in sentence for sentence in said["result"]["verdict"])
-    found = json.loads((tmp_path / "c" / "results.json").read_text())
-    assert [cell["status"] for cell in found["cells"]] == status
+    assert all(row["rank"] is None and row["missing"] for row in document["result"]["rows"])
+    assert any("are not made yet" in sentence for sentence in document["result"]["verdict"])
+    stored = json.loads((tmp_path / "c" / "results.json").read_text())
+    assert [cell["status"] for cell in stored["cells"]] == status
     for name in ("report.html", "results.csv", "grid.png"):
         assert (tmp_path / "c" / name).stat().st_size > 500
     assert "not made yet" in (tmp_path / "c" / "report.html").read_text()
 
 
-def test_what_cannot_be_is_told_before_it_starts(diffgen_) -> None:
+def test_impossible_cells_are_reported_before_the_start(diffgen_) -> None:
     grid = Path(diffgen.__file__).parent / "models/bundled/emoji/grids/dpmpp_2m-8.json"
     options = ["--schedulers", "dpmpp_2m", "--nfe", "8", "--seeds", "0-1", "--grids", f"{grid},karras", "--dry-run"]
     code, out, err = diffgen_("compare", "-m", "mixture", *options, "--json")
@@ -342,16 +342,16 @@ def test_a_grid_of_one_step_can_be_used(diffgen_) -> None:
         (["--scheduler", "dpmpp_2m", "--nfe", "4", "-o", "nowhere/g.json"], 6),
     ],
 )
-def test_what_tune_refuses(diffgen_, args: list[str], code: int) -> None:
+def test_tune_refuses(diffgen_, args: list[str], code: int) -> None:
     assert diffgen_("tune", "-m", "mixture", *args)[0] == code
     assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("damage", [("axes", {"seeds": []}), ("command", {}), ("axes", []), ("cells", ["x"])])
 def test_a_damaged_comparison_makes_no_page(diffgen_, damage: tuple) -> None:
-    found = {"schema": "diffgen.compare/1", "cells": [], "rows": [], "command": "", damage[0]: damage[1]}
+    content = {"schema": "diffgen.compare/1", "cells": [], "rows": [], "command": "", damage[0]: damage[1]}
     Path("c").mkdir()
-    (Path("c") / "results.json").write_text(json.dumps(found))
+    (Path("c") / "results.json").write_text(json.dumps(content))
     code, _, err = diffgen_("compare", "--report", "c")
     assert code == 3
     assert "damaged" in err

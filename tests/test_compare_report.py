@@ -45,22 +45,22 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Made by hand: two prompts of which one is hostile, two guidance scales, failures, all pictures different."""
-    return made_up(tmp_path_factory.mktemp("hostile"), [HOSTILE, "a cat"], [1.0, 3.0], [5, 10], [0, 1, 7])
+    return invented(tmp_path_factory.mktemp("hostile"), [HOSTILE, "a cat"], [1.0, 3.0], [5, 10], [0, 1, 7])
 
 
 def written(content: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path]:
     """The content of results.json, with the keys that it may lack, and the folder."""
-    found = Results.from_json(content).to_json()
-    (folder / "results.json").write_text(json.dumps(found))
-    (folder / "report.html").write_bytes(page_of(found, folder).encode())
-    return found, folder
+    content = Results.from_json(content).to_json()
+    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "report.html").write_bytes(page_of(content, folder).encode())
+    return content, folder
 
 
-def page_of(found: dict[str, Any], folder: Path) -> str:
-    return page(Results.from_json(found, folder), folder)
+def page_of(content: dict[str, Any], folder: Path) -> str:
+    return page(Results.from_json(content, folder), folder)
 
 
-def made_up(
+def invented(
     folder: Path,
     prompts: list[str],
     guidance: list[float],
@@ -107,7 +107,7 @@ def made_up(
         row |= {"error": mean if judged else None, "rank": 1 if judged else None}
         row |= {"seconds": {"mean": 0.25, "low": 0.2, "high": 0.3, "n": 3}, "seconds_per_nfe": None}
         rows.append(row | {"done": len(done), "failed": len(seeds) - len(done)})
-    found = {
+    content = {
         "schema": "diffgen.compare/1",
         "command": shlex.join(["diffgen", "compare", "-m", "emoji", "--grids=x/tuned.json", *prompts, "-o", "out/"]),
         "seconds": 12.0,
@@ -125,7 +125,7 @@ def made_up(
         "versions": {"torch": "2"},
         "verdict": [f"At 5 evaluations euler is nearest ({prompts[0]!r})."],
     }
-    return written(found, folder)
+    return written(content, folder)
 
 
 # As text
@@ -168,7 +168,7 @@ def read(folder: Path) -> Reader:
 
 @pytest.mark.parametrize("which", ["mixture", "hostile"])
 def test_page_is_whole_and_stands_alone(which: str, request: pytest.FixtureRequest) -> None:
-    found, folder = request.getfixturevalue(which)
+    content, folder = request.getfixturevalue(which)
     reader = read(folder)
     for tag, attributes in reader.tags:
         for name in ("src", "href"):
@@ -187,13 +187,13 @@ def test_page_is_whole_and_stands_alone(which: str, request: pytest.FixtureReque
     assert "url(" not in style
     assert "@import" not in style
     stored = next(text for text in reader.text["script"] if text.startswith('{"schema"'))
-    assert json.loads(stored) == found
-    said = "".join(reader.text["li"])
-    assert all(sentence in said for sentence in found["verdict"])
+    assert json.loads(stored) == content
+    listed = "".join(reader.text["li"])
+    assert all(sentence in listed for sentence in content["verdict"])
 
 
 def test_hostile_texts_stay_texts(hostile: tuple[dict[str, Any], Path]) -> None:
-    found, folder = hostile
+    content, folder = hostile
     text = (folder / "report.html").read_text("utf-8")
     assert "</script><b>" not in text
     assert "<img src=x" not in text
@@ -201,42 +201,42 @@ def test_hostile_texts_stay_texts(hostile: tuple[dict[str, Any], Path]) -> None:
     reader = read(folder)
     assert HOSTILE in reader.text["bdi"]
     assert f"{HOSTILE} not finite" in reader.text["p"]
-    assert found["command"] in reader.text["code"]
+    assert content["command"] in reader.text["code"]
     assert any(attributes.get("alt", "").endswith(HOSTILE) for _, attributes in reader.tags)
 
 
 def test_half_a_surrogate_and_numbers_that_are_none(tmp_path: Path) -> None:
-    found, folder = made_up(tmp_path, ["a \udce4 b"], [1.0], [5, 10], [0])
-    found["cells"][0]["error"], found["rows"][0]["error"]["high"] = float("nan"), float("inf")
-    text = page_of(found, folder)
+    content, folder = invented(tmp_path, ["a \udce4 b"], [1.0], [5, 10], [0])
+    content["cells"][0]["error"], content["rows"][0]["error"]["high"] = float("nan"), float("inf")
+    text = page_of(content, folder)
     assert "a ? b" in text.encode().decode()
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"schema"'))
     assert json.loads(stored)["cells"][0]["error"] is None
 
 
 def test_csv_is_inside(mixture: tuple[dict[str, Any], Path]) -> None:
-    found, folder = mixture
+    content, folder = mixture
     link = next(a["href"] for tag, a in read(folder).tags if tag == "a" and a.get("download") == "results.csv")
     lines = list(csv.DictReader(io.StringIO(b64decode(link.partition(",")[2]).decode())))
     assert len(lines) == 12
     assert [float(line["error"]) for line in lines if line["error"]] == [
-        cell["error"] for cell in found["cells"] if cell["error"] is not None
+        cell["error"] for cell in content["cells"] if cell["error"] is not None
     ]
 
 
 def test_every_picture_is_there_once(hostile: tuple[dict[str, Any], Path]) -> None:
-    found, folder = hostile
+    content, folder = hostile
     text = (folder / "report.html").read_text("utf-8")
-    names = [c["image"] for c in found["cells"] + found["reference"]["starts"] if c["image"]]
+    names = [c["image"] for c in content["cells"] + content["reference"]["starts"] if c["image"]]
     assert len(names) == 96
     inside = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
     assert sorted(b64decode(i) for i in inside) == sorted((folder / name).read_bytes() for name in names)
 
 
 def test_too_large_pictures_are_reduced(hostile: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found, folder = hostile
+    content, folder = hostile
     monkeypatch.setattr(report, "MAX_EMBEDDED", 1000)
-    text = page_of(found, folder)
+    text = page_of(content, folder)
     assert "data:image/png" not in text
     data = re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", text)
     with Image.open(io.BytesIO(b64decode(data[0]))) as image:
@@ -248,15 +248,15 @@ def test_too_large_pictures_are_reduced(hostile: tuple[dict[str, Any], Path], mo
     "name", ["../secret.png", "/etc/passwd", "images/../../a.png", "https://a.b/c.png", "images/a.svg"]
 )
 def test_only_pictures_of_the_folder(mixture: tuple[dict[str, Any], Path], name: str) -> None:
-    found, folder = mixture
-    cells = [found["cells"][0] | {"image": name}, *found["cells"][1:]]
+    content, folder = mixture
+    cells = [content["cells"][0] | {"image": name}, *content["cells"][1:]]
     with pytest.raises(ValueError, match="no picture of this folder"):
-        page_of(found | {"cells": cells}, folder)
+        page_of(content | {"cells": cells}, folder)
 
 
 def test_command_of_a_cell_is_one(tmp_path: Path, diffgen_: Callable[..., tuple[int, str, str]]) -> None:
     """What can be copied from a cell is accepted, and asks for just that cell."""
-    made_up(tmp_path, ["-a 'red' $apple", "a cat"], [1.0, 3.0], [5, 10], [0, 7], ("dpmpp_2m",))
+    invented(tmp_path, ["-a 'red' $apple", "a cat"], [1.0, 3.0], [5, 10], [0, 7], ("dpmpp_2m",))
     view = embedded(tmp_path, "prompts")
     cells = [cell for setting in view["starts"] for start in setting for cell in start["cells"]]
     assert len(cells) == 16
@@ -270,8 +270,8 @@ def test_command_of_a_cell_is_one(tmp_path: Path, diffgen_: Callable[..., tuple[
 
 
 def test_grid_files_and_devices_come_back_into_commands(hostile: tuple[dict[str, Any], Path]) -> None:
-    found, folder = hostile
-    text = page_of(found | {"command": found["command"] + " --device cuda:1 --dtype=float16"}, folder)
+    content, folder = hostile
+    text = page_of(content | {"command": content["command"] + " --device cuda:1 --dtype=float16"}, folder)
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"prompts"'))
     cells = json.loads(stored)["starts"][0][0]["cells"]
     words = shlex.split(cells[3]["command"])  # heun at 10
@@ -281,8 +281,8 @@ def test_grid_files_and_devices_come_back_into_commands(hostile: tuple[dict[str,
 
 
 def test_a_model_that_was_typed_without_a_space(hostile: tuple[dict[str, Any], Path]) -> None:
-    found, folder = hostile
-    text = page_of(found | {"command": "diffgen compare -mruns/digits 3"}, folder)
+    content, folder = hostile
+    text = page_of(content | {"command": "diffgen compare -mruns/digits 3"}, folder)
     stored = next(text for text in Reader(text).text["script"] if text.startswith('{"prompts"'))
     words = shlex.split(json.loads(stored)["starts"][0][0]["cells"][3]["command"])
     assert words[words.index("-m") + 1] == "runs/digits"
@@ -299,8 +299,8 @@ def test_mixture_has_no_command(mixture: tuple[dict[str, Any], Path]) -> None:
 
 def test_five_hundred_cells(tmp_path: Path) -> None:
     names = tuple(f"dpmpp_2m:order={i}" for i in range(10))
-    found, folder = made_up(tmp_path, ["a", "b"], [3.0], [5, 10, 20, 40, 80], list(range(5)), names)
-    assert len(found["cells"]) == 500
+    content, folder = invented(tmp_path, ["a", "b"], [3.0], [5, 10, 20, 40, 80], list(range(5)), names)
+    assert len(content["cells"]) == 500
     assert (folder / "report.html").stat().st_size < 1_500_000
     read(folder)
 
@@ -390,7 +390,7 @@ Open = Callable[..., Any]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("no Chromium was found: apt-get install chromium")
+        pytest.skip("there is no Chromium: apt-get install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM)
@@ -400,26 +400,28 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
-    """Opens a report; at the end nothing may have been complained of, or asked for."""
-    contexts, said, asked = [], [], []
+    """Open a report; at the end there must be no message and no request."""
+    contexts, messages, requests = [], [], []
 
     def open_(folder: Path, width: int = 1280, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, offline=True, **options)
         contexts.append(context)
         shown = context.new_page()
         shown.set_default_timeout(10_000)
-        shown.on("console", lambda message: said.append(message.text))
-        shown.on("pageerror", lambda error: said.append(str(error)))
-        shown.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
-        shown.on("request", lambda request: asked.append(request.url))
+        shown.on("console", lambda message: messages.append(message.text))
+        shown.on("pageerror", lambda error: messages.append(str(error)))
+        shown.on("dialog", lambda dialog: messages.append(f"dialog: {dialog.message}"))
+        shown.on("request", lambda request: requests.append(request.url))
         shown.goto((folder / "report.html").as_uri())
         return shown
 
     yield open_
     for context in contexts:
         context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:")) and not url.endswith("/report.html")] == []
+    assert messages == []
+    assert [
+        url for url in requests if not url.startswith(("data:", "blob:")) and not url.endswith("/report.html")
+    ] == []
 
 
 def cell(shown: Any, entry: int, budget: int = 0) -> Any:
@@ -427,11 +429,11 @@ def cell(shown: Any, entry: int, budget: int = 0) -> Any:
 
 
 def test_selectors_choose_the_pictures(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None:
-    found, folder = hostile
+    content, folder = hostile
     shown = open_page(folder)
 
     def expected(**wanted: Any) -> str:
-        return next(c["image"] for c in found["cells"] if all(c[k] == v for k, v in wanted.items()))
+        return next(c["image"] for c in content["cells"] if all(c[k] == v for k, v in wanted.items()))
 
     def is_shown(**wanted: Any) -> None:
         source = cell(shown, 2, 1).locator("img").get_attribute("src")
@@ -448,7 +450,7 @@ def test_selectors_choose_the_pictures(hostile: tuple[dict[str, Any], Path], ope
     assert shown.locator(".setting:visible h3").all_inner_texts() == ["“a cat”, guidance 3"]
     assert cell(shown, 2, 1).locator("img").get_attribute("alt").endswith("seed 7: a cat")
     reference = next(
-        s for s in found["reference"]["starts"] if (s["seed"], s["prompt"], s["guidance"]) == (7, "a cat", 3)
+        s for s in content["reference"]["starts"] if (s["seed"], s["prompt"], s["guidance"]) == (7, "a cat", 3)
     )
     source = cell(shown, -1).locator("img").get_attribute("src")
     assert b64decode(source.partition(",")[2]) == (folder / reference["image"]).read_bytes()
@@ -472,7 +474,7 @@ def test_hostile_prompt_and_failures_in_a_browser(hostile: tuple[dict[str, Any],
 
 
 def test_lightbox(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None:
-    found, folder = hostile
+    content, folder = hostile
     shown = open_page(folder)
     box, title = shown.locator("#box"), shown.locator("#box-title")
     assert not box.is_visible()
@@ -498,7 +500,7 @@ def test_lightbox(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None
     shown.keyboard.press("ArrowDown")
     with shown.expect_download() as download:
         shown.locator("#box-save").click()
-    image = next(c["image"] for c in found["cells"] if (c["label"], c["budget"], c["seed"]) == ("euler", 5, 1))
+    image = next(c["image"] for c in content["cells"] if (c["label"], c["budget"], c["seed"]) == ("euler", 5, 1))
     assert Path(download.value.path()).read_bytes() == (folder / image).read_bytes()
     shown.locator("#box-again .copy").click()
     shown.locator("#box-again .copy", has_text="Copied").wait_for()
@@ -507,7 +509,7 @@ def test_lightbox(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None
 
 
 def test_two_side_by_side(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None:
-    found, folder = hostile
+    content, folder = hostile
     shown = open_page(folder)
     cell(shown, 0, 0).hover()
     cell(shown, 0, 0).locator("[data-pick=a]").click()
@@ -517,7 +519,7 @@ def test_two_side_by_side(hostile: tuple[dict[str, Any], Path], open_page: Open)
     assert shown.inner_text("#name-b") == "dpmpp_2m on karras, 10 evaluations, seed 0"
     assert cell(shown, 0, 0).locator("[data-pick=a]").get_attribute("aria-pressed") == "true"
     a, b = (
-        Image.open(folder / next(c["image"] for c in found["cells"] if (c["label"], c["budget"]) == which))
+        Image.open(folder / next(c["image"] for c in content["cells"] if (c["label"], c["budget"]) == which))
         for which in (("euler", 5), ("dpmpp_2m", 10))
     )
     apart = abs(a.getpixel((0, 0))[0] - b.getpixel((0, 0))[0])
@@ -546,7 +548,7 @@ def test_two_side_by_side(hostile: tuple[dict[str, Any], Path], open_page: Open)
 
 
 def test_table_sorts_and_data_come_out(mixture: tuple[dict[str, Any], Path], open_page: Open) -> None:
-    found, folder = mixture
+    content, folder = mixture
     shown = open_page(folder)
     shown.locator("#rows th[data-key=error] button").click()
     column = next(
@@ -559,26 +561,26 @@ def test_table_sorts_and_data_come_out(mixture: tuple[dict[str, Any], Path], ope
             for row in shown.locator("#rows tbody tr").all()
         ]
 
-    errors = sorted(row["error"]["mean"] for row in found["rows"] if row["error"])
+    errors = sorted(row["error"]["mean"] for row in content["rows"] if row["error"])
     assert [float(v) for v in values() if v] == errors
     assert values()[-2:] == ["", ""]  # the stochastic ones
     shown.locator("#rows th[data-key=error] button").click()
     assert [float(v) for v in values() if v] == errors[::-1]
     with shown.expect_download() as download:
         shown.locator("#json").click()
-    assert json.loads(Path(download.value.path()).read_text()) == found
+    assert json.loads(Path(download.value.path()).read_text()) == content
     with shown.expect_download() as download:
         shown.get_by_text("All cells as CSV").click()
     assert download.value.suggested_filename == "results.csv"
 
 
 def test_without_javascript(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None:
-    found, folder = hostile
+    content, folder = hostile
     shown = open_page(folder, java_script_enabled=False)
-    assert shown.get_by_text(found["verdict"][0]).is_visible()
+    assert shown.get_by_text(content["verdict"][0]).is_visible()
     assert cell(shown, 2, 1).locator("img").is_visible()
     assert cell(shown, 1, 0).locator(".failed").is_visible()
-    assert shown.locator("#rows tbody tr").count() == len(found["rows"])
+    assert shown.locator("#rows tbody tr").count() == len(content["rows"])
     assert shown.locator("svg.plot").first.is_visible()
     assert shown.locator(".setting:visible").count() == 4
     assert "With JavaScript" in html.unescape(shown.locator("noscript").inner_text())
