@@ -22,7 +22,7 @@ import schedulers
 from diffgen.generation.write import Inside, write_pictures
 from diffgen.images.naming import Outputs
 from diffgen.loading import count_pictures, make_plans, read_prompts
-from diffgen.prompts import words as prompts
+from diffgen.prompts.tokens import read_vocabulary
 
 ROOT = Path(__file__).parent.parent
 ESC = "\x1b"
@@ -299,7 +299,7 @@ def test_a_batch_that_fails_in_part_saves_the_rest_and_lists_what_failed(
     from test_generate import TEXT
     from tiny import changed
 
-    token = prompts.read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
+    token = read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
     folder = changed(tiny, tmp_path / "bad", TEXT, lambda t: t["embeddings.token_embedding.weight"][token].fill_(3e38))
     code, out, err = diffgen_("generate", "red", "green", "-n", 2, "--seed", 1, "-m", folder, "-o", "made/", "--json")
     document = json.loads(out)

@@ -27,6 +27,7 @@ from diffgen.pipelines.plan import Plan, make_plan
 from diffgen.pipelines.weights.tokenizers import load_tokenizer
 from diffgen.prompts import words as prompts
 from diffgen.prompts.files import read_lines
+from diffgen.prompts.tokens import read_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +307,7 @@ def test_older_names_and_half_precision_files_give_the_same_model(
 def test_vocab_and_merges_are_read_as_transformers_reads_them(tiny: Path, tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
-    vocabulary, merges = prompts.read_vocabulary(tiny / "tokenizer")
+    vocabulary, merges = read_vocabulary(tiny / "tokenizer")
     (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)), encoding="utf-8")
     config = {
@@ -323,7 +324,7 @@ def test_vocab_and_merges_are_read_as_transformers_reads_them(tiny: Path, tmp_pa
 
 
 def test_every_half_of_a_batch_that_fails_is_named_and_the_rest_is_made(tiny: Path, tmp_path: Path) -> None:
-    token = prompts.read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
+    token = read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
     folder = changed(tiny, tmp_path / "tiny", TEXT, lambda t: t["embeddings.token_embedding.weight"][token].fill_(3e38))
     model = diffgen.load(str(folder), device="cpu")
     plan: Plan = make_plan(model.model, ["a red apple", "a green apple", "blue"], seed=1)

@@ -109,8 +109,8 @@ def test_the_lines(diffgen_: Command, tiny: Path) -> None:
         (("a", "--prompt-syntax", "compel"), 2, "a1111 or plain"),
         (("a <lora:x:1>",), 2, "--lora x.safetensors:1"),
         (("a", "--style", "none"), 2, "no style 'none'"),
-        (("__none__",), 3, "no wildcards __none__"),
-        (("a", "--wildcards", "nowhere"), 3, "no folder of wildcards"),
+        (("__none__",), 3, "no wildcards file for __none__"),
+        (("a", "--wildcards", "nowhere"), 3, "no wildcards folder"),
         (("a", "-m", "nothing"), 3, "no model 'nothing'"),
         ((), 2, "Missing argument"),
     ],
@@ -154,7 +154,7 @@ def test_the_bundled_model_says_what_it_reads(diffgen_: Command) -> None:
 
 def test_the_guide(diffgen_: Command) -> None:
     """Its first example prints what stands there, but for the numbers of the tokens; its table names every key."""
-    from diffgen.prompts.files import OPTIONS
+    from diffgen.generation.options import json_types
 
     page = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text("utf-8")
     command, _, rest = page.partition("    $ diffgen ")[2].partition("\n")
@@ -165,7 +165,7 @@ def test_the_guide(diffgen_: Command) -> None:
         re.sub(r"^  \d+ +", "", line) for line in out.splitlines()
     ]
     table = page.partition("| key | value |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"`([a-z_]+)`", table)) == {"prompt", *OPTIONS}
+    assert set(re.findall(r"`([a-z_]+)`", table)) == {"prompt", *json_types()}
 
 
 def test_the_guides_other_commands_run(diffgen_: Command, tmp_path: Path) -> None:

@@ -51,19 +51,19 @@ def test_every_option_is_read(tmp_path: Path) -> None:
     [
         ('{"prompt": "a", "sed": 5}', "unknown key 'sed'", "'seed'"),
         ('{"prompt": "a", "negative_prompt": "b"}', "unknown key 'negative_prompt'", "negative"),
-        ('{"prompt": "a", "zzz": 5}', "unknown key 'zzz'", "known are: prompt, negative"),
-        ('{"promt": "a"}', "no text called prompt", ""),
-        ('{"prompt": " "}', "no text called prompt", ""),
-        ('{"prompt": ["a"]}', "no text called prompt", ""),
+        ('{"prompt": "a", "zzz": 5}', "unknown key 'zzz'", "valid keys: prompt, negative"),
+        ('{"promt": "a"}', "it has no text 'prompt'", ""),
+        ('{"prompt": " "}', "it has no text 'prompt'", ""),
+        ('{"prompt": ["a"]}', "it has no text 'prompt'", ""),
         ('{"prompt": "a", "seed": "5"}', r"'seed' must be a whole number \(got '5'\)", ""),
         ('{"prompt": "a", "seed": true}', "'seed' must be a whole number", ""),
         ('{"prompt": "a", "seed": 1.5}', "'seed' must be a whole number", ""),
         ('{"prompt": "a", "guidance": null}', "'guidance' must be a whole number or a number", ""),
-        ('{"prompt": "a", "guidance": NaN}', "NaN is no number", ""),
+        ('{"prompt": "a", "guidance": NaN}', "NaN is not a number", ""),
         ('{"prompt": "a", "style": ["x", 1]}', "'style' must be a text or a list of texts", ""),
         ('{"prompt": "a", "grid": ""}', "'grid' is empty", "leave it out"),
-        ('{"prompt": "a", "seed": 1, "seed": 2}', "'seed' is there twice", ""),
-        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 2}', "'clip_skip' is there twice", ""),
+        ('{"prompt": "a", "seed": 1, "seed": 2}', "'seed' appears twice", ""),
+        ('{"prompt": "a", "clip-skip": 1, "clip_skip": 2}', "'clip_skip' appears twice", ""),
         ('{"prompt": "a"', "broken JSON", "one object a line"),
         ('{"a": ' + "[" * 20_000, "broken JSON", ""),
         ("x" * 65537, "longer than 65536 bytes", ""),
@@ -82,7 +82,7 @@ def test_in_a_jsonl_file_every_line_is_an_object(tmp_path: Path) -> None:
     for content in ("a cat", "[1]", "3"):
         with pytest.raises(InputError, match=r"a\.jsonl, line 1"):
             lines_of(tmp_path, content, "a.jsonl")
-    with pytest.raises(UsageError, match="there is no prompt"):
+    with pytest.raises(UsageError, match="has no prompt"):
         lines_of(tmp_path, "# nothing\n")
     with pytest.raises(InputError, match="cannot read prompts"):
         read_lines(str(tmp_path / "nowhere.txt"), json_types())

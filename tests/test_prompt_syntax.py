@@ -166,7 +166,7 @@ def test_weighted() -> None:
     [
         ("(a:101)", "weight of 101"),
         ("(" * 60 + "a", "weight of"),
-        ("[" * 101 + "a", "more than 100 brackets"),
+        ("[" * 101 + "a", "more than 100 open brackets"),
         ("a <lora:thing:0.8> b", "<lora:thing:0.8>"),
         ("<hypernet:x:1>", "<hypernet:x:1>"),
     ],

@@ -154,22 +154,22 @@ def test_an_expanded_prompt_has_nothing_left_to_choose(text: str, seed: int) -> 
     ("text", "error", "said"),
     [
         ("a {b|c", UsageError, "never closed"),
-        ("a} b", UsageError, "nothing opens"),
+        ("a} b", UsageError, "closed but never opened"),
         ("{3$$a|b}", UsageError, "asks for 3 of 2"),
         ("{2-1$$a|b}", UsageError, "asks for 2 to 1"),
         ("{0::a|0::b}", UsageError, "asks for 1 of 0"),
         ("{2$$0::a|b}", UsageError, "asks for 2 of 1"),
-        ("__never__", InputError, "no line to choose"),
+        ("__never__", InputError, "there is no line to choose"),
         ("{2$$__my_colours__|x|y}{3$$__my_colours__}", UsageError, "asks for 3 of 2"),
         ("{" * 25 + "}" * 25, UsageError, "20 deep"),
-        ("{x|__nothing__}", InputError, "there are no wildcards __nothing__"),
-        ("__../secret__", InputError, "no name of wildcards"),
-        ("__zoo/../../secret__", InputError, "no name of wildcards"),
-        ("__/etc/passwd__", InputError, "no name of wildcards"),
-        ("__zoo//birds__", InputError, "no name of wildcards"),
-        ("__link__", InputError, "leads out"),
+        ("{x|__nothing__}", InputError, "there is no wildcards file for __nothing__"),
+        ("__../secret__", InputError, "not a wildcard.s name"),
+        ("__zoo/../../secret__", InputError, "not a wildcard.s name"),
+        ("__/etc/passwd__", InputError, "not a wildcard.s name"),
+        ("__zoo//birds__", InputError, "not a wildcard.s name"),
+        ("__link__", InputError, "outside its folder"),
         ("__a__", InputError, r"__b__ > __c__ > __b__"),
-        ("__empty__", InputError, "no line to choose"),
+        ("__empty__", InputError, "there is no line to choose"),
         ("__latin__", InputError, "not valid UTF-8"),
         ("__broken__", InputError, r"broken.txt, line 2: a brace is never closed"),
         ("__grow__", InputError, "more than 10000 choices"),
@@ -207,7 +207,7 @@ def test_near_names_are_told(folder: Path) -> None:
     with pytest.raises(InputError) as caught:
         Wildcards([folder]).check("{a|__anmals__}")
     assert "__animals__" in caught.value.hint
-    with pytest.raises(InputError, match="no folder of wildcards"):
+    with pytest.raises(InputError, match="no wildcards folder"):
         Wildcards([folder / "nowhere"])
 
 

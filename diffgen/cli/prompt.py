@@ -53,7 +53,7 @@ def explain(
     say = Output("prompt explain", json, quiet)
     check_syntax(prompt_syntax)
     check_int("--seed", seed, 0, MAX_SEED)
-    prompts.check(text)
+    prompts.check_prompt(text)
     styled, _ = apply_styles(style or [], text)
     found = find(model)
     checked = check(found)

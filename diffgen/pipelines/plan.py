@@ -282,7 +282,7 @@ class CheckedOptions:
         if not positive:
             raise UsageError("there is no prompt", 'say what to show: diffgen generate "a red apple"')
         for text in (*positive, *([negative] if negative.strip() else [])):
-            prompt_rules.check(text)
+            prompt_rules.check_prompt(text)
         if self.styles:
             styled = [apply_styles(self.styles, text, negative) for text in positive]
             positive, negative = [text for text, _ in styled], styled[0][1]

@@ -1,4 +1,4 @@
-"""What becomes of a prompt before a picture is made of it: choices, weights, tokens, chunks. Imports no torch."""
+"""Explain a prompt: its choices, weights, tokens and chunks, as a model reads them."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def explain(
     known: Container[str] | None = None,
     weights: bool = True,
 ) -> dict[str, Any]:
-    """What a model with this tokenizer reads of a prompt, as JSON values.
+    """Explain, as JSON values, how a model with this tokenizer reads a prompt.
 
-    `seed` makes the choices, from the files of `wildcards` (None: the default folders). `known` are the words that the
-    model was trained on, None if that is not known. `weights` False stands for a family that reads the text alone, in
-    one chunk (Stable Diffusion 3, Flux). With the syntax "plain" nothing in the text has a meaning of its own.
+    `seed` decides the choices, with the files of `wildcards` (None: the default folders). `known` has the words that
+    the model was trained on (None: no information). `weights` is False for a family that reads one chunk of plain text
+    (Stable Diffusion 3, Flux). With the syntax "plain", no character of the text is syntax.
 
-    template  the text as it was given        prompt   with its choices made
-    seed, syntax                              choices  [{wildcard, value}] in their order
-    text      without any syntax              parts    [{text, weight, section}]
-    tokens    how many, in all                length   how many the model reads at once, start and end included
-    chunks    [[{id, token, weight}]]: start, end and padding are not listed
-    cut       what a model would not read if it read one chunk only, as it does with the syntax "plain"; "" if nothing
-    read      what of it is read: "chunks" (all of it) or "one chunk" (`cut` is dropped)
-    unknown   words that the model was not trained on; None if that is not known
-    notes     what might be meant otherwise than it is read
+    template  the input text                  prompt   the text after the choices
+    seed, syntax                              choices  [{wildcard, value}] in order
+    text      the prompt without syntax       parts    [{text, weight, section}]
+    tokens    their total number              length   tokens that the model reads at once, start and end included
+    chunks    [[{id, token, weight}]] without start, end and padding
+    cut       the text beyond the first chunk; "" if there is none
+    read      "chunks" (the model reads everything) or "one chunk" (it does not read `cut`)
+    unknown   words that the model was not trained on; None if its card does not list them
+    notes     warnings of `syntax.notes`
 
-    Raises UsageError and InputError as `prompt_syntax.parse` and `Wildcards.expand` do.
+    Raises UsageError and InputError, as `syntax.parse` and `Wildcards.expand` do.
     """
     choices: list[Choice] = []
     prompt = text
@@ -47,9 +47,9 @@ def explain(
     sections = parse(prompt, syntax)
     plain = plain_text(prompt, syntax)
     room = tokenizer.length - 2
-    whole = tokenizer.ids(plain)
+    ids = tokenizer.ids(plain)
     in_chunks = weights and syntax != "plain"
-    found = chunks(sections, tokenizer.ids, room) if in_chunks else [[(number, 1.0) for number in whole[:room]]]
+    read = chunks(sections, tokenizer.ids, room) if in_chunks else [[(number, 1.0) for number in ids[:room]]]
     return {
         "template": text,
         "prompt": prompt,
@@ -62,13 +62,13 @@ def explain(
             for number, section in enumerate(sections)
             for part in section
         ],
-        "tokens": sum(map(len, found)) if in_chunks else len(whole),
+        "tokens": sum(map(len, read)) if in_chunks else len(ids),
         "length": tokenizer.length,
         "chunks": [
             [{"id": number, "token": tokenizer.token(number), "weight": round(weight, 6)} for number, weight in chunk]
-            for chunk in found
+            for chunk in read
         ],
-        "cut": tokenizer.text(whole[room:]),
+        "cut": tokenizer.text(ids[room:]),
         "read": "chunks" if in_chunks else "one chunk",
         "unknown": None if known is None else unknown_words(known, prompt, syntax),
         "notes": notes(prompt, syntax),

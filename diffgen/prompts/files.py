@@ -20,7 +20,7 @@ Types = Mapping[str, tuple[type, ...]]  # the options that a line may set: the t
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a prompt file: the prompt, what is said of it (by the options' names), and where it stands."""
+    """A line of a prompt file: the prompt, its options (by name), and its place in the file."""
 
     prompt: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -28,11 +28,11 @@ class Line:
 
 
 def read_lines(source: str, options: Types) -> list[Line]:
-    """The prompts in a file, or in stdin for "-", one a line, UTF-8; blank lines and # comments are skipped.
+    """Read prompts from a UTF-8 file, or from stdin for "-", one a line; blank lines and # comments are skipped.
 
     A line that begins with {" is a JSON object with `prompt` and any of `options`; in a .jsonl file every line is.
-    Raises InputError, with the line's number (not UTF-8, over 64 KiB, broken JSON, an unknown key or a value of the
-    wrong kind), or if the file cannot be read; UsageError for a file without a prompt.
+    Raises InputError if the file cannot be read, and with the line's number for a line that is not UTF-8, longer than
+    64 KiB, broken JSON, or has an unknown key or a value of the wrong type. Raises UsageError if there is no prompt.
     """
     name = "stdin" if source == "-" else source
     try:
@@ -47,9 +47,7 @@ def read_lines(source: str, options: Types) -> list[Line]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot read prompts from {name}: {reason}") from error
     if not lines:
-        raise UsageError(
-            f"there is no prompt in {name}", "write one prompt a line; lines that begin with # are skipped"
-        )
+        raise UsageError(f"{name} has no prompt", "write one prompt a line; lines that begin with # are skipped")
     return lines
 
 
@@ -77,38 +75,38 @@ def _json_line(text: str, where: str, types: Types) -> Line:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise InputError(f"{where}: {twice[0]!r} is there twice")
+            raise InputError(f"{where}: {twice[0]!r} appears twice")
         return dict(pairs)
 
     def no_number(word: str) -> None:
-        raise InputError(f"{where}: {word} is no number")
+        raise InputError(f"{where}: {word} is not a number")
 
     try:
-        said = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        values = json.loads(text, object_pairs_hook=once, parse_constant=no_number)
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{where}: broken JSON ({error})", 'one object a line, for example {"prompt": "a red apple", "seed": 7}'
         ) from error
-    if not isinstance(said, dict) or not isinstance(said.get("prompt"), str) or not said["prompt"].strip():
-        raise InputError(f"{where}: no text called prompt in it", 'for example {"prompt": "a red apple", "seed": 7}')
+    if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"].strip():
+        raise InputError(f"{where}: it has no text 'prompt'", 'for example {"prompt": "a red apple", "seed": 7}')
     options = {}
-    for key, value in said.items():
+    for key, value in values.items():
         if key == "prompt":
             continue
-        known = key.replace("-", "_")
-        if known not in types:
-            near = difflib.get_close_matches(known, ["prompt", *types], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are: prompt, {', '.join(types)}"
+        name = key.replace("-", "_")
+        if name not in types:
+            near = difflib.get_close_matches(name, ["prompt", *types], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: prompt, {', '.join(types)}"
             raise InputError(f"{where}: unknown key {key!r}", hint)
-        if known in options:
-            raise InputError(f"{where}: {known!r} is there twice")
-        if type(value) not in types[known]:
+        if name in options:
+            raise InputError(f"{where}: {name!r} appears twice")
+        if type(value) not in types[name]:
             kinds = {str: "a text", int: "a whole number", float: "a number", list: "a list"}
-            wanted = " or ".join(kinds[kind] for kind in types[known])
+            wanted = " or ".join(kinds[kind] for kind in types[name])
             raise InputError(f"{where}: {key!r} must be {wanted} (got {value!r})")
-        if value == "" and known != "negative":
+        if value == "" and name != "negative":
             raise InputError(f"{where}: {key!r} is empty", "give it a value, or leave it out")
-        options[known] = value
+        options[name] = value
     if not all(isinstance(name, str) for name in options.get("style", ())):
         raise InputError(f"{where}: 'style' must be a text or a list of texts")
-    return Line(said["prompt"].strip(), options, where)
+    return Line(values["prompt"].strip(), options, where)

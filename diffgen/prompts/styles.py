@@ -1,11 +1,11 @@
-"""Styles: texts that are put round a prompt, from the user's styles.toml. Imports no torch.
+"""Styles: texts that are put around a prompt, from the user's styles.toml.
 
     [watercolour]
     prompt = "watercolour of {prompt}, soft light"     # without {prompt}: added at the end, after a comma
     negative = "photo"                                 # the same for the negative prompt
 
-They are read from ./styles.toml and from styles.toml in the user's configuration folder; of two styles of one name the
-first file's is taken. Several are applied in their order. Choices inside a style are made with those of the prompt.
+Styles are read from ./styles.toml and from styles.toml in the user's configuration folder; if both define a name, the
+first file wins. Several styles are applied in order. Wildcards in a style are chosen together with those of the prompt.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import platformdirs
 
 from diffgen.errors import InputError, UsageError
 
-MAX_FILE = 2**20  # bytes
+MAX_STYLES_FILE = 2**20  # bytes
 
 PLACE = "{prompt}"
 
 
 @dataclass(frozen=True)
 class Style:
-    """What is put round a prompt, and round its negative prompt; empty for nothing."""
+    """The texts around a prompt and around its negative prompt; "" for none."""
 
     name: str
     prompt: str = ""
@@ -35,13 +35,13 @@ class Style:
 
 
 def default_files() -> list[Path]:
-    """Where styles are looked up unless told: ./styles.toml, then the user's, if they exist."""
+    """The default style files that exist: ./styles.toml, then the user's."""
     files = (Path("styles.toml"), platformdirs.user_config_path("diffgen") / "styles.toml")
     return [file for file in files if file.is_file()]
 
 
 def read_styles(files: Sequence[str | Path] | None = None) -> dict[str, Style]:
-    """All styles of some files, None standing for `default_files()`. Raises InputError for a file that is not sound."""
+    """Read the styles of some files (None: `default_files()`) by name. Raises InputError for a broken file."""
     styles: dict[str, Style] = {}
     for file in default_files() if files is None else files:
         for name, style in _read(Path(file)).items():
@@ -52,9 +52,9 @@ def read_styles(files: Sequence[str | Path] | None = None) -> dict[str, Style]:
 def apply_styles(
     names: Iterable[str], prompt: str, negative: str = "", styles: Mapping[str, Style] | None = None
 ) -> tuple[str, str]:
-    """The prompt and the negative prompt in these styles, one after the other; `styles` None reads the user's.
+    """Apply styles in order: (prompt, negative prompt). With `styles` None, read the user's styles.
 
-    Raises UsageError for a style that is not there, with the near ones; InputError as `read_styles` does.
+    Raises UsageError for an unknown style, with similar names; InputError as `read_styles` does.
     """
     names = list(names)
     if names and styles is None:
@@ -63,8 +63,8 @@ def apply_styles(
         assert styles is not None
         if name not in styles:
             near = difflib.get_close_matches(name, styles, n=3)
-            there = ", ".join(sorted(styles)) or "none: write them in ./styles.toml"
-            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {there}"
+            available = ", ".join(sorted(styles)) or "none: write them in ./styles.toml"
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"available: {available}"
             raise UsageError(f"there is no style {name!r}", hint)
         prompt, negative = _put(styles[name].prompt, prompt), _put(styles[name].negative, negative)
     return prompt, negative
@@ -79,11 +79,11 @@ def _put(style: str, text: str) -> str:
 def _read(path: Path) -> dict[str, Style]:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            data = file.read(MAX_STYLES_FILE + 1)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if len(data) > MAX_FILE:
-        raise InputError(f"{path}: larger than {MAX_FILE} bytes")
+    if len(data) > MAX_STYLES_FILE:
+        raise InputError(f"{path}: larger than {MAX_STYLES_FILE} bytes")
     try:
         tables = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # TOML's and UTF-8's errors are ValueErrors

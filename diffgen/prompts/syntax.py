@@ -1,15 +1,15 @@
-"""AUTOMATIC1111's prompt grammar: what a prompt says, with the weight of each piece. Imports no torch.
+"""AUTOMATIC1111's prompt grammar: the pieces of a prompt, each with its weight.
 
     (text)       weight x 1.1           (text:1.3)   weight x 1.3, any number, no space needed
     [text]       weight / 1.1           BREAK        begins a new chunk
-    \\( \\[ \\:    the character itself: a backslash takes the next character literally, whatever it is
+    \\( \\[ \\:    the character itself: a backslash escapes any character after it
 
-Brackets nest, and their weights multiply. As in AUTOMATIC1111, an opening bracket that is never closed reaches to the
-end of the prompt, and a closing one that nothing opened is text. Left out: AND (several prompts added up), and
-[a:b:0.5] and [a|b] (prompts that change during sampling); `notes` says where a prompt looks like one of them.
+Brackets nest, and their weights multiply. As in AUTOMATIC1111, an unclosed bracket reaches to the end of the prompt,
+and an unopened closing bracket is text. Not supported: AND (several prompts added up), and [a:b:0.5] and [a|b] (prompts
+that change during sampling); `notes` warns about a prompt that looks like one of them.
 
-Source: the docstring of `parse_prompt_attention` in AUTOMATIC1111's stable-diffusion-webui. Two things differ. BREAK is
-also obeyed inside brackets. A backslash is only dropped where a character follows it, and also protects a colon.
+Source: the docstring of `parse_prompt_attention` in AUTOMATIC1111's stable-diffusion-webui. Two things differ. BREAK
+also works inside brackets. A backslash is only dropped if a character follows it, and it also escapes a colon.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffgen.errors import UsageError
 
 SYNTAXES = ("a1111", "plain")
 
-MAX_DEPTH = 100  # open brackets of a kind
+MAX_BRACKETS = 100  # of one kind, open at once
 MAX_WEIGHT = 100.0  # in absolute value, after nesting
 
 _UP, _DOWN = 1.1, 1 / 1.1
@@ -31,7 +31,7 @@ _ADAPTER = re.compile(r"<(lora|lyco|hypernet):([^<>:]*)(?::([^<>]*))?>")
 
 
 class Part(NamedTuple):
-    """A piece of a prompt, free of syntax, and its weight."""
+    """A piece of a prompt without syntax, and its weight."""
 
     text: str
     weight: float
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class _Token:
-    """A character, or a piece of syntax: one of ( [ ) ] BREAK, or a number that closes a round bracket."""
+    """A character or a piece of syntax: one of ( [ ) ] BREAK, or a number that closes a round bracket."""
 
     text: str
     kind: str  # "text", "(", "[", ")", "]", "BREAK", "number"
@@ -47,24 +47,25 @@ class _Token:
 
 
 def check_syntax(name: str) -> str:
-    """The name of a syntax. Raises UsageError."""
+    """Return the name of a syntax. Raises UsageError for an unknown one."""
     if name not in SYNTAXES:
         raise UsageError(f"--prompt-syntax must be {' or '.join(SYNTAXES)} (got {name!r})")
     return name
 
 
 def parse(text: str, syntax: str = "a1111") -> list[list[Part]]:
-    """The parts of a prompt, one list for each section between BREAKs; neighbours of one weight are joined.
+    """Parse a prompt into one list of parts for each section between BREAKs; adjacent parts of equal weight are joined.
 
-    `plain` takes the text literally: one section with one part of weight 1. At least one section comes back; an empty
-    one has no parts. Raises UsageError: a weight beyond ±100, more than 100 brackets open, `<lora:…>` in the text.
+    With the syntax `plain` the text is literal: one section with one part of weight 1. There is always at least one
+    section; an empty section has no parts. Raises UsageError for a weight beyond ±100, more than 100 open brackets, or
+    `<lora:…>` in the text.
     """
     if check_syntax(syntax) == "plain":
         return [[Part(text, 1.0)] if text else []]
     if adapter := _ADAPTER.search(text):
         kind, name, scale = adapter.groups()
         hint = f"--lora {name}.safetensors{f':{scale}' if scale else ''}" if kind != "hypernet" else "leave it out"
-        raise UsageError(f"{adapter[0]} stands in the prompt; adapters are options here", f"take it out and use {hint}")
+        raise UsageError(f"the prompt contains {adapter[0]}; adapters are options here", f"take it out and use {hint}")
     pieces, _ = _weigh(_scan(text))
     sections: list[list[Part]] = [[]]
     for piece, weight in pieces:
@@ -78,41 +79,41 @@ def parse(text: str, syntax: str = "a1111") -> list[list[Part]]:
 
 
 def plain_text(text: str, syntax: str = "a1111") -> str:
-    """The prompt without its syntax: the text that is read, sections joined by a space."""
+    """The text of a prompt without its syntax; sections are joined by a space."""
     sections = ("".join(part.text for part in section) for section in parse(text, syntax))
     return " ".join(section for section in sections if section)
 
 
 def is_weighted(sections: list[list[Part]]) -> bool:
-    """Does any part have a weight other than 1, or is there more than one section?"""
+    """Is there a part with a weight other than 1, or more than one section?"""
     return len(sections) > 1 or any(part.weight != 1 for section in sections for part in section)
 
 
 def notes(text: str, syntax: str = "a1111") -> list[str]:
-    """What of a prompt might be meant otherwise than it is read: unclosed brackets, and grammar that is left out."""
+    """Warnings about what a prompt may mean but does not: unclosed brackets, and grammar that is not supported."""
     if syntax == "plain":
         return []
-    found = []
+    warnings = []
     _, unclosed = _weigh(_scan(text))
     if unclosed:
-        found.append(
+        warnings.append(
             f"{unclosed} bracket{'s' * (unclosed > 1)} never closed: the weight reaches to the end of the prompt; "
-            "for a bracket as text write \\( or \\["
+            "write \\( or \\[ for a bracket as text"
         )
     if any(_changes(inside) for inside in re.findall(r"\[([^\[\]()\\]{1,500})\]", text)):
-        found.append("[a:b:0.5] and [a|b], prompts that change during sampling, are not known here: read as text")
+        warnings.append("[a:b:0.5] and [a|b], prompts that change during sampling, are not supported: read as text")
     if re.search(r"(?<!\S)AND(?!\S)", text):
-        found.append("AND, which adds up several prompts, is not known here: read as a word")
-    return found
+        warnings.append("AND, which adds up several prompts, is not supported: read as a word")
+    return warnings
 
 
 def _changes(inside: str) -> bool:
-    """Do square brackets hold alternatives, or a time at the end?"""
+    """Does the text inside square brackets have alternatives, or a time at its end?"""
     return "|" in inside or bool(re.fullmatch(r"[^:]*:[^:]*:\s*[\d.]+\s*", inside))
 
 
 def escape(text: str) -> str:
-    """The text with its syntax (wildcards' too) escaped: `parse(escape(text))` says just the text, in one section."""
+    """Escape all syntax in a text, wildcards' too: `parse(escape(text))` is the text itself, in one section."""
     text = re.sub(r"([\\()\[\]{}|])", r"\\\1", text)
     return re.sub(r"\bBREAK\b", r"\\BREAK", text).replace("__", r"\__")
 
@@ -141,14 +142,14 @@ def _scan(text: str) -> list[_Token]:
 
 
 def _joins(text: str, i: int) -> bool:
-    """Is there a letter, a digit or an underscore at that place?"""
+    """Is there a letter, a digit or an underscore at that index?"""
     return 0 <= i < len(text) and (text[i].isalnum() or text[i] == "_")
 
 
 def _weigh(tokens: list[_Token]) -> tuple[list[tuple[str | None, float]], int]:
-    """(character or None for BREAK, its weight) one by one, and how many brackets were never closed.
+    """(character or None for BREAK, its weight) for each character, and the number of unclosed brackets.
 
-    Brackets of different kinds need not nest in one another: each weighs what stands between it and its end.
+    Brackets of different kinds need not nest: each multiplies the weights between its start and its end.
     """
     texts: list[str | None] = []
     weights: list[float] = []
@@ -158,13 +159,13 @@ def _weigh(tokens: list[_Token]) -> tuple[list[tuple[str | None, float]], int]:
         for i in range(start, len(weights)):
             weights[i] *= factor
             if not abs(weights[i]) <= MAX_WEIGHT:
-                raise UsageError(f"a weight of {weights[i]:g} in the prompt; from -100 to 100 are taken")
+                raise UsageError(f"the prompt has a weight of {weights[i]:g}; weights are from -100 to 100")
 
     for token in tokens:
         if token.kind in opened:
             opened[token.kind].append(len(texts))
-            if len(opened[token.kind]) > MAX_DEPTH:
-                raise UsageError(f"more than {MAX_DEPTH} brackets of the prompt are open at once")
+            if len(opened[token.kind]) > MAX_BRACKETS:
+                raise UsageError(f"the prompt has more than {MAX_BRACKETS} open brackets at once")
         elif token.kind == "number" and opened["("]:
             multiply(opened["("].pop(), token.number)
         elif token.kind == ")" and opened["("]:
@@ -182,7 +183,7 @@ def _weigh(tokens: list[_Token]) -> tuple[list[tuple[str | None, float]], int]:
 
 
 def _trim(section: list[Part], left: bool, right: bool) -> list[Part]:
-    """The section without the white space that stands beside its BREAKs."""
+    """Remove the white space next to a section's BREAKs."""
     if section and left:
         section = [Part(section[0].text.lstrip(), section[0].weight), *section[1:]]
     if section and right:

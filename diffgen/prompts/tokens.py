@@ -1,7 +1,7 @@
-"""From words to token numbers in chunks, as CLIP's text encoders read them. Imports no torch.
+"""CLIP's tokenizer, and prompts split into the chunks that CLIP's text encoders read.
 
-An encoder reads so many tokens at once, of which two are the start and the end. A longer prompt is read in several
-chunks, and what the encoder makes of them is put side by side, as AUTOMATIC1111 does it.
+An encoder reads a fixed number of tokens at once; two of them are the start and the end. A longer prompt is split into
+chunks, which are encoded one by one and concatenated, as in AUTOMATIC1111.
 """
 
 from __future__ import annotations
@@ -16,23 +16,22 @@ from diffgen.errors import InputError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, read_json
 
 from .syntax import Part
-from .words import read_vocabulary
 
 COMMA_REACH = 20  # tokens: AUTOMATIC1111's "comma padding backtrack"
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-# How CLIP cuts text into words, from the paper's code (simple_tokenizer.py of openai/CLIP).
+# How CLIP splits text into words, from the paper's code (simple_tokenizer.py of openai/CLIP).
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
-Chunk = list[tuple[int, float]]  # (token number, weight) each, without start, end and padding
+Chunk = list[tuple[int, float]]  # (token number, weight) pairs, without start, end and padding
 
 
 class ClipTokenizer:
-    """CLIP's tokenizer with a folder's vocabulary; its numbers are those of the transformers library's."""
+    """CLIP's tokenizer with a folder's vocabulary; it gives the same numbers as the transformers library."""
 
     def __init__(self, folder: Path, length: int, special: Mapping[str, str] | None = None) -> None:
-        """`length`: tokens that the encoder reads at once, start and end included; `special` goes before what the
-        folder says of special tokens. Raises InputError."""
+        """Read the vocabulary. `length` is how many tokens the encoder reads at once, start and end included; `special`
+        overrides the folder's special tokens. Raises InputError."""
         vocabulary, merges = read_vocabulary(folder)
         special = special_tokens(folder) | dict(special or {})
         self.length = length
@@ -52,7 +51,7 @@ class ClipTokenizer:
                 [AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(special.values())]
             )
         except Exception as error:  # the tokenizers library raises nothing more precise
-            raise InputError(f"{folder}: makes no CLIP tokenizer: {error}") from error
+            raise InputError(f"{folder}: not a CLIP tokenizer: {error}") from error
         self._tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -65,54 +64,78 @@ class ClipTokenizer:
         self._tokenizer.decoder = decoders.ByteLevel()
 
     def ids(self, text: str) -> list[int]:
-        """The numbers of a text's tokens, without start and end."""
+        """The token numbers of a text, without start and end."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def token(self, number: int) -> str:
-        """A token as it can be read: the end of a word is a space."""
+        """A token as readable text; the end of a word is a space."""
         return self._tokenizer.decode([number], skip_special_tokens=False).replace("</w>", " ")
 
     def text(self, numbers: Sequence[int]) -> str:
-        """What tokens say."""
+        """The text of a sequence of tokens."""
         return self._tokenizer.decode(list(numbers), skip_special_tokens=False).replace("</w>", " ").strip()
 
 
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read (tokens, merges) from a CLIP tokenizer's folder: tokenizer.json, else vocab.json and merges.txt.
+
+    Raises InputError if the files hold no byte-pair vocabulary.
+    """
+    path = folder / "tokenizer.json"
+    if path.exists():
+        model = read_json(path, MAX_TOKENIZER_FILE).get("model")
+        vocabulary, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
+    else:
+        path = folder / "vocab.json"
+        vocabulary = read_json(path, MAX_TOKENIZER_FILE)
+        lines = (folder / "merges.txt").read_text("utf-8", "replace").splitlines()
+        merges = [line for line in lines if line and not line.startswith("#version")]
+    if not isinstance(vocabulary, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
+        raise InputError(f"{path}: not a table of tokens and numbers")
+    if not isinstance(merges, list):
+        raise InputError(f"{path}: not a list of merges")
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
+        raise InputError(f"{folder}: a merge is not a pair of texts")
+    return vocabulary, pairs
+
+
 def special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token, pad_token and unk_token of a CLIP tokenizer's folder. Raises InputError."""
-    found = {"bos_token": _START, "eos_token": _END, "pad_token": _END, "unk_token": _END}
+    """Read bos_token, eos_token, pad_token and unk_token from a CLIP tokenizer's folder. Raises InputError."""
+    tokens = {"bos_token": _START, "eos_token": _END, "pad_token": _END, "unk_token": _END}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / file).exists():
             for name, value in read_json(folder / file, MAX_TOKENIZER_FILE).items():
                 token = value.get("content") if isinstance(value, dict) else value
-                if name in found and isinstance(token, str):
-                    found[name] = token
-    return found
+                if name in tokens and isinstance(token, str):
+                    tokens[name] = token
+    return tokens
 
 
 def chunks(sections: Sequence[Sequence[Part]], ids: Callable[[str], list[int]], room: int) -> list[Chunk]:
-    """A parsed prompt in chunks of at most `room` tokens, at least one; each section begins a new one.
+    """Split a parsed prompt into one or more chunks of at most `room` tokens; each section begins a new chunk.
 
-    A full chunk ends after its last comma if that is among its last 20 tokens: what follows goes over to the next one.
-    `ids` makes the token numbers of a text.
+    If there is a comma among the last 20 tokens of a full chunk, the chunk ends after that comma and the tokens behind
+    it move to the next chunk. `ids` turns a text into token numbers.
     """
     comma = ids(",")
-    made: list[Chunk] = []
+    finished: list[Chunk] = []
     for section in sections:
         chunk: Chunk = []
         for number, weight in [(number, weight) for text, weight in section for number in ids(text)]:
             if len(chunk) == room:
                 kept = room if [number] == comma else _after_comma(chunk, comma)
-                made.append(chunk[:kept])
+                finished.append(chunk[:kept])
                 chunk = chunk[kept:]
             chunk.append((number, weight))
-        made.append(chunk)
-    while len(made) > 1 and not made[-1]:
-        made.pop()
-    return made
+        finished.append(chunk)
+    while len(finished) > 1 and not finished[-1]:
+        finished.pop()
+    return finished
 
 
 def _after_comma(chunk: Chunk, comma: list[int]) -> int:
-    """How many tokens a full chunk keeps."""
+    """The number of tokens that a full chunk keeps."""
     for place in range(len(chunk) - 1, max(len(chunk) - COMMA_REACH, 0) - 1, -1):
         if [chunk[place][0]] == comma:
             return place + 1

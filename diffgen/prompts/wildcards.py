@@ -1,20 +1,18 @@
-"""Wildcards: choices inside a prompt, which the picture's seed makes. Imports no torch.
+"""Wildcards: choices inside a prompt, made by the picture's seed.
 
-    {a|b|c}              one of them; each may be empty, and may have choices inside it
+    {a|b|c}              one of them; each may be empty, and may contain choices
     {3::a|b}             weights: a is three times as likely as b
     {2$$a|b|c}           two different ones, in a random order, joined by ", "; {1-2$$a|b|c} one or two
     {2$$ and $$a|b|c}    joined by " and "
-    __animals__          a line of animals.txt in a folder of wildcards; __zoo/birds__ of zoo/birds.txt there
+    __animals__          a line of animals.txt in a wildcards folder; __zoo/birds__ of zoo/birds.txt there
     {2$$__animals__}     two different lines of it
     \\{ \\| \\_           the character itself
 
-Files are UTF-8, one choice a line; a weight, `3::`, may stand before it and choices in it. Blank lines and those that
-begin with # are skipped. A backslash and the character after it are left as they are, for the prompt's own grammar.
-All choices of a picture come from `random.Random(seed)`, and of it only from `random()`, whose numbers are promised to
-stay the same from one version of Python to the next.
+Files are UTF-8 with one choice a line. A line may begin with a weight (`3::`) and contain choices; blank lines and
+lines that begin with # are skipped. A backslash and the character after it are kept for the prompt's grammar. All
+choices of a picture come from `random.Random(seed).random()`, whose numbers are the same in every version of Python.
 
-Source: the syntax of sd-dynamic-prompts as its documentation describes it, without variables, globs and the listing of
-all combinations.
+Source: the syntax of sd-dynamic-prompts as documented, without variables, globs and the listing of all combinations.
 """
 
 from __future__ import annotations
@@ -32,9 +30,9 @@ import platformdirs
 from diffgen.errors import InputError, UsageError
 
 MAX_DEPTH = 20  # choices inside choices, and files inside files
-MAX_CHOICES = 10_000  # made for one prompt
-MAX_TEXT = 64 * 1024  # characters of a prompt with its choices made
-MAX_FILE = 16 * 2**20  # bytes
+MAX_CHOICES = 10_000  # for one prompt
+MAX_TEXT = 64 * 1024  # characters of a prompt after its choices
+MAX_WILDCARDS_FILE = 16 * 2**20  # bytes
 
 _NAME = re.compile(r"__([^_\s{}|\\](?:[^\s{}|\\]{0,198}?[^_\s{}|\\])?)__")
 _SAFE_NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*")
@@ -44,7 +42,7 @@ _WEIGHT = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?|\.\d{1,9})::")
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice that was made: what stood in the prompt, and what it became."""
+    """A choice: the wildcard in the prompt, and the text that replaces it."""
 
     wildcard: str
     value: str
@@ -58,7 +56,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Braces:
-    """`low` to `high` of the options, put together with `joint`."""
+    """`low` to `high` of the options, joined with `joint`."""
 
     source: str
     low: int
@@ -68,80 +66,80 @@ class _Braces:
 
 
 _Text = tuple["str | _File | _Braces", ...]
-_Options = tuple[tuple[float, _Text], ...]  # (weight, text) each
+_Options = tuple[tuple[float, _Text], ...]  # (weight, text) pairs
 
 
 def default_folders() -> list[Path]:
-    """Where wildcards are looked up unless told: ./wildcards, then the user's configuration folder, if they exist."""
+    """The default wildcards folders that exist: ./wildcards, then the one in the user's configuration folder."""
     folders = (Path("wildcards"), platformdirs.user_config_path("diffgen") / "wildcards")
     return [folder for folder in folders if folder.is_dir()]
 
 
 class Wildcards:
-    """The choices of prompts, with the files of some folders; of two files of one name the first folder's is taken."""
+    """Makes the choices of prompts, with the files of some folders; of two files of one name, the first is read."""
 
     def __init__(self, folders: Sequence[str | Path] | None = None) -> None:
-        """None stands for `default_folders()`. Raises InputError for a folder that is not there."""
+        """Use these folders (None: `default_folders()`). Raises InputError for a folder that does not exist."""
         self.folders = default_folders() if folders is None else [Path(folder) for folder in folders]
         for folder in self.folders:
             if not folder.is_dir():
-                raise InputError(f"there is no folder of wildcards {str(folder)!r}")
+                raise InputError(f"there is no wildcards folder {str(folder)!r}")
         self._files: dict[str, _Options] = {}
         self._checked: set[str] = set()
 
     def check(self, text: str) -> None:
-        """Check all that any seed could choose.
+        """Check every choice that any seed can make.
 
-        Raises UsageError (braces that are not closed, more choices asked for than there are) and InputError (a file
-        that is not there, not UTF-8, too large or empty, or that leads back to itself).
+        Raises UsageError (unclosed braces, fewer options than choices) and InputError (a file that does not exist, is
+        not UTF-8, too large or empty, or includes itself).
         """
         self._check(_parse(text), ())
 
     def expand(self, prompt: str, seed: int, negative: str = "") -> tuple[str, str]:
-        """The prompt and the negative prompt of the picture with that seed; the prompt's choices are made first.
+        """Make the choices for a seed: (prompt, negative prompt). The prompt's choices come first.
 
-        Raises what `check` does, and InputError for choices that grow beyond MAX_CHOICES or MAX_TEXT.
+        Raises as `check` does, and InputError if the choices exceed MAX_CHOICES or MAX_TEXT.
         """
         random = Random(seed)
         return self.choose(prompt, random)[0], self.choose(negative, random)[0]
 
     def choose(self, text: str, random: Random) -> tuple[str, list[Choice]]:
-        """The text with its choices made, and the choices, without those inside others. Raises as `expand` does."""
+        """Make a text's choices: (text, choices), without the choices inside others. Raises as `expand` does."""
         parsed = _parse(text)
         self._check(parsed, ())
         return _Draw(self, random).choices(parsed)
 
     def possible(self, text: str) -> str:
-        """All that any seed could choose, side by side. Raises what `check` does."""
+        """All options that any seed can choose, concatenated. Raises as `check` does."""
         parsed = _parse(text)
         self._check(parsed, ())
         return "".join(self._possible(parsed, set()))
 
-    def _possible(self, text: _Text, seen: set[str]) -> Iterator[str]:
+    def _possible(self, text: _Text, visited: set[str]) -> Iterator[str]:
         for piece in text:
             if isinstance(piece, str):
                 yield piece
                 continue
-            if isinstance(piece, _File) and piece.name in seen:
+            if isinstance(piece, _File) and piece.name in visited:
                 continue
-            seen |= {piece.name} if isinstance(piece, _File) else set()
+            visited |= {piece.name} if isinstance(piece, _File) else set()
             for _, option in self.lines(piece.name) if isinstance(piece, _File) else piece.options:
-                yield from self._possible(option, seen)
+                yield from self._possible(option, visited)
                 yield " "
 
     def names(self) -> list[str]:
         """The names of the files, at most 10,000."""
-        found = (path.relative_to(folder) for folder in self.folders for path in folder.rglob("*.txt"))
-        return sorted({path.with_suffix("").as_posix() for path in itertools.islice(found, 10_000)})
+        paths = (path.relative_to(folder) for folder in self.folders for path in folder.rglob("*.txt"))
+        return sorted({path.with_suffix("").as_posix() for path in itertools.islice(paths, 10_000)})
 
     def lines(self, name: str) -> _Options:
-        """(weight, text) of each line of a file. Raises InputError."""
+        """The lines of a file as (weight, text) pairs. Raises InputError."""
         if name not in self._files:
             self._files[name] = _read(self._path(name), name)
         return self._files[name]
 
     def options(self, braces: _Braces) -> _Options:
-        """What braces let choose from: a single file stands for its lines. Raises UsageError if that is too little."""
+        """The options of braces; a single file stands for its lines. Raises UsageError if there are too few."""
         options = braces.options
         if len(options) == 1 and len(options[0][1]) == 1 and isinstance(file := options[0][1][0], _File):
             options = self.lines(file.name)
@@ -153,40 +151,40 @@ class Wildcards:
     def _path(self, name: str) -> Path:
         if not _SAFE_NAME.fullmatch(name):
             raise InputError(
-                f"__{name}__ is no name of wildcards: letters, digits, _ - . and / for folders",
-                f"as plain text it is written \\__{name}__",
+                f"__{name}__ is not a wildcard's name: it may have letters, digits, _ - . and / for folders",
+                f"write \\__{name}__ for plain text",
             )
         for folder in self.folders:
             path = folder / f"{name}.txt"
             if path.is_file():
                 if not path.resolve().is_relative_to(folder.resolve()):
-                    raise InputError(f"__{name}__: {path} leads out of its folder")
+                    raise InputError(f"__{name}__: {path} is a link to a file outside its folder")
                 return path
         near = ", ".join(f"__{other}__" for other in difflib.get_close_matches(name, self.names(), n=3))
-        looked = ", ".join(str(folder) for folder in self.folders) or "there is no folder ./wildcards"
-        hint = f"did you mean {near}?" if near else f"as plain text it is written \\__{name}__"
-        raise InputError(f"there are no wildcards __{name}__ ({looked})", hint)
+        searched = ", ".join(str(folder) for folder in self.folders) or "there is no folder ./wildcards"
+        hint = f"did you mean {near}?" if near else f"write \\__{name}__ for plain text"
+        raise InputError(f"there is no wildcards file for __{name}__ ({searched})", hint)
 
-    def _check(self, text: _Text, inside: tuple[str, ...]) -> None:
+    def _check(self, text: _Text, parents: tuple[str, ...]) -> None:
         for piece in text:
             if isinstance(piece, _Braces):
                 self.options(piece)
                 for _, option in piece.options:
-                    self._check(option, inside)
+                    self._check(option, parents)
             elif isinstance(piece, _File) and piece.name not in self._checked:
-                chain = (*inside, piece.name)
-                if piece.name in inside:
+                chain = (*parents, piece.name)
+                if piece.name in parents:
                     circle = " > ".join(f"__{name}__" for name in chain[chain.index(piece.name) :])
-                    raise InputError(f"wildcards lead back to themselves: {circle}")
+                    raise InputError(f"wildcards include themselves: {circle}")
                 if len(chain) > MAX_DEPTH:
-                    raise InputError(f"wildcards lie inside wildcards more than {MAX_DEPTH} deep, at __{piece.name}__")
+                    raise InputError(f"wildcards are nested more than {MAX_DEPTH} deep at __{piece.name}__")
                 for _, line in self.lines(piece.name):
                     self._check(line, chain)
                 self._checked.add(piece.name)
 
 
 class _Draw:
-    """The choices of one checked prompt."""
+    """Draws the choices of one checked prompt."""
 
     def __init__(self, files: Wildcards, random: Random) -> None:
         self.files, self.random = files, random
@@ -194,16 +192,16 @@ class _Draw:
 
     def choices(self, text: _Text) -> tuple[str, list[Choice]]:
         values = [self.value(piece) for piece in text]
-        made = [
+        choices = [
             Choice(piece.source, value) for piece, value in zip(text, values, strict=True) if not isinstance(piece, str)
         ]
-        return "".join(values), made
+        return "".join(values), choices
 
     def value(self, piece: str | _File | _Braces) -> str:
         if isinstance(piece, str):
             self.length += len(piece)
             if self.length > MAX_TEXT:
-                raise InputError(f"the prompt with its choices made is longer than {MAX_TEXT} characters")
+                raise InputError(f"after its choices, the prompt is longer than {MAX_TEXT} characters")
             return piece
         if isinstance(piece, _File):
             return self.choices(self.draw(self.files.lines(piece.name), 1)[0])[0]
@@ -215,10 +213,10 @@ class _Draw:
         return piece.joint.join(self.choices(text)[0] for text in drawn)
 
     def draw(self, options: _Options, number: int) -> list[_Text]:
-        """So many different ones, each in proportion to its weight among those that are left."""
+        """Draw `number` options without replacement, each with a probability in proportion to its weight."""
         self.count += number
         if self.count > MAX_CHOICES:
-            raise InputError(f"the prompt makes more than {MAX_CHOICES} choices")
+            raise InputError(f"the prompt has more than {MAX_CHOICES} choices")
         left = list(options)
         drawn = []
         for _ in range(number):
@@ -232,17 +230,20 @@ class _Draw:
 
 
 def _parse(text: str) -> _Text:
-    """Raises UsageError for braces that are not closed."""
+    """Parse a text. Raises UsageError for unclosed and unopened braces."""
     if not any(mark in text for mark in ("{", "}", "__")):
         return (text,) if text else ()
     parsed, end = _sequence(text, 0, 0)
     if end < len(text):
-        raise UsageError(f"nothing opens the brace in {_short(text[max(0, end - 20) : end + 1])}", "as text write \\}")
+        raise UsageError(
+            f"a brace is closed but never opened: {_short(text[max(0, end - 20) : end + 1])}",
+            "write \\} for a brace as text",
+        )
     return parsed
 
 
 def _sequence(text: str, start: int, depth: int) -> tuple[_Text, int]:
-    """The text from there to its end: a closing brace or, inside braces, a bar. And where that is."""
+    """Parse the text up to a closing brace or, inside braces, a bar: (pieces, index of the end)."""
     pieces: list[str | _File | _Braces] = []
     plain = i = start
     while i < len(text) and text[i] != "}" and not (depth and text[i] == "|"):
@@ -261,9 +262,9 @@ def _sequence(text: str, start: int, depth: int) -> tuple[_Text, int]:
 
 
 def _braces(text: str, start: int, depth: int) -> tuple[_Braces, int]:
-    """The braces that open there, and the place after them."""
+    """Parse the braces that open at `start`: (braces, index after them)."""
     if depth > MAX_DEPTH:
-        raise UsageError(f"braces lie inside braces more than {MAX_DEPTH} deep")
+        raise UsageError(f"braces are nested more than {MAX_DEPTH} deep")
     count = _COUNT.match(text, start + 1)
     low, high, joint = (int(count[1]), int(count[2] or count[1]), count[3]) if count else (1, 1, None)
     end = count.end() if count else start + 1
@@ -273,7 +274,7 @@ def _braces(text: str, start: int, depth: int) -> tuple[_Braces, int]:
         option, end = _sequence(text, weight.end() if weight else end, depth)
         options.append((float(weight[1]) if weight else 1.0, option))
         if end >= len(text):
-            raise UsageError(f"a brace is never closed: {_short(text[start:])}", "as text write \\{")
+            raise UsageError(f"a brace is never closed: {_short(text[start:])}", "write \\{ for a brace as text")
         end += 1
         if text[end - 1] == "}":
             break
@@ -283,12 +284,12 @@ def _braces(text: str, start: int, depth: int) -> tuple[_Braces, int]:
 
 
 def _read(path: Path, name: str) -> _Options:
-    """A file's lines. Raises InputError."""
+    """Read a wildcards file. Raises InputError."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            raise InputError(f"{path}: larger than {MAX_FILE} bytes")
+            data = file.read(MAX_WILDCARDS_FILE + 1)
+        if len(data) > MAX_WILDCARDS_FILE:
+            raise InputError(f"{path}: larger than {MAX_WILDCARDS_FILE} bytes")
         text = data.decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
@@ -305,7 +306,7 @@ def _read(path: Path, name: str) -> _Options:
         except UsageError as error:
             raise InputError(f"{path}, line {number}: {error.message}", error.hint) from error
     if not any(weight for weight, _ in options):
-        raise InputError(f"{path}: no line to choose, __{name}__ would be nothing")
+        raise InputError(f"{path}: there is no line to choose for __{name}__")
     return tuple(options)
 
 

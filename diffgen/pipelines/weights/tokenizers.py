@@ -17,8 +17,8 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from diffgen.errors import InputError
 from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json
+from diffgen.prompts.tokens import read_vocabulary
 from diffgen.prompts.tokens import special_tokens as tokens_of
-from diffgen.prompts.words import read_vocabulary
 
 T5_LENGTH = 512  # tokens
 T5_EXTRA = 100  # <extra_id_0> … <extra_id_99>, which spiece.model leaves out and tokenizer.json names
