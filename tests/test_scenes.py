@@ -317,3 +317,31 @@ def test_decibels_and_grid(recipe):
     assert vae.grid_strength(noisy, true) == pytest.approx(1, abs=0.05)
     blocks = true + ((np.indices((128, 128)) // 8).sum(0) % 2 * 9).astype(np.uint8)
     assert vae.grid_strength(blocks, true) > 3
+
+
+# Training
+
+
+def test_captions_fit_their_tokens(recipe, many, tmp_path: Path):
+    scenes, latents, tokenizer = recipe("scenes"), recipe("scenes_latents"), recipe("tokenizer")
+    built = tokenizer.build_tokenizer(latents.texts(), tmp_path / "tokenizer", latents.LENGTH)
+    for scene in many[:300]:
+        for caption in scenes.captions(scene.description):
+            ids = built(caption).input_ids
+            assert len(ids) <= latents.LENGTH
+            wide = sum(character >= tokenizer.WIDE for character in caption)
+            assert len(ids) == 2 + wide + len([p for p in tokenizer.pieces(caption) if p[0] < tokenizer.WIDE])
+
+
+def test_easy_scenes_come_first(recipe, painter, tmp_path: Path):
+    latents, scenes = recipe("scenes_latents"), recipe("scenes")
+    np.savez(tmp_path / "sprites.npz", **painter.sprites)
+    data = latents.scenes_data(tmp_path, list(SHAPES), jitter=0, first=200, places=False)
+
+    def kinds(numbers: range) -> Counter:
+        return Counter(scenes.parse(data.captions[i][0][0]).kind for i in numbers)
+
+    easy, later = kinds(range(200)), kinds(range(200, 400))
+    assert easy["single"] + easy["colour"] > 120 > later["single"] + later["colour"]
+    assert not easy["place"] + later["place"]
+    assert sum(weight for _, weight in data.captions[7]) == pytest.approx(1)

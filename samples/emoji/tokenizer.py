@@ -71,7 +71,7 @@ def joined(word: str, merges: list[tuple[str, str]]) -> list[tuple[str, str]]:
     return missing
 
 
-def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+def build_tokenizer(captions: list[str], folder: Path, length: int = LENGTH) -> CLIPTokenizer:
     """A CLIPTokenizer with a token for each byte, word and Chinese character of the captions.
 
     Raises SystemExit if a word or a character is not one token, or if a caption is too long.
@@ -91,12 +91,12 @@ def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}, ensure_ascii=False), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), "utf-8")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=length)
     tokenizer.save_pretrained(folder)  # adds tokenizer.json
     broken = [w for w in words if len(tokenizer(w).input_ids) != 2 + len(parts[w])]
     if broken:
         raise SystemExit(f"these words are not one token each: {broken[:10]}")
-    long = [c for c in captions if len(tokenizer(c).input_ids) > LENGTH]
+    long = [c for c in captions if len(tokenizer(c).input_ids) > length]
     if long:
-        raise SystemExit(f"these captions are longer than {LENGTH} tokens: {long[:10]}")
+        raise SystemExit(f"these captions are longer than {length} tokens: {long[:10]}")
     return tokenizer

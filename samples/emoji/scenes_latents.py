@@ -1,0 +1,112 @@
+"""Train a model of scenes: a UNet and a text encoder on the latents of the autoencoder of `scenes_vae.py`.
+
+    python samples/emoji/scenes_latents.py work/ -o work/gate --things 59 --steps 4000     # trains; again to resume
+    diffgen models export work/gate work/gate-model
+    python samples/emoji/judge.py work/ -o work/judge-gate.json --model work/gate-model --things 59
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 samples/emoji/scenes_latents.py …        # two processes
+
+Scenes come in the order of their numbers, a window at a time, so a curriculum is a function of the number: the first
+`FIRST` parts of the run show one thing a scene more often, and `--jitter 0` keeps all things in their slots.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from scenes import (
+    CHINESE_COLOURS,
+    CHINESE_STYLES,
+    COUNTS,
+    MIXTURE,
+    RELATIONS,
+    SIZES,
+    STYLES,
+    WHERE,
+    Painter,
+    Scene,
+    article,
+    captions,
+    draw,
+    things,
+)
+from scenes_vae import Screen, until_signal
+from tokenizer import build_tokenizer
+
+import diffgen
+from diffgen.training import config as configuration
+from diffgen.training.data.procedural import ProceduralData
+
+HERE = Path(__file__).resolve().parent
+SEED, COUNT = 4, 4_000_000  # of the scenes: the last 256 are held out
+FIRST = 0.4
+EASY = {"single": 0.35, "colour": 0.35, "count": 0.08, "pair": 0.1, "size": 0.06, "place": 0.06}
+LENGTH = 32  # tokens of a prompt, including start and end
+
+
+def texts() -> list[str]:
+    """Pieces of captions with every word and every Chinese character of the grammar."""
+    found = [*CHINESE_COLOURS, *CHINESE_COLOURS.values(), *SIZES, *SIZES.values(), *RELATIONS, "的", "一", "a", "an"]
+    found += [word for pair in (*COUNTS.values(), *WHERE.values()) for word in pair]
+    found += [form.format(a="", b="") for form in RELATIONS.values()]
+    found += [f"a, {style} style" for style in STYLES] + [f"，{word}风格" for word in CHINESE_STYLES.values()]
+    for thing in things().values():
+        found += [article(thing.name), thing.plural, f"一{thing.measure}{thing.chinese}"]
+    return found
+
+
+def scenes_data(
+    work: Path, names: Sequence[str] | None, jitter: float, first: int, places: bool = True
+) -> ProceduralData:
+    """Scenes with their captions; those before number `first` are of the easy mixture."""
+    painter = Painter(work / "sprites.npz")
+    mixtures = [{kind: share for kind, share in m.items() if places or kind != "place"} for m in (EASY, MIXTURE)]
+
+    def scene(i: int) -> Scene:
+        return draw(SEED, i, mixture=mixtures[i >= first], names=names, jitter=jitter)
+
+    name = f"emoji scenes: {len(names or things())} things, jitter {jitter:g}, {first} easy, places {places}"
+    return ProceduralData(
+        lambda i: painter.array(scene(i)),
+        COUNT,
+        name=name,
+        describe=lambda i: tuple(captions(scene(i).description).items()),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the run")
+    parser.add_argument("--config", type=Path, default=HERE / "scenes-latents.toml")
+    parser.add_argument("--autoencoder", type=Path, help="a run or a folder [work/scenes-vae]")
+    parser.add_argument("--things", type=int, help="only the first so many things")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--jitter", type=float, default=1.0)
+    parser.add_argument("--no-curriculum", action="store_true")
+    parser.add_argument("--no-places", action="store_true")
+    parser.add_argument("--device", default="auto")
+    a = parser.parse_args()
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    tables = configuration.read(a.config)
+    if a.steps:
+        tables["train"]["steps"] = a.steps
+    tables["autoencoder"] = str(a.autoencoder or a.work / "scenes-vae")
+    tokenizer = a.work / "scenes-tokenizer"
+    if not tokenizer.exists() and os.environ.get("RANK", "0") == "0":
+        build_tokenizer(texts(), tokenizer, LENGTH)
+    tables["text"]["tokenizer"] = str(tokenizer)
+    train, repeats = tables["train"], tables["data"]["repeats"]
+    first = 0 if a.no_curriculum else int(FIRST * train["steps"] * train["batch_size"] / repeats)
+    data = scenes_data(a.work, list(things())[: a.things] if a.things else None, a.jitter, first, not a.no_places)
+    print(diffgen.train(
+        data, a.out, config=tables, resume=True, device=a.device, listener=Screen(), stopping=until_signal()
+    ))  # fmt: skip
