@@ -23,7 +23,7 @@ def find_by_hash(digest: str, family: str | None = None, prediction: Any = None)
             try:
                 if network_hash(model) == digest:
                     return model
-            except InputError:  # broken: it is not what made the picture
+            except InputError:  # broken: it did not make the picture
                 continue
     return None
 

@@ -414,7 +414,7 @@ def class_of(family: str, task: str) -> str:
     """The name of diffusers' class for a task of a family. Raises UsageError where the family does not support it."""
     tasks = FAMILIES[family].tasks
     if task not in tasks:
-        supported = ", ".join(TASKS[known] for known in tasks) or "pictures from nothing but noise"
+        supported = ", ".join(TASKS[name] for name in tasks) or "pictures from nothing but noise"
         raise UsageError(f"{TASKS[task]} is not supported for models of the family {family}", f"supported: {supported}")
     return tasks[task]
 

@@ -26,7 +26,7 @@ CARD: dict[str, Any] = {
 
 
 def info(model: Model) -> dict[str, Any]:
-    """What is known of a model: name, folder, file, family, variant, bundled, source, revision, bytes (of its files and
+    """Describe a model: name, folder, file, family, variant, bundled, source, revision, bytes (of its files and
     those beside them), prediction, the family's defaults, the tuned grids that it ships, and its card.
 
     Without a card: the resolution from the configuration, the licence from README.md's head, None for the rest. The

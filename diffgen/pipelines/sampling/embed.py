@@ -182,20 +182,20 @@ def _embed_text(
     tokens: int | None,
 ) -> Embedded:
     """The pipeline's own embeddings of the prompts' texts: families without chunks."""
-    known = inspect.signature(pipeline.encode_prompt).parameters
-    if clip_skip != 1 and "clip_skip" not in known:
+    parameters = inspect.signature(pipeline.encode_prompt).parameters
+    if clip_skip != 1 and "clip_skip" not in parameters:
         raise UsageError("--clip-skip: this family of models reads no layers of a CLIP encoder, so none can be skipped")
     text, opposite = plain_text(prompt, syntax), plain_text(negative, syntax)
     weighted = any(is_weighted(parse(source, syntax)) for source in (prompt, negative))
-    options: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in known}
+    options: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
     if clip_skip != 1:
         options["clip_skip"] = clip_skip - 1
     if tokens is not None:
         options["max_sequence_length"] = tokens
-    if "do_classifier_free_guidance" in known:
+    if "do_classifier_free_guidance" in parameters:
         options |= {"do_classifier_free_guidance": guided, "negative_prompt": opposite if guided else None}
     tensors = _named(family, pipeline.encode_prompt(text, **options))
-    if guided and "do_classifier_free_guidance" not in known:
+    if guided and "do_classifier_free_guidance" not in parameters:
         tensors |= {f"negative_{n}": x for n, x in _named(family, pipeline.encode_prompt(opposite, **options)).items()}
     return Embedded(tensors, (WITHOUT_WEIGHTS,) if weighted else ())
 

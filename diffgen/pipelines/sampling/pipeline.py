@@ -164,7 +164,7 @@ def call(
     `embeddings` go by the names of the call's arguments, [B, …]. Image to image runs at `strength`.
     """
     height, width = (side * pipeline.vae_scale_factor for side in start.noise.shape[-2:])
-    known = inspect.signature(pipeline.__call__).parameters
+    parameters = inspect.signature(pipeline.__call__).parameters
     pipeline.start, pipeline.interval, pipeline.position = start, settings.interval, 0.0
     arguments: dict[str, Any] = {**embeddings, **more}
     if start.clean is None:
@@ -180,7 +180,7 @@ def call(
         arguments[name] = settings.controls[0] if one else list(settings.controls)
         arguments["controlnet_conditioning_scale"] = settings.scales[0] if one else list(settings.scales)
     for key, value in (("width", width), ("height", height)):
-        if key in known:
+        if key in parameters:
             arguments[key] = value
 
     def after(pipe: Any, i: int, t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,10 +51,10 @@ def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) ->
 
 def assemble(cls: type, family: Family, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
     """Make a pipeline of a class of diffusers from the parts and settings that it takes; others are left out."""
-    known = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     optional = {name: None for name, part in family.parts.items() if part.optional}
     arguments = {**optional, **family.fixed, **parts, **settings}
-    pipeline = cls(**{key: value for key, value in arguments.items() if key in known})
+    pipeline = cls(**{key: value for key, value in arguments.items() if key in parameters})
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -141,12 +141,12 @@ def _load(checked: Checked, component: Component, device: torch.device, dtype: t
 
 def _processor(component: Component) -> CLIPImageProcessorPil:
     """CLIP's image processor, with the sizes and numbers of its configuration."""
-    known = {
+    keys = {
         "size", "crop_size", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb",
         "image_mean", "image_std", "rescale_factor", "resample",
     }  # fmt: skip
     try:
-        return CLIPImageProcessorPil(**{key: value for key, value in component.config.items() if key in known})
+        return CLIPImageProcessorPil(**{key: value for key, value in component.config.items() if key in keys})
     except (TypeError, ValueError) as error:
         path = component.folder / "preprocessor_config.json"
         raise InputError(f"{path}: makes no image processor: {error}") from error
