@@ -348,13 +348,15 @@ def main(a: argparse.Namespace) -> None:
             pictures = [Image.fromarray(p.transpose(1, 2, 0)) for p in through(vae, arrays)]
         elif a.model:
             prompts = [(chinese if a.chinese else english)(scene.description) for scene in scenes]
-            pictures = generated(a.model, prompts)
+            pictures = generated(a.model, prompts, steps=a.steps, guidance=a.guidance)
         shown[str(len(shown))] = pictures[:12]
         return pictures
 
     results = figures(judge, groups(a.count, names), make)
-    told = {"model": a.model, "through": a.through and a.through.name, "chinese": a.chinese, "things": a.things}
-    a.out.write_text(json.dumps({**told, "figures": results}, indent=1) + "\n", "utf-8")
+    model = a.model and Path(a.model).name
+    settings = {"model": model, "through": a.through and a.through.name, "chinese": a.chinese, "things": a.things}
+    settings |= {"steps": a.steps, "guidance": a.guidance}
+    a.out.write_text(json.dumps({**settings, "figures": results}, indent=1) + "\n", "utf-8")
     print(table(results))
     if a.sheet:
         from diffgen.images.sheet import sheet
@@ -369,9 +371,10 @@ def _generator(model: str) -> Any:
     return diffgen.load(model)
 
 
-def generated(model: str, prompts: Sequence[str]) -> list[Image.Image]:
-    """A model's pictures at its defaults, one seed each."""
-    return [_generator(model).generate(prompt, seed=k)[0] for k, prompt in enumerate(prompts)]
+def generated(model: str, prompts: Sequence[str], **options: Any) -> list[Image.Image]:
+    """A model's pictures, one seed each; an option that is None has the model's default."""
+    options = {name: value for name, value in options.items() if value is not None}
+    return [_generator(model).generate(prompt, seed=k, **options)[0] for k, prompt in enumerate(prompts)]
 
 
 if __name__ == "__main__":
@@ -382,6 +385,8 @@ if __name__ == "__main__":
     parser.add_argument("--through", type=Path, help="an autoencoder that true scenes go through first")
     parser.add_argument("--count", type=int, default=200, help="at most so many scenes of each group")
     parser.add_argument("--things", type=int, help="only the first so many things, such as 59")
+    parser.add_argument("--steps", type=int, help="of the model [its default]")
+    parser.add_argument("--guidance", type=float, help="of the model [its default]")
     parser.add_argument("--chinese", action="store_true", help="Chinese prompts")
     parser.add_argument("--sheet", type=Path, help="a contact sheet, a row for each group")
     main(parser.parse_args())
