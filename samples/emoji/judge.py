@@ -12,10 +12,10 @@ In a place, the background is estimated from the left and the right edge of the 
 one that explains the picture best in comparison with this background, over a few positions and sizes. The place is
 that of the nearest of many backgrounds, by the same edges.
 
-Pictures of another size are scaled to 128×128. What is asked for:
+Pictures of another size are scaled to 128×128. The figures:
 
   thing    the thing, each of a count, both of a pair
-  colour   the colour, where one is asked for: the nearest picture has it, painted or by nature
+  colour   the colour, if the prompt has one: the nearest picture has it, painted or by nature
   count    exactly so many
   layout   of a pair: the axis (side by side or one above the other) and, with it, the order; of "and" the axis
   size     the longer side: tiny is below 45 pixels, huge above 106
@@ -57,7 +57,7 @@ CANDIDATES = 6  # things of a place that are compared a second time
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """A thing in a picture."""
 
     part: Part
@@ -142,17 +142,17 @@ class Judge:
         crumbs = (labels > 0) & ~np.isin(labels, large) & (near <= 12)
         labels = np.where(crumbs, labels[rows, columns], labels)
         boxes = ndimage.find_objects(labels)
-        found = [(labels == k, boxes[k - 1]) for k in large]
-        return sorted(found, key=lambda piece: -int(piece[0].sum()))
+        pieces = [(labels == k, boxes[k - 1]) for k in large]
+        return sorted(pieces, key=lambda piece: -int(piece[0].sum()))
 
-    def nearest(self, picture: np.ndarray, style: str, among: Iterable[str] | None = None) -> list[Found]:
+    def nearest(self, picture: np.ndarray, style: str, among: Iterable[str] | None = None) -> list[Detection]:
         """The things on white, the largest first."""
         parts, colour, alpha = self.references(style)
         white = colour + np.repeat(1 - alpha, 3, 1)
         some = np.arange(len(parts))
         if among is not None:
             some = np.array([k for k, part in enumerate(parts) if part.thing in set(among)])
-        found = []
+        detections = []
         for mask, box in self.pieces(picture):
             cut = np.where(mask[..., None], picture, 255)[box].astype(np.uint8)
             height, width = cut.shape[:2]
@@ -161,8 +161,8 @@ class Judge:
             feature = (square[..., :3] + (1 - square[..., 3:])).ravel()
             k = some[((white[some] - feature) ** 2).sum(1).argmin()]
             middle = ((box[1].start + box[1].stop) / 2, (box[0].start + box[0].stop) / 2)
-            found.append(Found(parts[k], *middle, max(height, width)))
-        return found
+            detections.append(Detection(parts[k], *middle, max(height, width)))
+        return detections
 
     # Things in places
 
@@ -177,7 +177,7 @@ class Judge:
         across = np.linspace(0, 1, SIDE, dtype=np.float32)[None, :, None]
         return left[:, None] * (1 - across) + right[:, None] * across
 
-    def in_place(self, picture: np.ndarray, style: str, place: str) -> Found:
+    def in_place(self, picture: np.ndarray, style: str, place: str) -> Detection:
         """The thing that explains the picture best in comparison with the empty place.
 
         The cost of a thing T with the mask m, where I is the picture and B the empty place: Σ m·((I − T)² − (I − B)²).
@@ -215,62 +215,64 @@ class Judge:
                         total = float((thing[..., 3:] * off).sum())
                         if best is None or total < best[0]:
                             middle = (2 * column + width, 2 * row + height)
-                            best = (total, Found(parts[k], *middle, 2 * side))
+                            best = (total, Detection(parts[k], *middle, 2 * side))
         assert best is not None
         return best[1]
 
     # What is right
 
-    def __call__(self, picture: Image.Image, asked: Description) -> dict[str, bool]:
-        """Whether each thing that is asked for is there; `all` of them."""
+    def __call__(self, picture: Image.Image, wanted: Description) -> dict[str, bool]:
+        """Whether the picture shows each part of the description, and `all` of them."""
         scaled = picture.convert("RGB")
         if scaled.size != (SIDE, SIDE):
             scaled = scaled.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        values, style = np.asarray(scaled), asked.style or ""
+        values, style = np.asarray(scaled), wanted.style or ""
         place = self.place(values)
         right: dict[str, bool] = {}
-        if asked.place:
-            right["place"] = place == asked.place
-            found = [self.in_place(values, style, asked.place)]
+        if wanted.place:
+            right["place"] = place == wanted.place
+            detections = [self.in_place(values, style, wanted.place)]
         else:
-            found = self.nearest(values, style)
-        wanted = list(asked.parts) * asked.count
-        if asked.relation:
-            right |= self._pair(values, asked, found)
+            detections = self.nearest(values, style)
+        parts = list(wanted.parts) * wanted.count
+        if wanted.relation:
+            right |= self._pair(values, wanted, detections)
         else:
-            right["thing"] = bool(found) and all(f.part.thing == wanted[0].thing for f in found)
-            if wanted[0].colour:
-                right["colour"] = bool(found) and all(self._has(f.part, wanted[0].colour, style) for f in found)
-            if not asked.place:
-                right["count"] = len(found) == len(wanted)
-        if asked.size:
-            side = max((f.side for f in found), default=64)
-            right["size"] = side < TINY if asked.size == "tiny" else side > HUGE
+            right["thing"] = bool(detections) and all(f.part.thing == parts[0].thing for f in detections)
+            if parts[0].colour:
+                right["colour"] = bool(detections) and all(
+                    self._has(f.part, parts[0].colour, style) for f in detections
+                )
+            if not wanted.place:
+                right["count"] = len(detections) == len(parts)
+        if wanted.size:
+            side = max((f.side for f in detections), default=64)
+            right["size"] = side < TINY if wanted.size == "tiny" else side > HUGE
         return {**right, "all": all(right.values())}
 
-    def _pair(self, values: np.ndarray, asked: Description, found: list[Found]) -> dict[str, bool]:
-        a, b = asked.parts
-        style = asked.style or ""
-        right = {"count": len(found) == 2}
-        first = next((f for f in found if f.part.thing == a.thing), None)
-        second = next((f for f in found if f.part.thing == b.thing), None)
+    def _pair(self, values: np.ndarray, wanted: Description, detections: list[Detection]) -> dict[str, bool]:
+        a, b = wanted.parts
+        style = wanted.style or ""
+        right = {"count": len(detections) == 2}
+        first = next((f for f in detections if f.part.thing == a.thing), None)
+        second = next((f for f in detections if f.part.thing == b.thing), None)
         right["thing"] = first is not None and second is not None
         if a.colour or b.colour:
             pairs = [(f, p.colour) for f, p in ((first, a), (second, b)) if p.colour]
             right["colour"] = all(f is not None and self._has(f.part, c, style) for f, c in pairs)
-        beside = asked.relation in ("left of", "right of", "and")
-        if len(found) < 2:
+        beside = wanted.relation in ("left of", "right of", "and")
+        if len(detections) < 2:
             return {**right, "axis": False, "layout": False}
-        one, two = found[:2]
+        one, two = detections[:2]
         right["axis"] = (abs(one.x - two.x) > abs(one.y - two.y)) == beside
-        if asked.relation == "and":
+        if wanted.relation == "and":
             right["layout"] = right["axis"]
             return right
         if first is None or second is None:  # which of the two is more like the first?
             among = self.nearest(values, style, (a.thing, b.thing))[:2]
             first, second = among if among[0].part.thing == a.thing else among[::-1]
         ahead = (second.x - first.x) if beside else (second.y - first.y)
-        right["layout"] = right["axis"] and (ahead > 0) == (asked.relation in ("left of", "above"))
+        right["layout"] = right["axis"] and (ahead > 0) == (wanted.relation in ("left of", "above"))
         return right
 
     def _has(self, part: Part, colour: str, style: str) -> bool:
@@ -294,29 +296,29 @@ def _boxes(place: str) -> list[tuple[float, float, float, float]]:
 
 def groups(count: int, names: Sequence[str] | None = None) -> dict[str, list[Scene]]:
     """{"seen colour": scenes, "held-out colour": scenes, …}: at most `count` of each; singles have no held-out ones."""
-    found = {}
+    scenes = {}
     for kind in KINDS:
-        found[f"seen {kind}"] = [draw(3, k, mixture={kind: 1.0}, names=names) for k in range(count)]
+        scenes[f"seen {kind}"] = [draw(3, k, mixture={kind: 1.0}, names=names) for k in range(count)]
         if kind != "single":
-            found[f"held-out {kind}"] = held_out_scenes(kind, count, names=names)
-    return found
+            scenes[f"held-out {kind}"] = held_out_scenes(kind, count, names=names)
+    return scenes
 
 
 def figures(
     judge: Judge, scenes: dict[str, list[Scene]], make: Callable[[Sequence[Scene]], Sequence[Image.Image]]
 ) -> dict[str, Any]:
     """{group: {what: {"rate", "interval", "n"}}} of the pictures that `make` makes of each group's scenes."""
-    found: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
     for name, group in scenes.items():
         verdicts = [judge(picture, scene.description) for picture, scene in zip(make(group), group, strict=True)]
-        found[name] = {}
+        rates[name] = {}
         for what in ("thing", "colour", "count", "axis", "layout", "size", "place", "all"):
             answers = [verdict[what] for verdict in verdicts if what in verdict]
             if answers:
                 low, high = wilson(sum(answers), len(answers))
                 rate = round(sum(answers) / len(answers), 3)
-                found[name][what] = {"rate": rate, "interval": [round(low, 3), round(high, 3)], "n": len(answers)}
-    return found
+                rates[name][what] = {"rate": rate, "interval": [round(low, 3), round(high, 3)], "n": len(answers)}
+    return rates
 
 
 def table(results: dict[str, Any]) -> str:

@@ -128,9 +128,9 @@ def things() -> dict[str, Thing]:
 
 @cache
 def colours() -> dict[str, dict[str, dict[str, bool]]]:
-    """{thing: {style: {colour: whether it has it by nature}}}, as `sprites.py` found them."""
-    found: dict[str, dict[str, dict[str, bool]]] = json.loads((HERE / "colours.json").read_text("utf-8"))
-    return found
+    """{thing: {style: {colour: whether it has it by nature}}}, as `sprites.py` writes it."""
+    table: dict[str, dict[str, dict[str, bool]]] = json.loads((HERE / "colours.json").read_text("utf-8"))
+    return table
 
 
 # What is held out
@@ -291,10 +291,10 @@ def held_out_scenes(
     entries = [e for e in sorted(held_out()[kind], key=lambda e: number(seed, kind, *e)) if set(e[-1:]) <= allowed]
     if kind == "pair":
         entries = [e for e in entries if set(e) <= allowed]
-    return [_with(kind, entry, np.random.default_rng((seed, number(*entry)))) for entry in entries[:count]]
+    return [_with(kind, entry, np.random.default_rng((seed, number(*entry))), jitter) for entry in entries[:count]]
 
 
-def _with(kind: str, entry: tuple[str | int, ...], rng: np.random.Generator, jitter: float = 1.0) -> Scene:
+def _with(kind: str, entry: tuple[str | int, ...], rng: np.random.Generator, jitter: float) -> Scene:
     while True:
         name = str(entry[-1])
         base = _describe(rng, kind, [name] if kind != "pair" else [str(e) for e in entry])
@@ -358,15 +358,15 @@ def _chinese(d: Description, with_measure: bool) -> str:
 
 def captions(description: Description) -> dict[str, float]:
     """{caption: how often it is drawn} of a scene, for training; together 1: 60 % English, 40 % Chinese."""
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for language, share in ((_english, 0.6), (_chinese, 0.4)):
         for full, part in ((True, 0.7), (False, 0.3)):
             text = language(description, full)
             style = description.style or ""
             ends = {f", {style} style": 1.0} if language is _english else {f"，{CHINESE_STYLES[style]}风格": 1.0}
-            for end, weight in {"": 1 - STYLED, **dict.fromkeys(ends, STYLED)}.items():
-                found[text + end] = found.get(text + end, 0.0) + share * part * weight
-    return found
+            for end, chance in {"": 1 - STYLED, **dict.fromkeys(ends, STYLED)}.items():
+                weights[text + end] = weights.get(text + end, 0.0) + share * part * chance
+    return weights
 
 
 # Captions read back
@@ -407,8 +407,8 @@ def _parse_english(text: str, style: str | None) -> Description | None:
     if whole := noun(text):
         return Description((whole,), style)
     for relation in RELATIONS:
-        left, found, right = text.partition(f" {relation} ")
-        if found and (a := noun(left)) and (b := noun(right)):
+        left, separator, right = text.partition(f" {relation} ")
+        if separator and (a := noun(left)) and (b := noun(right)):
             return Description((a, b), style, relation=relation)
     for place, (end, _) in WHERE.items():
         if text.endswith(f" {end}") and (a := noun(text.removesuffix(f" {end}"))):

@@ -53,13 +53,13 @@ LENGTH = 32  # tokens of a prompt, including start and end
 
 def texts() -> list[str]:
     """Pieces of captions with every word and every Chinese character of the grammar."""
-    found = [*CHINESE_COLOURS, *CHINESE_COLOURS.values(), *SIZES, *SIZES.values(), *RELATIONS, "的", "一", "a", "an"]
-    found += [word for pair in (*COUNTS.values(), *WHERE.values()) for word in pair]
-    found += [form.format(a="", b="") for form in RELATIONS.values()]
-    found += [f"a, {style} style" for style in STYLES] + [f"，{word}风格" for word in CHINESE_STYLES.values()]
+    pieces = [*CHINESE_COLOURS, *CHINESE_COLOURS.values(), *SIZES, *SIZES.values(), *RELATIONS, "的", "一", "a", "an"]
+    pieces += [word for pair in (*COUNTS.values(), *WHERE.values()) for word in pair]
+    pieces += [form.format(a="", b="") for form in RELATIONS.values()]
+    pieces += [f"a, {style} style" for style in STYLES] + [f"，{word}风格" for word in CHINESE_STYLES.values()]
     for thing in things().values():
-        found += [article(thing.name), thing.plural, f"一{thing.measure}{thing.chinese}"]
-    return found
+        pieces += [article(thing.name), thing.plural, f"一{thing.measure}{thing.chinese}"]
+    return pieces
 
 
 def scenes_data(

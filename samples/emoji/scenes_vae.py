@@ -117,9 +117,9 @@ def train(work: Path, run: Path, tables: dict[str, Any], init: Path | None) -> N
 # Measurements
 
 
-def decibels(made: np.ndarray, true: np.ndarray) -> np.ndarray:
+def decibels(decoded: np.ndarray, true: np.ndarray) -> np.ndarray:
     """PSNR of each picture, uint8 [N, 3, H, W]."""
-    square = (made.astype(np.float32) - true).reshape(len(true), -1)
+    square = (decoded.astype(np.float32) - true).reshape(len(true), -1)
     return 10 * np.log10(255**2 / np.maximum(1e-9, (square**2).mean(1)))
 
 
@@ -136,18 +136,18 @@ def through(vae: Any, pictures: np.ndarray) -> np.ndarray:
 
 def test_scenes(each: int) -> dict[str, list[Any]]:
     """Scenes by kind, places by name: with held-out combinations where there are lists of them."""
-    found: dict[str, list[Any]] = {"single": [draw(2, k, mixture={"single": 1}) for k in range(each)]}
+    scenes: dict[str, list[Any]] = {"single": [draw(2, k, mixture={"single": 1}) for k in range(each)]}
     for kind in KINDS[1:-1]:
-        found[kind] = held_out_scenes(kind, each)
+        scenes[kind] = held_out_scenes(kind, each)
     every = held_out_scenes("place", 1000)
     for place in WHERE:
-        found[place] = [scene for scene in every if scene.description.place == place][:each]
-    return found
+        scenes[place] = [scene for scene in every if scene.description.place == place][:each]
+    return scenes
 
 
-def grid_strength(made: np.ndarray, true: np.ndarray) -> float:
+def grid_strength(decoded: np.ndarray, true: np.ndarray) -> float:
     """How much more the error jumps at every 8th column and row than elsewhere: 1 is no grid."""
-    error = (made.astype(np.float32) - true).mean(1)
+    error = (decoded.astype(np.float32) - true).mean(1)
     jumps = [np.abs(np.diff(error, axis=axis)).mean((0, 3 - axis)) for axis in (1, 2)]
     at = np.arange(127) % 8 == 7
     return float(statistics.fmean(j[at].mean() / max(1e-6, j[~at].mean()) for j in jumps))
@@ -156,21 +156,21 @@ def grid_strength(made: np.ndarray, true: np.ndarray) -> float:
 def measure(work: Path, path: Path, each: int, picture: Path | None) -> dict[str, Any]:
     painter, (vae, _) = Painter(work / "sprites.npz"), read_autoencoder(path)
     figures: dict[str, Any] = {}
-    rows, made_all, true_all = [], [], []
+    rows, decoded_all, true_all = [], [], []
     for name, scenes in test_scenes(each).items():
         true = np.stack([painter.array(scene) for scene in scenes])
-        made = through(vae, true)
-        values = decibels(made, true)
+        decoded = through(vae, true)
+        values = decibels(decoded, true)
         figures[name] = {"db": round(float(values.mean()), 2), "lowest": round(float(values.min()), 2), "n": len(true)}
-        made_all.append(made)
+        decoded_all.append(decoded)
         true_all.append(true)
-        pairs = np.stack([true[:5], made[:5]], 1).reshape(-1, *true.shape[1:]).transpose(0, 2, 3, 1)
+        pairs = np.stack([true[:5], decoded[:5]], 1).reshape(-1, *true.shape[1:]).transpose(0, 2, 3, 1)
         rows.append([Image.fromarray(p) for p in pairs])
     places = [figures[place]["db"] for place in WHERE]
     others = [figures[kind]["db"] for kind in KINDS[:-1]]
     figures["mean"] = round(statistics.fmean([*others, statistics.fmean(places)]), 2)
     figures["lowest place"] = min(places)
-    figures["grid"] = round(grid_strength(np.concatenate(made_all), np.concatenate(true_all)), 3)
+    figures["grid"] = round(grid_strength(np.concatenate(decoded_all), np.concatenate(true_all)), 3)
     if picture:
         sheet(rows).save(picture)
     return figures

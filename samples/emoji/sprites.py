@@ -197,16 +197,16 @@ def _turned(a: np.ndarray, b: np.ndarray) -> float:
 def colours_of(picture: np.ndarray) -> dict[str, bool]:
     """{colour: whether the thing has it by nature} of all colours that go with a picture."""
     main = main_colour(picture, to_oklab(picture[..., :3]))
-    found = {}
+    colours = {}
     for name, target in TARGETS.items():
         distance = float(np.linalg.norm(main.mean - target))
         if distance > NEAR and painted(picture, name)[1] >= MOVED:
-            found[name] = False
+            colours[name] = False
         elif distance <= NATURAL and main.share >= MOVED and main.grey == (name == "black"):
             if not main.grey and _turned(main.mean, target) > 18:
                 continue
-            found[name] = True
-    return found
+            colours[name] = True
+    return colours
 
 
 # The pictures
@@ -251,18 +251,18 @@ def build(work: Path) -> None:
     """Write work/sprites.npz and, beside this file, which colours go with which thing: colours.json."""
     things, npm = read_things(), fetch(work)
     of_concept = {thing.concept: name for name, thing in things.items()}
-    found: dict[str, np.ndarray] = {}
+    cut_out: dict[str, np.ndarray] = {}
     colours: dict[str, dict[str, dict[str, bool]]] = {name: {} for name in things}
     for style in STYLES:
         for name, picture in pictures(npm, style, set(of_concept)):
             key = of_concept[name]
-            found[f"{style}/{key}"] = cut(picture)
-            colours[key][style] = colours_of(found[f"{style}/{key}"])
-    missing = [f"{style}/{name}" for style in STYLES for name in things if f"{style}/{name}" not in found]
+            cut_out[f"{style}/{key}"] = cut(picture)
+            colours[key][style] = colours_of(cut_out[f"{style}/{key}"])
+    missing = [f"{style}/{name}" for style in STYLES for name in things if f"{style}/{name}" not in cut_out]
     if missing:
         raise SystemExit(f"no picture of {', '.join(missing)}")
     temporary = work / "sprites.tmp.npz"
-    np.savez_compressed(temporary, **found)
+    np.savez_compressed(temporary, **cut_out)
     temporary.rename(work / "sprites.npz")
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in colours.items())
     (HERE / "colours.json").write_text(f"{{\n{lines}\n}}\n", "utf-8")
