@@ -242,7 +242,7 @@ def test_version_and_help(diffgen_: Callable[..., Result]) -> None:
         (["generate", "a", "--stepz", "3"], 2, "--steps"),
         (["generate", ""], 2, "prompt is empty"),
         (["generate"], 2, "there is no prompt"),
-        (["generate", "-"], 2, "no prompt in stdin"),
+        (["generate", "-"], 2, "stdin has no prompt"),
         (["generate", "--prompt-file", "nothing.txt"], 3, "nothing.txt"),
         (["generate", "--prompt-file", "latin1.txt"], 3, "latin1.txt, line 2"),
         (["generate", "a", "-o", "x.jpg"], 2, ".png"),
