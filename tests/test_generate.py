@@ -200,7 +200,7 @@ def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
         (b"a\nb\xff\n", InputError, "line 2: not valid UTF-8"),
         (b'a\n{"prompt": "b", "sed": 5}\n', InputError, "line 2: unknown key 'sed'"),
         (b"a\n" + b"x" * 65537, InputError, "line 2: longer than 65536 bytes"),
-        (b"\n# nothing\n", UsageError, "there is no prompt"),
+        (b"\n# nothing\n", UsageError, "has no prompt"),
     ],
 )
 def test_a_bad_prompt_file_is_refused_with_its_line(
@@ -257,7 +257,7 @@ UNET, VAE, TEXT = (
         ("scheduler/scheduler_config.json", lambda c: c.update(beta_schedule="nothing"), "scheduler_config.json"),
         ("tokenizer/tokenizer.json", lambda c: c["model"]["vocab"].update(more=99999), "tokenizer has 100000 tokens"),
         ("tokenizer/tokenizer.json", lambda c: c["model"].update(merges=[["no", "such"]]), "makes no CLIP tokenizer"),
-        ("tokenizer/tokenizer.json", lambda c: c.update(model=[]), "no table of tokens"),
+        ("tokenizer/tokenizer.json", lambda c: c.update(model=[]), "not a table of tokens"),
         ("card.json", lambda c: c["defaults"].update(steps="many"), "by the model's card"),
         ("card.json", lambda c: c.pop("resolution") and c["defaults"].update(size="huge"), "by the model's card"),
     ],

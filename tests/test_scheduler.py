@@ -661,7 +661,7 @@ def broken(kind: str, stochastic: bool = False, order: int = 1) -> Any:
         ("own noise", {}, "random: the same generators give two results"),
         ("undeclared noise", {}, "random: declared stochastic=False, and draws noise 4 times"),
         ("nothing at all", {"stochastic": True}, "random: declared stochastic=True, and draws noise 0 times"),
-        ("couples images", {}, "random: an image depends on the batch"),
+        ("couples images", {}, "random: an image depends on the other images of its batch"),
         ("float64", {}, "must be a float32 tensor"),
         ("returns nothing", {}, "must be a float32 tensor"),
         ("lags", {}, "order: declared 1, measured"),
