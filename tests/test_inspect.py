@@ -19,12 +19,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import schedulers
-from diffgen.generation.record import read_made
+from diffgen.generation.record import read_picture_info
 from diffgen.images import read
 from diffgen.images.metadata import encode_png, parameters_text
 from diffgen.images.readers import a1111
 from diffgen.images.readers.command import command
-from diffgen.images.readers.made import plain_number
+from diffgen.images.readers.picture_info import plain_number
 
 Result = tuple[int, str, str]
 Said = dict[str, Any]
@@ -157,7 +157,7 @@ def test_where_the_settings_stand(text: str, expected: tuple[str, str | None, st
 )
 def test_samplers_and_schedules(sampler: str, schedule: str | None, expected: tuple[str | None, ...]) -> None:
     values = {"Steps": "4", "Seed": "1", "Sampler": sampler} | ({"Schedule type": schedule} if schedule else {})
-    made = a1111.made("a1111", "x", None, values)
+    made = a1111.of_settings("a1111", "x", None, values)
     given = dict(zip((words := command(made)[0])[3::2], words[4::2], strict=True))
     assert (made.scheduler, made.grid, given.get("--scheduler"), given.get("--grid")) == expected
     assert ("here" in " ".join(made.notes)) == (expected[2] is None or expected[3] is None)
@@ -168,11 +168,11 @@ def test_every_name_of_ours_comes_back() -> None:
     for name in schedulers.names():
         record = {"prompt": "x", "steps": 4, "seed": 1, "scheduler": name, "grid": "karras", "width": 8, "height": 8}
         values = a1111.split(parameters_text(record))[2]
-        made = a1111.made("a1111", "x", None, values)
+        made = a1111.of_settings("a1111", "x", None, values)
         assert (made.scheduler, made.grid) == (name, "karras")
     for grid in set(schedulers.grid_names()) - {"trailing"}:  # which A1111 calls as ComfyUI's simple
         values = a1111.split(parameters_text({"steps": 4, "seed": 1, "scheduler": "euler", "grid": grid}))[2]
-        assert a1111.made("a1111", "x", None, values).grid == grid
+        assert a1111.of_settings("a1111", "x", None, values).grid == grid
 
 
 def test_second_pass_variation_and_image(inspect: Callable[[Path], Said], tmp_path: Path) -> None:
@@ -639,7 +639,7 @@ def test_our_text_comes_back(prompt: str, negative: str, seed: int, steps: int, 
         return "\n".join(line.strip() for line in text.strip().split("\n"))
 
     found, also, values = a1111.split(parameters_text(record))
-    made = a1111.made("a1111", found, also, values)
+    made = a1111.of_settings("a1111", found, also, values)
     assert (stripped(found), stripped(also or "")) == (stripped(prompt), stripped(negative))
     assert (made.seed, made.steps, made.guidance, made.scheduler, made.grid) == (
         seed, steps, guidance, "dpmpp_2m", "karras",
@@ -655,7 +655,7 @@ def test_any_text_is_read_without_a_fault(text: str) -> None:
                   {"sd-metadata": text}, {"invokeai_metadata": "{" + text}):  # fmt: skip
         from diffgen.images.readers import READERS
 
-        for reader in READERS:
+        for _, reader in READERS.values():
             made = reader(read.Carried(texts, width=1, height=1))
             if made is not None:
                 shlex.join(command(made)[0])
@@ -732,7 +732,7 @@ def test_a_broken_exif_does_no_harm(tmp_path: Path) -> None:
         PICTURE.save(file, "PNG", exif=b"Exif\0\0" + body)
         (tmp_path / "x.png").write_bytes(file.getvalue())
         with pytest.raises(Exception, match=r"says nothing|broken"):
-            read_made(tmp_path / "x.png")
+            read_picture_info(tmp_path / "x.png")
 
 
 def test_it_needs_no_torch(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_weighted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("(a:101)", "weight of 101"),
         ("(" * 60 + "a", "weight of"),
@@ -171,8 +171,8 @@ def test_weighted() -> None:
         ("<hypernet:x:1>", "<hypernet:x:1>"),
     ],
 )
-def test_what_is_refused(text: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_what_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse(text)
     assert parse(text, "plain") == [[(text, 1.0)]]
 
@@ -189,11 +189,11 @@ def test_an_unknown_syntax_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("(a", "1 bracket never closed"), ("[a:b:0.5]", "change during"), ("[a|b]", "change during"), ("a AND b", "AND")],
 )
-def test_notes(text: str, said: str) -> None:
-    assert any(said in note for note in notes(text))
+def test_notes(text: str, message: str) -> None:
+    assert any(message in note for note in notes(text))
     assert notes("a (cat:1.2), [dog] and a BRAND") == []
 
 

@@ -151,7 +151,7 @@ def test_an_expanded_prompt_has_nothing_left_to_choose(text: str, seed: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "error", "said"),
+    ("text", "error", "message"),
     [
         ("a {b|c", UsageError, "never closed"),
         ("a} b", UsageError, "closed but never opened"),
@@ -176,7 +176,7 @@ def test_an_expanded_prompt_has_nothing_left_to_choose(text: str, seed: int) -> 
         ("__long__" * 40, InputError, "longer than 65536"),
     ],
 )
-def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[Exception], said: str) -> None:
+def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[Exception], message: str) -> None:
     (folder.parent / "secret.txt").write_text("secret\n")
     (folder / "link.txt").symlink_to(folder.parent / "secret.txt")
     for name, content in {
@@ -194,7 +194,7 @@ def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[
     }.items():
         (folder / f"{name}.txt").write_bytes(content)
     for seed in range(3):
-        with pytest.raises(error, match=said):
+        with pytest.raises(error, match=message):
             Wildcards([folder]).expand(text, seed)
 
 

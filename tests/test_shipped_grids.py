@@ -18,7 +18,7 @@ import diffgen
 import schedulers
 from diffgen.cli.inspect import command_line
 from diffgen.errors import InputError
-from diffgen.generation.record import read_made, read_record
+from diffgen.generation.record import read_picture_info, read_record
 from diffgen.models import find, gate, hub
 from diffgen.models.by_hash import network_hash
 from diffgen.models.info import info
@@ -188,7 +188,7 @@ def test_from_the_command_to_the_same_picture_again(diffgen_, shipping) -> None:
     code, out, err = diffgen_("reproduce", "a.png", "-m", model.folder)
     assert (code, out) == (0, "identical pixels\n"), err
 
-    line, _ = command_line(read_made("a.png"))
+    line, _ = command_line(read_picture_info("a.png"))
     assert "--grid" not in line  # by its steps, guidance and scheduler the model's own is found again
     code, _, err = diffgen_(*line.split()[1:2], "a red apple", *line.split("apple'")[1].split(), "-m", model.folder,
                             "-o", "b.png")  # fmt: skip

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from diffgen.errors import InputError
-from diffgen.generation.record import read_made
+from diffgen.generation.record import read_picture_info
+from diffgen.images.readers import READERS
 from diffgen.images.readers.command import command
-from diffgen.images.readers.made import Made
+from diffgen.images.readers.picture_info import PictureInfo
 from diffgen.models.find import DEFAULT, bundled_names, find
 
 from .output import Debug, Json, Output, Quiet, refuse_empty
@@ -24,18 +25,8 @@ Examples:
   diffgen inspect from-comfyui.png --json
 """
 
-TOOLS = {
-    "diffgen": "diffgen",
-    "a1111": "AUTOMATIC1111 or Forge",
-    "comfyui": "ComfyUI",
-    "invokeai": "InvokeAI",
-    "sdcpp": "stable-diffusion.cpp",
-    "kohya": "kohya's sd-scripts",
-    "mflux": "mflux",
-    "fooocus": "Fooocus",
-    "novelai": "NovelAI",
-}
-SAID = ("tool", "prompt", "negative", "seed", "steps", "guidance", "scheduler", "grid", "width", "height", "model")
+TOOLS = {"diffgen": "diffgen"} | {tool: title for tool, (title, _) in READERS.items()}
+KEYS = ("tool", "prompt", "negative", "seed", "steps", "guidance", "scheduler", "grid", "width", "height", "model")
 
 
 def inspect(
@@ -46,38 +37,38 @@ def inspect(
 ) -> None:
     refuse_empty({"file": file}, {"file": "the file's name"})
     say = Output("inspect", json, quiet)
-    made = read_made(file)
-    line, notes = command_line(made)
+    info = read_picture_info(file)
+    line, notes = command_line(info)
     for note in notes:
         say.note(f"note: {note}")
-    result = {key: getattr(made, key) for key in SAID} | {"command": line, "notes": notes}
+    result = {key: getattr(info, key) for key in KEYS} | {"command": line, "notes": notes}
     say.result(result, _lines(result))
 
 
-def command_line(made: Made) -> tuple[str, list[str]]:
-    """The command, quoted for a shell, and what to know of it."""
-    model, note = _model(made)
-    words, notes = command(made, model)
+def command_line(info: PictureInfo) -> tuple[str, list[str]]:
+    """The command, quoted for a shell, and notes on it."""
+    model, note = _model(info)
+    words, notes = command(info, model)
     return shlex.join(words), notes + ([note] if note else [])
 
 
-def _model(made: Made) -> tuple[str | None, str | None]:
-    """(what to give to -m, what to know of it): the model of that name on this machine, if there is one."""
-    if made.model is None:
-        return None, None if made.tool == "diffgen" else "the file does not say which model it was: say it with -m"
-    if made.tool == "diffgen" and made.model in bundled_names():
-        return (None if made.model == DEFAULT else made.model), None
-    stem = re.sub(r"\.(safetensors|ckpt|gguf|sft|pt)$", "", made.model)
-    for name in dict.fromkeys((made.model, f"{stem}.safetensors", stem)):
-        if made.tool != "diffgen" and name in bundled_names():
+def _model(info: PictureInfo) -> tuple[str | None, str | None]:
+    """(what to give to -m, notes on it): the model of that name on this machine, if there is one."""
+    if info.model is None:
+        return None, None if info.tool == "diffgen" else "the file does not say which model it was: say it with -m"
+    if info.tool == "diffgen" and info.model in bundled_names():
+        return (None if info.model == DEFAULT else info.model), None
+    stem = re.sub(r"\.(safetensors|ckpt|gguf|sft|pt)$", "", info.model)
+    for name in dict.fromkeys((info.model, f"{stem}.safetensors", stem)):
+        if info.tool != "diffgen" and name in bundled_names():
             continue
         try:
             find(name)
         except InputError:
             continue
         return name, None
-    given = made.model if made.tool in ("diffgen", "mflux") or " " in stem else f"{stem}.safetensors"
-    return given, f"there is no model {made.model!r} here: put its path after -m"
+    model = info.model if info.tool in ("diffgen", "mflux") or " " in stem else f"{stem}.safetensors"
+    return model, f"there is no model {info.model!r} here: put its path after -m"
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

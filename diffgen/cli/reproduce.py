@@ -10,7 +10,7 @@ import typer
 from diffgen import environment
 from diffgen.devices import device_name
 from diffgen.errors import InputError, InvalidOutput
-from diffgen.generation.record import read_made
+from diffgen.generation.record import read_picture_info
 from diffgen.images.metadata import encode_png
 from diffgen.images.naming import Outputs
 
@@ -55,7 +55,7 @@ def reproduce(
     refuse_empty(locals(), {"file": "the file's name", "images": "--image", "files": "--file"})
     say = Output("reproduce", json, quiet)
     device = None if device is None else device_name(device)
-    source = read_made(file)
+    source = read_picture_info(file)
     if source.tool != "diffgen":
         raise InputError(
             f"{file} was made with {TOOLS[source.tool]}: only pictures of diffgen can be reproduced to the pixel",

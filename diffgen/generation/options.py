@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypedDict, cast, get_args, get_origin, get_ty
 from PIL import Image
 
 from diffgen.errors import UsageError, check_keywords
-from diffgen.images.readers.made import plain_number
+from diffgen.images.readers.picture_info import plain_number
 
 from . import recorded
 from .checks import check_bool, in_range, whole_number

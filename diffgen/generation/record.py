@@ -38,7 +38,7 @@ from diffgen.errors import InputError
 from diffgen.images.metadata import MAX_CHUNK, SCHEMA, label_of
 from diffgen.images.read import read_carried, read_texts
 from diffgen.images.readers import read_tool_metadata
-from diffgen.images.readers.made import Made
+from diffgen.images.readers.picture_info import PictureInfo
 from diffgen.version import __version__
 
 from . import recorded
@@ -140,7 +140,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def read_made(path: str | Path) -> Made:
+def read_picture_info(path: str | Path) -> PictureInfo:
     """How the picture in a file was made: by our own record, else by another tool's metadata.
 
     Raises InputError: no picture, nothing in it about that, or broken.
@@ -149,10 +149,10 @@ def read_made(path: str | Path) -> Made:
     return of_record(read_record(path)) if "diffgen" in carried.texts else read_tool_metadata(path, carried)
 
 
-def of_record(record: Record) -> Made:
+def of_record(record: Record) -> PictureInfo:
     """A checked record (`read_record`) as what `inspect` prints, with every option of the command."""
     upscale = record.get("upscale")
-    made = Made(
+    info = PictureInfo(
         "diffgen",
         prompt=record.get("prompt"),
         negative=record.get("negative"),
@@ -171,15 +171,15 @@ def of_record(record: Record) -> Made:
         cpu_noise=True,
     )
     if record.get("family") != "run":
-        made.more = words_of(read_options(record, "prompts", Names()))
+        info.more = words_of(read_options(record, "prompts", Names()))
         of_file = any(":" not in name for name in record.get("model_files") or ())  # folders' are part:name
         unclear = of_file and (record.get("family") == "sd2" or record.get("prediction") == "v_prediction")
         for key in ("prediction", "quantize"):
             if record.get(key) and (unclear or key == "quantize"):
-                made.more += [f"--{key}", record[key]]
+                info.more += [f"--{key}", record[key]]
     if record.get("cut"):
-        made.notes.append("the record was too long for the file, and is not complete")
-    return made
+        info.notes.append("the record was too long for the file, and is not complete")
+    return info
 
 
 class Names:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from diffgen.images.metadata import base_name
-from diffgen.images.readers.made import plain_number
+from diffgen.images.readers.picture_info import plain_number
 
 Record = Mapping[str, Any]
 Fits = Callable[[Any], bool]  # is a JSON value possible?

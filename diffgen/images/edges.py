@@ -68,12 +68,12 @@ def _is_ridge(size: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 def _connected(seeds: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """The pixels of `allowed` that a path of neighbours in it joins to a seed."""
-    found = seeds
+    grown = seeds
     while True:
-        more = _grown(found) & allowed
-        if (more == found).all():
-            return found
-        found = more
+        more = _grown(grown) & allowed
+        if (more == grown).all():
+            return grown
+        grown = more
 
 
 def _grown(mask: np.ndarray) -> np.ndarray:

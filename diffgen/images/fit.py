@@ -27,17 +27,17 @@ def parse_margins(margins: str | Sequence[int]) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) in pixels from "L,T,R,B", one number for all, or the numbers. Raises UsageError."""
     if isinstance(margins, str):
         parts = [part.strip() for part in margins.split(",")]
-        found = [int(part) if part.isascii() and part.isdigit() and len(part) < 6 else -1 for part in parts]
+        widths = [int(part) if part.isascii() and part.isdigit() and len(part) < 6 else -1 for part in parts]
     else:
-        found = list(margins)
-    if len(found) == 1:
-        found *= 4
-    if len(found) != 4 or any(type(n) is not int or not 0 <= n <= 8192 for n in found) or not any(found):
+        widths = list(margins)
+    if len(widths) == 1:
+        widths *= 4
+    if len(widths) != 4 or any(type(n) is not int or not 0 <= n <= 8192 for n in widths) or not any(widths):
         raise UsageError(
             f"--outpaint must be LEFT,TOP,RIGHT,BOTTOM in pixels, or one number for all (got {margins!r})",
             "for example --outpaint 0,0,64,0",
         )
-    left, top, right, bottom = found
+    left, top, right, bottom = widths
     return left, top, right, bottom
 
 

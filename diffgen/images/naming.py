@@ -109,7 +109,7 @@ class Outputs:
                 path = folder / self._render(name, {**values, "index": index}, f"-{extra}" if extra else "")
                 replace = self.overwrite and not numbered and path not in self._written
                 with contextlib.suppress(Exists):
-                    if replace or not os.path.lexists(path):  # asked first, because publishing writes all the bytes
+                    if replace or not os.path.lexists(path):  # checked first, because publishing writes all the bytes
                         publish(path, picture, replace)
                         self._written.add(path)
                         return path

@@ -50,7 +50,7 @@ def read_kind(path: str | Path) -> tuple[int, int, str]:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a picture file carries beside its pixels, as far as it is text."""
+    """What a picture file carries beside its pixels, if it is text."""
 
     texts: dict[str, str] = field(default_factory=dict)  # PNG text chunks by keyword
     comment: str = ""  # EXIF's UserComment
@@ -67,9 +67,9 @@ def read_carried(path: str | Path) -> Carried:
         exif = image.getexif()
         inner = exif.get_ifd(EXIF_FOLDER)
         width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
-        found = {tag: inner.get(tag, exif.get(tag)) for tag in (USER_COMMENT, MAKER_NOTE)}
-        found |= {tag: exif.get(tag) for tag in (DESCRIPTION, MAKE, MODEL, SOFTWARE)}
-        tags = {tag: exif_text(value) for tag, value in found.items() if isinstance(value, str | bytes)}
+        raw_tags = {tag: inner.get(tag, exif.get(tag)) for tag in (USER_COMMENT, MAKER_NOTE)}
+        raw_tags |= {tag: exif.get(tag) for tag in (DESCRIPTION, MAKE, MODEL, SOFTWARE)}
+        tags = {tag: exif_text(value) for tag, value in raw_tags.items() if isinstance(value, str | bytes)}
         xmp = image.info.get("xmp", b"")
         xmp = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else ""
         longest = max(map(len, (*texts.values(), *tags.values(), xmp)), default=0)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .sheet import PAPER
 
 TITLE = "Inside one run: the clean picture that each evaluation predicts. These are not pictures of fewer steps."
-WIDTH = 1280  # pixels of a strip, at most, but for a single column
+WIDTH = 1280  # pixels of a strip, at most, except for a single column
 GAP, LINE = 6, 15  # pixels between frames; of a line of text
 INK, BACK = (20, 20, 20), (255, 255, 255)
 MILLISECONDS, LAST = 140, 1800  # how long a frame of the animation is shown, and the last one
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
     image: Image.Image
     evaluation: int  # from 1
-    t: float  # the time that the network was told
+    t: float  # the time given to the network
 
 
 def strip(steps: Sequence[Step]) -> Image.Image:
@@ -72,7 +72,7 @@ def font() -> Any:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` pixels, as far as its words allow."""
+    """The text in lines of at most `width` pixels, wherever its words allow."""
     lines: list[str] = []
     for word in text.split(" "):
         if lines and font().getlength(f"{lines[-1]} {word}") <= width:

@@ -1,7 +1,7 @@
 """How a picture was made, by what its file carries: a reader for each tool, and the command that does the same here.
 
-A reader is a function of what a file carries (`images.read.Carried`): `Made`, or None where its tool's marks are not
-there. Nothing of a file is executed, imported or looked up on disk; texts are bounded, control characters left out.
+A reader is a function of what a file carries (`images.read.Carried`): `PictureInfo`, or None where its tool's marks are
+missing. Nothing of a file is executed, imported or looked up on disk; texts are bounded, control characters left out.
 """
 
 from __future__ import annotations
@@ -12,20 +12,31 @@ from diffgen.errors import InputError
 
 from ..read import Carried
 from . import a1111, comfyui, fooocus, invokeai, kohya, mflux, novelai, sdcpp
-from .made import Made
+from .picture_info import PictureInfo
 
-# Those with a mark of their own first: several tools also write AUTOMATIC1111's text.
-READERS = (sdcpp.read, fooocus.read, novelai.read, invokeai.read, comfyui.read, mflux.read, kohya.read, a1111.read)
+# Readers with a mark of their own first: several tools also write AUTOMATIC1111's text.
+READERS = {
+    "sdcpp": ("stable-diffusion.cpp", sdcpp.read),
+    "fooocus": ("Fooocus", fooocus.read),
+    "novelai": ("NovelAI", novelai.read),
+    "invokeai": ("InvokeAI", invokeai.read),
+    "comfyui": ("ComfyUI", comfyui.read),
+    "mflux": ("mflux", mflux.read),
+    "kohya": ("kohya's sd-scripts", kohya.read),
+    "a1111": ("AUTOMATIC1111 or Forge", a1111.read),
+}  # PictureInfo.tool: the tool's title and its reader
 
 
-def read_tool_metadata(path: str | Path, carried: Carried) -> Made:
+def read_tool_metadata(path: str | Path, carried: Carried) -> PictureInfo:
     """How the picture in a file was made, by the metadata that a tool wrote. Raises InputError if there is none."""
-    for read in READERS:
-        if (made := read(carried)) is not None:
-            return made
-    raise InputError(f"{path} says nothing about how it was made{_seen(carried)}", "many sites and editors remove it")
+    for _, read in READERS.values():
+        if (info := read(carried)) is not None:
+            return info
+    raise InputError(
+        f"{path} says nothing about how it was made{_text_names(carried)}", "many sites and editors remove it"
+    )
 
 
-def _seen(carried: Carried) -> str:
+def _text_names(carried: Carried) -> str:
     names = sorted(key for key in carried.texts if key.isprintable() and not key.startswith("XML:"))[:10]
     return f" that is understood here; it carries {', '.join(name[:40] for name in names)}" if names else ""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..read import DESCRIPTION, MAKE, MODEL, Carried
-from .made import Made, as_int, entries, name, number, parsed, seed, side, steps, table, text
+from .picture_info import PictureInfo, as_int, entries, name, number, parsed, seed, side, steps, table, text
 
 MAX_NODES = 5_000
 MAX_SAVES = 20  # nodes that save or show a picture, from each of which a walk begins
@@ -51,25 +51,25 @@ WIDGETS = {
 PLAIN = ("ModelSampling", "Reroute", "CheckpointLoader", "UNETLoader", "Lora", "UnetLoader")  # of no need to tell
 
 
-def read(carried: Carried) -> Made | None:
-    said = dict(carried.texts)
+def read(carried: Carried) -> PictureInfo | None:
+    texts = dict(carried.texts)
     for tag in (DESCRIPTION, MAKE, MODEL):  # WebP: "workflow:{…}", "prompt:{…}"
         kind, colon, rest = carried.tags.get(tag, "").partition(":")
         if colon and kind.lower() in ("prompt", "workflow"):
-            said.setdefault(kind.lower(), rest)
-    nodes = _nodes(parsed(said.get("prompt"))) or _of_workflow(parsed(said.get("workflow")))
+            texts.setdefault(kind.lower(), rest)
+    nodes = _nodes(parsed(texts.get("prompt"))) or _of_workflow(parsed(texts.get("workflow")))
     if not nodes:
         return None
-    return _Graph(nodes).made(carried)
+    return _Graph(nodes).info(carried)
 
 
 def _nodes(graph: dict[str, Any] | None) -> dict[str, Node]:
     """The nodes of a graph that was run."""
-    found = {}
+    nodes = {}
     for key, node in list((graph or {}).items())[:MAX_NODES]:
         if isinstance(node, dict) and isinstance(node.get("class_type"), str):
-            found[key] = {"class_type": node["class_type"], "inputs": table(node.get("inputs"))}
-    return found
+            nodes[key] = {"class_type": node["class_type"], "inputs": table(node.get("inputs"))}
+    return nodes
 
 
 def _of_workflow(graph: dict[str, Any] | None) -> dict[str, Node]:
@@ -80,7 +80,7 @@ def _of_workflow(graph: dict[str, Any] | None) -> dict[str, Node]:
     for link in entries(graph.get("links"), MAX_NODES * 4):
         if isinstance(link, list) and len(link) >= 5 and isinstance(link[0], int):
             links[link[0]] = [str(link[1]), link[2]]
-    found = {}
+    nodes = {}
     for node in map(table, entries(graph.get("nodes"), MAX_NODES)):
         kind = node.get("type")
         if not isinstance(kind, str) or node.get("mode") in (2, 4):  # muted, bypassed
@@ -90,28 +90,28 @@ def _of_workflow(graph: dict[str, Any] | None) -> dict[str, Node]:
         for slot in map(table, entries(node.get("inputs"))):
             if isinstance(slot.get("name"), str) and isinstance(slot.get("link"), int) and slot["link"] in links:
                 inputs[slot["name"]] = links[slot["link"]]
-        found[str(node.get("id"))] = {"class_type": kind, "inputs": inputs}
-    return found
+        nodes[str(node.get("id"))] = {"class_type": kind, "inputs": inputs}
+    return nodes
 
 
 class _Graph:
     def __init__(self, nodes: dict[str, Node]) -> None:
         self.nodes = nodes
 
-    def made(self, carried: Carried) -> Made:
-        made = Made("comfyui", width=carried.width or None, height=carried.height or None, cpu_noise=True)
+    def info(self, carried: Carried) -> PictureInfo:
+        info = PictureInfo("comfyui", width=carried.width or None, height=carried.height or None, cpu_noise=True)
         chain = self.samplers()
         if not chain:
-            made.notes.append("no sampler of its own nodes is in the graph")
-            return made
+            info.notes.append("no sampler of its own nodes is in the graph")
+            return info
         first = chain[-1]
-        self.sampler(made, first)
-        made.prompt, made.negative = (self.prompt(first, side_, made) for side_ in ("positive", "negative"))
-        self.model(made, first)
-        self.start(made, first)
+        self.sampler(info, first)
+        info.prompt, info.negative = (self.prompt(first, side_, info) for side_ in ("positive", "negative"))
+        self.model(info, first)
+        self.start(info, first)
         if len(chain) > 1:
-            self.second(made, chain)
-        return made
+            self.second(info, chain)
+        return info
 
     def link(self, node: Node, key: str) -> Node | None:
         """The node that an input is linked to."""
@@ -133,15 +133,15 @@ class _Graph:
 
     def up(self, start: Node | None, keys: Iterable[str] | None = None) -> Iterator[Node]:
         """The nodes above, nearest first, that one first; along the inputs of these names, or along all."""
-        waiting, seen = [start] if start else [], set()
+        waiting, visited = [start] if start else [], set()
         while waiting:
             node = waiting.pop(0)
-            if id(node) in seen:
+            if id(node) in visited:
                 continue
-            seen.add(id(node))
+            visited.add(id(node))
             yield node
-            found = (self.link(node, key) for key in (node["inputs"] if keys is None else keys))
-            waiting += [above for above in found if above is not None]
+            linked = (self.link(node, key) for key in (node["inputs"] if keys is None else keys))
+            waiting += [above for above in linked if above is not None]
 
     def samplers(self) -> list[Node]:
         """The sampler that made the picture, and those before it, whose latents or picture it began with."""
@@ -159,77 +159,77 @@ class _Graph:
             chain += [] if last is None else [last]
         return chain
 
-    def sampler(self, made: Made, node: Node) -> None:
+    def sampler(self, info: PictureInfo, node: Node) -> None:
         guider, sigmas = self.link(node, "guider"), self.link(node, "sigmas")
         noise, chosen = self.link(node, "noise"), self.link(node, "sampler")
         inputs = node["inputs"]
-        made.seed = seed(self.value(node, "seed" if "seed" in inputs else "noise_seed") if noise is None else None)
+        info.seed = seed(self.value(node, "seed" if "seed" in inputs else "noise_seed") if noise is None else None)
         if noise is not None:
-            made.seed = seed(self.value(noise, "noise_seed"))
-        made.steps = steps(self.value(sigmas or node, "steps"))
-        made.guidance = number(self.value(guider or node, "cfg"))
+            info.seed = seed(self.value(noise, "noise_seed"))
+        info.steps = steps(self.value(sigmas or node, "steps"))
+        info.guidance = number(self.value(guider or node, "cfg"))
         if guider is not None and "cfg" not in guider["inputs"]:
-            made.guidance = 1.0  # BasicGuider has no negative prompt
+            info.guidance = 1.0  # BasicGuider has no negative prompt
         schedule = self.value(sigmas or node, "scheduler", ("value",))
         if schedule is None and sigmas is not None:  # KarrasScheduler, SDTurboScheduler, …
             schedule = sigmas["class_type"].removesuffix("Scheduler")
-        made.sampled(self.value(chosen or node, "sampler_name", ("value",)), schedule)
+        info.sampled(self.value(chosen or node, "sampler_name", ("value",)), schedule)
         if isinstance(begin := inputs.get("start_at_step"), int) and begin > 0:
-            made.notes.append(f"it began at step {begin}")
+            info.notes.append(f"it began at step {begin}")
 
-    def prompt(self, node: Node, which: str, made: Made) -> str | None:
+    def prompt(self, node: Node, which: str, info: PictureInfo) -> str | None:
         """The text that reaches the sampler's positive or negative input."""
         start = self.link(node, which)
         if start is None and (guider := self.link(node, "guider")) is not None:
             start = self.link(guider, which) or (self.link(guider, "conditioning") if which == "positive" else None)
-        found: dict[str, None] = {}
+        prompts: dict[str, None] = {}
         nodes = list(self.up(start, ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to",
                                      "conditioning_from", which)))  # fmt: skip
         for above in nodes:
             if above["class_type"] == "ConditioningZeroOut":
                 return ""
             if above["class_type"].startswith("ControlNetApply"):
-                made.notes.append("it was made with a ControlNet")
+                info.notes.append("it was made with a ControlNet")
             if above["class_type"] == "FluxGuidance":
-                made.guidance = number(self.value(above, "guidance"))
+                info.guidance = number(self.value(above, "guidance"))
             texts = [text(self.value(above, key, TEXTS)) for key in TEXTS if key in above["inputs"]]
-            found |= dict.fromkeys(one for one in texts if one is not None and (one or len(nodes) == 1))
+            prompts |= dict.fromkeys(one for one in texts if one is not None and (one or len(nodes) == 1))
             chain = itertools.islice(self.up(self.link(above, "clip"), ("clip",)), MAX_CHAIN)
             clip = next((one for one in chain if "stop_at_clip_layer" in one["inputs"]), None)
             if clip is not None and (layer := as_int(self.value(clip, "stop_at_clip_layer"), -100, -1)):
-                made.clip_skip = -layer
-        if len(found) > 1:
-            made.notes.append(f"several {which} prompts were put together")
-        return ", ".join(found) if found else None
+                info.clip_skip = -layer
+        if len(prompts) > 1:
+            info.notes.append(f"several {which} prompts were put together")
+        return ", ".join(prompts) if prompts else None
 
-    def model(self, made: Made, node: Node) -> None:
+    def model(self, info: PictureInfo, node: Node) -> None:
         start = self.link(node, "model") or self.link(self.link(node, "guider") or node, "model")
         for above in self.up(start, ("model",)):
             inputs = above["inputs"]
             if lora := name(self.value(above, "lora_name", ("value",))):
                 scale = number(self.value(above, "strength_model"))
-                made.loras.insert(0, (lora, 1.0 if scale is None else scale))
-            elif found := next((name(self.value(above, key, ("value",))) for key in MODELS if key in inputs), None):
-                made.model = found
+                info.loras.insert(0, (lora, 1.0 if scale is None else scale))
+            elif model := next((name(self.value(above, key, ("value",))) for key in MODELS if key in inputs), None):
+                info.model = model
             if not above["class_type"].startswith(PLAIN):
-                made.notes.append(f"there is nothing like its node {text(above['class_type'])!r} here")
+                info.notes.append(f"there is nothing like its node {text(above['class_type'])!r} here")
 
-    def start(self, made: Made, node: Node) -> None:
+    def start(self, info: PictureInfo, node: Node) -> None:
         """What the sampler began with: nothing of a size, or a picture."""
         for above in self.up(self.link(node, "latent_image"), ("samples", "pixels", "image", "latent")):
             width, height = (side(self.value(above, key)) for key in ("width", "height"))
             if above["class_type"].startswith("Empty") and width and height:
-                made.width, made.height = width, height
+                info.width, info.height = width, height
             if above["class_type"].startswith("LoadImage"):
                 share = self.value(self.link(node, "sigmas") or node, "denoise")
-                made.strength = number(share) or 1.0
-                made.notes.append(
+                info.strength = number(share) or 1.0
+                info.notes.append(
                     f"it began with the picture {name(above['inputs'].get('image')) or 'that was loaded'!r}"
                 )
             if "mask" in above["inputs"]:
-                made.notes.append("it was made with a mask")
+                info.notes.append("it was made with a mask")
 
-    def second(self, made: Made, chain: list[Node]) -> None:
+    def second(self, info: PictureInfo, chain: list[Node]) -> None:
         """A second pass at another size, as --upscale does it; more than that is only told."""
         last = chain[0]
         keys = ("samples", "pixels", "image", "latent")
@@ -238,14 +238,14 @@ class _Graph:
         scaled = next(
             (node for node in between if "pscale" in node["class_type"] or "Scale" in node["class_type"]), None
         )
-        if len(chain) == 2 and scaled is not None and made.width:
+        if len(chain) == 2 and scaled is not None and info.width:
             width, factor = side(self.value(scaled, "width")), number(self.value(scaled, "scale_by"))
-            factor = factor or (width / made.width if width else None)
+            factor = factor or (width / info.width if width else None)
             if factor and 1 <= factor <= 8:
                 mode = "latent" if scaled["class_type"].startswith("Latent") else "lanczos"
-                made.upscale = round(factor, 4), mode, share
+                info.upscale = round(factor, 4), mode, share
                 return
-        made.notes.append(f"{len(chain)} samplers worked one after the other: this is the first")
+        info.notes.append(f"{len(chain)} samplers worked one after the other: this is the first")
 
 
 def _samples(node: Node) -> bool:

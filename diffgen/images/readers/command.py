@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 
 from . import a1111
-from .made import Made
-from .made import plain_number as plain
+from .picture_info import PictureInfo
+from .picture_info import plain_number as plain
 
 MAX_SEED = 2**32 - 1
 
 
-def command(made: Made, model: str | None = None) -> tuple[list[str], list[str]]:
+def command(info: PictureInfo, model: str | None = None) -> tuple[list[str], list[str]]:
     """(words, notes): `diffgen generate …` as the words of a shell command, and what is left out of it or may differ.
 
     `model` is what to give to -m; None where it is the default.
     """
-    notes = list(made.notes)
+    notes = list(info.notes)
     words = ["diffgen", "generate"]
     options: list[str] = []
 
@@ -28,51 +28,51 @@ def command(made: Made, model: str | None = None) -> tuple[list[str], list[str]]
             return
         options.extend([option, value if isinstance(value, str) else plain(value)])
 
-    prompt = _prompt(made, made.prompt or "", notes)
-    negative = _prompt(made, made.negative or "", [])
+    prompt = _prompt(info, info.prompt or "", notes)
+    negative = _prompt(info, info.negative or "", [])
     add("-m", model)
     add("--negative", negative if negative.strip() else None)
-    add("--seed", made.seed, 0, MAX_SEED)
-    add("--steps", made.steps, 1, 1000)
-    add("--guidance", made.guidance, 0, 100)
-    add("--scheduler", made.label)
-    add("--grid", made.given_grid if made.label or made.scheduler is None else None)
-    width, height = made.first_size or (made.width, made.height)
+    add("--seed", info.seed, 0, MAX_SEED)
+    add("--steps", info.steps, 1, 1000)
+    add("--guidance", info.guidance, 0, 100)
+    add("--scheduler", info.label)
+    add("--grid", info.given_grid if info.label or info.scheduler is None else None)
+    width, height = info.first_size or (info.width, info.height)
     if width and height:
         add("--size", f"{width}x{height}" if max(width, height) <= 8192 else None)
-    if made.clip_skip and made.clip_skip > 1:
-        add("--clip-skip", made.clip_skip, 1, 12)
-    for name, scale in made.loras:
+    if info.clip_skip and info.clip_skip > 1:
+        add("--clip-skip", info.clip_skip, 1, 12)
+    for name, scale in info.loras:
         file = name if name.endswith(".safetensors") else f"{name}.safetensors"
         add("--lora", f"{file}:{plain(scale)}")
-    if made.variation is not None and made.variation[0] <= MAX_SEED and 0 <= made.variation[1] <= 1:
-        add("--variation-seed", made.variation[0])
-        add("--variation-strength", made.variation[1])
-    if made.upscale is not None:
-        factor, mode, strength = made.upscale
+    if info.variation is not None and info.variation[0] <= MAX_SEED and 0 <= info.variation[1] <= 1:
+        add("--variation-seed", info.variation[0])
+        add("--variation-strength", info.variation[1])
+    if info.upscale is not None:
+        factor, mode, strength = info.upscale
         add("--upscale", factor, 1, 8)
         add("--upscale-mode", mode)
         add("--upscale-strength", strength, 0.000001, 1)
-    if made.syntax == "plain":
+    if info.syntax == "plain":
         add("--prompt-syntax", "plain")
-    options += made.more
-    if made.strength is not None:
+    options += info.more
+    if info.strength is not None:
         notes.append(
-            f"made from a picture: add --image FILE --strength {plain(made.strength)}, and --mask FILE if it had one"
+            f"made from a picture: add --image FILE --strength {plain(info.strength)}, and --mask FILE if it had one"
         )
     if not prompt.strip():
-        if made.syntax != "ours":
+        if info.syntax != "ours":
             notes.append("there is no prompt in it")
         prompt = ""
     words += options if not prompt else [*options, "--", prompt] if prompt.startswith("-") else [prompt, *options]
-    if made.tool != "diffgen":
-        notes.append(_noise(made))
+    if info.tool != "diffgen":
+        notes.append(_noise(info))
     return words, list(dict.fromkeys(notes))
 
 
-def _prompt(made: Made, prompt: str, notes: list[str]) -> str:
+def _prompt(info: PictureInfo, prompt: str, notes: list[str]) -> str:
     """A tool's prompt, written so that it means the same here."""
-    if made.syntax != "a1111":
+    if info.syntax != "a1111":
         return prompt
     bracketed = re.findall(r"\[([^\[\]]*)\]", prompt)
     if re.search(r"\bAND\b", prompt) or any(":" in part or "|" in part for part in bracketed):
@@ -81,8 +81,8 @@ def _prompt(made: Made, prompt: str, notes: list[str]) -> str:
     return re.sub(r"(?<!\\)([{}])", r"\\\1", prompt).replace("__", r"\_\_")
 
 
-def _noise(made: Made) -> str:
-    if made.cpu_noise:
+def _noise(info: PictureInfo) -> str:
+    if info.cpu_noise:
         return (
             "its noise comes from torch's generator on the CPU, as here: the picture may come out alike, not identical"
         )

@@ -6,16 +6,16 @@ import re
 
 from ..read import MAKER_NOTE, SOFTWARE, Carried
 from . import a1111
-from .made import Made, entries, name, number, parsed, seed, side, steps, text
+from .picture_info import PictureInfo, entries, name, number, parsed, seed, side, steps, text
 
 
-def read(carried: Carried) -> Made | None:
-    found = carried.texts.get("parameters") or carried.comment
-    record = parsed(found)
+def read(carried: Carried) -> PictureInfo | None:
+    parameters = carried.texts.get("parameters") or carried.comment
+    record = parsed(parameters)
     if record is not None and "base_model" in record and "sampler" in record:
         match = re.fullmatch(r"\(\s*(\d{1,5}),\s*(\d{1,5})\s*\)", str(record.get("resolution")))
         width, height = (match[1], match[2]) if match else (None, None)
-        made = Made(
+        info = PictureInfo(
             "fooocus",
             prompt=text(record.get("prompt")),
             negative=text(record.get("negative_prompt")),
@@ -27,29 +27,29 @@ def read(carried: Carried) -> Made | None:
             model=name(record.get("base_model")),
             cpu_noise=True,
         )
-        made.sampled(record.get("sampler"), record.get("scheduler"))
+        info.sampled(record.get("sampler"), record.get("scheduler"))
         for lora in entries(record.get("loras")):
             if isinstance(lora, list) and len(lora) >= 2 and (named := name(lora[0])):
-                made.loras.append((named, number(lora[1]) or 1.0))
+                info.loras.append((named, number(lora[1]) or 1.0))
         styles = text(record.get("styles")) or ""
     else:
         scheme = carried.texts.get("fooocus_scheme") or carried.tags.get(MAKER_NOTE)
-        prompt, negative, values = a1111.split(found)
+        prompt, negative, values = a1111.split(parameters)
         version = values.get("Version", "") + carried.tags.get(SOFTWARE, "")
         if not values or (scheme != "a1111" and "Fooocus" not in version):
             return None
-        made = a1111.made(
+        info = a1111.of_settings(
             "fooocus", values.get("Raw prompt", prompt), values.get("Raw negative prompt", negative), values
         )
-        made.cpu_noise = True
-        if made.grid is None:
-            made.sampled(values.get("Sampler"), values.get("Scheduler"))
+        info.cpu_noise = True
+        if info.grid is None:
+            info.sampled(values.get("Sampler"), values.get("Scheduler"))
         for pair in values.get("Lora weights", "").split(", ")[:100]:
             named, _, scale = pair.rpartition(": ")
             if named and (value := number(scale)) is not None:
-                made.loras.append((name(named) or named, value))
+                info.loras.append((name(named) or named, value))
         styles = values.get("Styles", "")
-    made.notes.append("Fooocus adds sharpening and guidance of its own, which are not carried over")
+    info.notes.append("Fooocus adds sharpening and guidance of its own, which are not carried over")
     if styles and styles != "[]":
-        made.notes.append(f"the words of its styles are not in the prompt: {styles[:200]}")
-    return made
+        info.notes.append(f"the words of its styles are not in the prompt: {styles[:200]}")
+    return info

@@ -6,12 +6,12 @@ import re
 from typing import Any
 
 from ..read import Carried
-from .made import Made, as_int, entries, name, number, parsed, seed, side, steps, table, text
+from .picture_info import PictureInfo, as_int, entries, name, number, parsed, seed, side, steps, table, text
 
 DREAM = {"s": "steps", "S": "seed", "W": "width", "H": "height", "C": "cfg_scale", "A": "sampler", "f": "strength"}
 
 
-def read(carried: Carried) -> Made | None:
+def read(carried: Carried) -> PictureInfo | None:
     texts = carried.texts
     if (record := parsed(texts.get("invokeai_metadata"))) is not None:
         return _of_metadata(record)
@@ -25,10 +25,10 @@ def read(carried: Carried) -> Made | None:
     return _older(values, match[1], None)
 
 
-def _of_metadata(record: dict[str, Any]) -> Made:
+def _of_metadata(record: dict[str, Any]) -> PictureInfo:
     model = table(record.get("model"))
     skipped = as_int(record.get("clip_skip"), 0, 100)
-    made = Made(
+    info = PictureInfo(
         "invokeai",
         prompt=text(record.get("positive_prompt")),
         negative=text(record.get("negative_prompt")),
@@ -43,24 +43,24 @@ def _of_metadata(record: dict[str, Any]) -> Made:
         cpu_noise=record.get("rand_device") == "cpu",
         syntax="plain",
     )
-    made.sampled(record.get("scheduler"))
+    info.sampled(record.get("scheduler"))
     for lora in map(table, entries(record.get("loras"))):
         which = table(lora.get("model") or lora.get("lora"))
         if named := name(which.get("name") or which.get("model_name")):
-            made.loras.append((named, number(lora.get("weight")) or 1.0))
+            info.loras.append((named, number(lora.get("weight")) or 1.0))
     if rescale := number(record.get("cfg_rescale_multiplier")):
-        made.more += ["--guidance-rescale", f"{rescale:g}"]
+        info.more += ["--guidance-rescale", f"{rescale:g}"]
     for key, what in (("controlnets", "ControlNets"), ("ipAdapters", "IP adapters"), ("refiner_model", "a refiner")):
         if record.get(key):
-            made.notes.append(f"it was made with {what}")
-    _weights(made)
-    return made
+            info.notes.append(f"it was made with {what}")
+    _weights(info)
+    return info
 
 
-def _older(values: dict[str, Any], prompt: str, model: Any) -> Made:
+def _older(values: dict[str, Any], prompt: str, model: Any) -> PictureInfo:
     """From before version 3: what stands in square brackets is the negative prompt."""
     negative = ", ".join(part.strip() for part in re.findall(r"\[([^\[\]]*)\]", prompt))
-    made = Made(
+    info = PictureInfo(
         "invokeai",
         prompt=text(re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip()),
         negative=text(negative),
@@ -73,9 +73,9 @@ def _older(values: dict[str, Any], prompt: str, model: Any) -> Made:
         strength=number(values.get("strength")),
         syntax="plain",
     )
-    made.sampled(values.get("sampler"))
-    _weights(made)
-    return made
+    info.sampled(values.get("sampler"))
+    _weights(info)
+    return info
 
 
 def _prompt(value: Any) -> str:
@@ -85,6 +85,6 @@ def _prompt(value: Any) -> str:
     return ", ".join(str(table(part).get("prompt", "")) for part in entries(value))
 
 
-def _weights(made: Made) -> None:
-    if re.search(r"[\w)][+-]+(?=[\s,)]|$)|\)\.(and|blend|swap)\(", made.prompt or ""):
-        made.notes.append("InvokeAI's weights (words++) are read as plain text here; write (words:1.2)")
+def _weights(info: PictureInfo) -> None:
+    if re.search(r"[\w)][+-]+(?=[\s,)]|$)|\)\.(and|blend|swap)\(", info.prompt or ""):
+        info.notes.append("InvokeAI's weights (words++) are read as plain text here; write (words:1.2)")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ..read import Carried
-from .made import Made, number, seed, steps, text
+from .picture_info import PictureInfo, number, seed, steps, text
 
 
-def read(carried: Carried) -> Made | None:
+def read(carried: Carried) -> PictureInfo | None:
     texts = carried.texts
     if not {"prompt", "seed", "sampler", "steps", "scale"} <= set(texts):
         return None
-    made = Made(
+    info = PictureInfo(
         "kohya",
         prompt=text(texts["prompt"]),
         negative=text(texts.get("negative-prompt")),
@@ -20,7 +20,7 @@ def read(carried: Carried) -> Made | None:
         width=carried.width,
         height=carried.height,
     )
-    made.sampled(texts["sampler"])
+    info.sampled(texts["sampler"])
     if "negative-scale" in texts:
-        made.notes.append(f"the negative prompt had a scale of its own: {texts['negative-scale'][:20]}")
-    return made
+        info.notes.append(f"the negative prompt had a scale of its own: {texts['negative-scale'][:20]}")
+    return info

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 from ..read import Carried
-from .made import Made, entries, name, number, parsed, seed, side, steps, text
+from .picture_info import PictureInfo, entries, name, number, parsed, seed, side, steps, text
 
 
-def read(carried: Carried) -> Made | None:
+def read(carried: Carried) -> PictureInfo | None:
     record = parsed(carried.comment)
     if record is None or "mflux_version" not in record:
         return None
     model = text(record.get("model")) or ""
-    made = Made(
+    info = PictureInfo(
         "mflux",
         prompt=text(record.get("prompt")),
         negative=text(record.get("negative_prompt")),
@@ -26,17 +26,17 @@ def read(carried: Carried) -> Made | None:
         syntax="plain",
         cpu_noise=False,
     )
-    made.sampled(record.get("scheduler"))
+    info.sampled(record.get("scheduler"))
     scales = entries(record.get("lora_scales"))
     for i, path in enumerate(entries(record.get("lora_paths"))):
         if named := name(path):
-            made.loras.append((named, (number(scales[i]) if i < len(scales) else None) or 1.0))
+            info.loras.append((named, (number(scales[i]) if i < len(scales) else None) or 1.0))
     if record.get("image_path") or record.get("image_paths"):
         # There a strength of 0.3 keeps the first 30% of the steps as they are in the picture.
         kept = number(record.get("image_strength"))
-        made.strength = None if kept is None else round(1 - kept, 4)
+        info.strength = None if kept is None else round(1 - kept, 4)
     if record.get("controlnet_image_path"):
-        made.notes.append("it was made with a ControlNet")
+        info.notes.append("it was made with a ControlNet")
     if record.get("quantize"):
-        made.notes.append(f"its weights had {str(record['quantize'])[:10]} bits")
-    return made
+        info.notes.append(f"its weights had {str(record['quantize'])[:10]} bits")
+    return info

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..read import Carried
-from .made import Made, name, number, parsed, seed, side, steps, text
+from .picture_info import PictureInfo, name, number, parsed, seed, side, steps, text
 
 
-def read(carried: Carried) -> Made | None:
+def read(carried: Carried) -> PictureInfo | None:
     texts = carried.texts
     if "Comment" not in texts:
         inside = parsed(carried.comment) or {}
@@ -14,7 +14,7 @@ def read(carried: Carried) -> Made | None:
     record = parsed(texts.get("Comment"))
     if record is None or not (texts.get("Software") == "NovelAI" or "uc" in record):
         return None
-    made = Made(
+    info = PictureInfo(
         "novelai",
         prompt=text(texts.get("Description") or record.get("prompt")),
         negative=text(record.get("uc")),
@@ -26,8 +26,8 @@ def read(carried: Carried) -> Made | None:
         model=name(texts.get("Source")),
         strength=number(record.get("strength")) if record.get("request_type") == "Img2ImgRequest" else None,
     )
-    made.sampled(record.get("sampler"), record.get("noise_schedule"))
-    if made.prompt and any(bracket in made.prompt for bracket in "{}[]"):
-        made.notes.append("NovelAI's {} and [] weigh by 1.05; here write (words:1.05)")
-    made.notes.append("NovelAI's models are not to be had")
-    return made
+    info.sampled(record.get("sampler"), record.get("noise_schedule"))
+    if info.prompt and any(bracket in info.prompt for bracket in "{}[]"):
+        info.notes.append("NovelAI's {} and [] weigh by 1.05; here write (words:1.05)")
+    info.notes.append("NovelAI's models are not to be had")
+    return info

@@ -13,43 +13,43 @@ from typing import Any
 
 from ..read import Carried
 from . import a1111
-from .made import Made, as_int, entries, name, number, seed, side, steps, table, text
+from .picture_info import PictureInfo, as_int, entries, name, number, seed, side, steps, table, text
 
 MARK = "Version: stable-diffusion.cpp"
 TAIL = ", SDCPP: "
 
 
-def read(carried: Carried) -> Made | None:
+def read(carried: Carried) -> PictureInfo | None:
     inside = re.search(r"<sdcpp:parameters[^>]{0,200}>([^<]*)</sdcpp:parameters>", carried.xmp)
-    found = carried.texts.get("parameters") or carried.comment or (html.unescape(inside[1]) if inside else "")
-    plain, record = _tail(found)
+    value = carried.texts.get("parameters") or carried.comment or (html.unescape(inside[1]) if inside else "")
+    plain, record = _tail(value)
     if record is not None:
         return _of_record(record)
     if MARK not in plain.rsplit("\n", 1)[-1]:
         return None
     prompt, negative, values = a1111.split(plain)
     # An older one's sampler is followed by ", Version"; a list of sigmas may stand between.
-    made = a1111.made("sdcpp", prompt, negative, values)
-    made.cpu_noise = values.get("RNG") == "cpu"
-    return made
+    info = a1111.of_settings("sdcpp", prompt, negative, values)
+    info.cpu_noise = values.get("RNG") == "cpu"
+    return info
 
 
-def _tail(found: str) -> tuple[str, dict[str, Any] | None]:
+def _tail(value: str) -> tuple[str, dict[str, Any] | None]:
     """(text, record): the JSON repeats the prompt, so what looks like its beginning may be a part of a prompt."""
-    for match in list(re.finditer(re.escape(TAIL) + r"(?=\{)", found))[:20]:
+    for match in list(re.finditer(re.escape(TAIL) + r"(?=\{)", value))[:20]:
         try:
-            record, end = json.JSONDecoder().raw_decode(found, match.end())
+            record, end = json.JSONDecoder().raw_decode(value, match.end())
         except (ValueError, RecursionError):
             continue
-        if not found[end:].strip() and str(table(record).get("schema")).startswith("sdcpp.image.params/"):
-            return found[: match.start()], record
-    return found, None
+        if not value[end:].strip() and str(table(record).get("schema")).startswith("sdcpp.image.params/"):
+            return value[: match.start()], record
+    return value, None
 
 
-def _of_record(record: dict[str, Any]) -> Made:
+def _of_record(record: dict[str, Any]) -> PictureInfo:
     sampling, prompt, models = (table(record.get(key)) for key in ("sampling", "prompt", "models"))
     scale = table(sampling.get("guidance"))
-    made = Made(
+    info = PictureInfo(
         "sdcpp",
         prompt=text(prompt.get("positive")),
         negative=text(prompt.get("negative")),
@@ -62,15 +62,15 @@ def _of_record(record: dict[str, Any]) -> Made:
         clip_skip=as_int(record.get("clip_skip"), 1, 100),
         cpu_noise=record.get("rng") == "cpu",
     )
-    made.sampled(sampling.get("method") or sampling.get("sample_method"), sampling.get("scheduler"))
-    a1111.tags(made)
+    info.sampled(sampling.get("method") or sampling.get("sample_method"), sampling.get("scheduler"))
+    a1111.tags(info)
     for lora in map(table, entries(record.get("loras"))):
         if named := name(lora.get("name") or lora.get("path")):
-            made.loras.append((named, number(lora.get("multiplier")) or 1.0))
+            info.loras.append((named, number(lora.get("multiplier")) or 1.0))
     if entries(sampling.get("custom_sigmas")):
-        made.notes.append("it was made at noise levels of its own, which are not carried over")
+        info.notes.append("it was made at noise levels of its own, which are not carried over")
     hires = table(record.get("hires"))
     if hires.get("enabled") is True and (factor := number(hires.get("scale"))):
         mode = "latent" if str(hires.get("upscaler")).startswith("Latent") else "lanczos"
-        made.upscale = factor, mode, number(hires.get("denoising_strength"))
-    return made
+        info.upscale = factor, mode, number(hires.get("denoising_strength"))
+    return info

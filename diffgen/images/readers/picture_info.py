@@ -1,4 +1,4 @@
-"""What there is to know of how a picture was made, whatever tool says it; and how raw values become that."""
+"""How a picture was made, in the same terms for every tool; and how a tool's raw values become that."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from schedulers.explicit import is_grid_file
 from ..metadata import base_name, label_of, printable
 
 MAX_SEED = 2**64 - 1  # ComfyUI's
-NOT_SAID = ("", "automatic", "default", "native", "none")  # what tools write for "as the sampler has it"
+DEFAULTS = ("", "automatic", "default", "native", "none")  # what tools write for "as the sampler has it"
 GRIDS = {"ddim": "leading"}  # names of schedules that elsewhere are names of samplers
 
 
 @dataclass
-class Made:
-    """What a file says; None is "not said". `scheduler` and `grid` are ours where there is one, else the tool's."""
+class PictureInfo:
+    """How a picture was made, by its file; None where the file does not give it.
+
+    `scheduler` and `grid` are this engine's names where there is one, else the tool's.
+    """
 
     tool: str
     prompt: str | None = None
@@ -50,17 +53,17 @@ class Made:
 
     def sampled(self, name: Any, schedule: Any = None) -> None:
         """Set scheduler and grid from a tool's names for them."""
-        said, plan = (text(name) or "")[:100], (text(schedule) or "")[:100]
-        if said:
+        label, plan = (text(name) or "")[:100], (text(schedule) or "")[:100]
+        if label:
             try:
-                found = schedulers.parse(said)
+                scheduler = schedulers.parse(label)
             except ValueError:
-                self.scheduler = said
-                self.notes.append(f"there is no scheduler {said!r} here: the model's own is taken")
+                self.scheduler = label
+                self.notes.append(f"there is no scheduler {label!r} here: the model's own is taken")
             else:
-                self.scheduler, self.grid = found.name, found.grid
-                self.label = label_of(found.name, found.options)
-        if plan.lower() not in NOT_SAID:
+                self.scheduler, self.grid = scheduler.name, scheduler.grid
+                self.label = label_of(scheduler.name, scheduler.options)
+        if plan.lower() not in DEFAULTS:
             self.grid = GRIDS.get(plan.lower()) or _grid(plan)
             if self.grid is None:
                 self.grid = plan
@@ -92,8 +95,8 @@ def as_int(value: Any, low: int, high: int) -> int | None:
     """A whole number in [low, high], also written as a text or with a fraction of 0; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,25}\s*", value):
         value = int(value)
-    elif (found := number(value)) is not None and found.is_integer() and not isinstance(value, int):
-        value = int(found)
+    elif (parsed_number := number(value)) is not None and parsed_number.is_integer() and not isinstance(value, int):
+        value = int(parsed_number)
     return value if type(value) is int and low <= value <= high else None
 
 
@@ -129,10 +132,10 @@ def parsed(value: Any) -> dict[str, Any] | None:
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return None
     try:
-        found = json.loads(value, parse_constant=lambda _: None)
+        record = json.loads(value, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def table(value: Any) -> dict[str, Any]:
