@@ -34,7 +34,7 @@ def colours_of(environ: Mapping[str, str], terminal: bool, encoding: str | None)
 def half_blocks(image: Image.Image, columns: int, rows: int, colours: str = "24bit") -> list[str]:
     """The picture in at most `rows` lines of at most `columns` characters, with escape codes; each line ends plain.
 
-    It keeps its proportions. Small ones are enlarged by the largest whole factor that fits; RGBA lies on grey.
+    It keeps its proportions. Small ones are enlarged by a whole factor if there is room; RGBA lies on grey.
     """
     import numpy as np
 
