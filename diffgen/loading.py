@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
-from .errors import DiffgenError, UsageError
+from .errors import DiffgenError, UsageError, check_keywords
 
 if TYPE_CHECKING:
     from schedulers import NoiseSchedule
@@ -27,6 +27,7 @@ def load(
     dtype: str = "auto",
     offload: str = "none",
     quantize: str = "none",
+    **unknown: Any,
 ) -> ImageGenerator | RunGenerator:
     """Load a model after checking its files: any that `models.find.find` finds, runs too. None is `emoji`.
 
@@ -35,13 +36,14 @@ def load(
     offload   model or sequential keeps the parts in main memory while a GPU does not need them
     quantize  int8 keeps the weights of linear layers in eight bits
 
-    Raises, from `diffgen.errors`: InputError for a model that is unknown, refused or broken, UsageError for a device or
-    dtype that does not exist, OutOfMemory.
+    Raises, from `diffgen.errors`: InputError for a model that is unknown, refused or broken, UsageError for a device,
+    dtype or keyword that does not exist, OutOfMemory.
     """
     from . import environment
     from .devices import device_name, dtype_name
     from .models.find import Model, find
 
+    check_keywords(unknown, "load", ("name", "device", "dtype", "offload", "quantize"))
     model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare()

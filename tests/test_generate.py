@@ -407,3 +407,9 @@ def test_an_error_in_a_callback_ends_the_work_within_one_step(
     assert len(calls) == 2
     again = [picture.image for picture in generator.pictures(plan)]
     assert [image and image.tobytes() for image in again] == [image and image.tobytes() for image in expected]
+
+
+def test_load_refuses_an_unknown_keyword() -> None:
+    with pytest.raises(UsageError, match="load takes no keyword 'devce'") as caught:
+        diffgen.load("emoji", devce="cpu")
+    assert caught.value.hint == "did you mean 'device'?"

@@ -70,17 +70,17 @@ def doctor(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
 
 
 def _versions(problems: list[str]) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name, floor in FLOORS.items():
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
+            versions[name] = None
             problems.append(f"{name} is missing: pip install '{name}>={floor}'")
             continue
-        if _numbers(str(found[name])) < _numbers(floor):
-            problems.append(f"{name} {found[name]} is older than {floor}: pip install '{name}>={floor}'")
-    return found
+        if _numbers(str(versions[name])) < _numbers(floor):
+            problems.append(f"{name} {versions[name]} is older than {floor}: pip install '{name}>={floor}'")
+    return versions
 
 
 def _numbers(text: str) -> list[int]:

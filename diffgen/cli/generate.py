@@ -60,70 +60,68 @@ LOOK = "Look inside"
 
 def generate(
     prompt: Annotated[
-        Texts, typer.Argument(help="What to show; - reads stdin, a prompt a line.", show_default=False)
+        Texts, typer.Argument(help="What to show. - reads stdin, one prompt a line.", show_default=False)
     ] = None,
-    prompt_file: Annotated[Text, _option(PROMPT, "A prompt a line, or JSON lines.", metavar="FILE")] = None,
+    prompt_file: Annotated[Text, _option(PROMPT, "Read prompts: one a line, or JSON lines.", metavar="FILE")] = None,
     negative: Annotated[str, _option(PROMPT, "What not to show.", metavar="TEXT")] = "",
-    style: Annotated[Texts, _option(PROMPT, "Of styles.toml; may be repeated.", metavar="NAME")] = None,
+    style: Annotated[Texts, _option(PROMPT, "A style of styles.toml. Repeatable.", metavar="NAME")] = None,
     prompt_syntax: Annotated[
-        str, _option(PROMPT, "Weights and choices, or none. \\[a1111]", metavar="a1111|plain")
+        str, _option(PROMPT, "How weights and choices are read. \\[a1111]", metavar="a1111|plain")
     ] = "a1111",
-    wildcards: Annotated[Texts, _option(PROMPT, "Files for __name__. \\[./wildcards]", metavar="FOLDER")] = None,
-    clip_skip: Annotated[int, _option(PROMPT, "Read the N-th last layer. \\[1]", metavar="N")] = 1,
+    wildcards: Annotated[Texts, _option(PROMPT, "Files that __name__ reads. \\[./wildcards]", metavar="FOLDER")] = None,
+    clip_skip: Annotated[int, _option(PROMPT, "Text encoder layer, from the end. \\[1]", metavar="N")] = 1,
     count: Annotated[
-        int, _option(PICTURE, "Per prompt; the i-th has seed + i. \\[1]", "--count", "-n", metavar="N")
+        int, _option(PICTURE, "Pictures of each prompt, seeds + i. \\[1]", "--count", "-n", metavar="N")
     ] = 1,
-    size: Annotated[Text, _option(PICTURE, "In pixels. \\[the model's own]", "--size", "-s", metavar="WxH")] = None,
-    seed: Annotated[Whole, _option(PICTURE, "0 to 4294967295. \\[random]", metavar="N")] = None,
-    seeds: Annotated[Text, _option(PICTURE, "A list instead: 0-7 or 1,5,9.", metavar="LIST")] = None,
+    size: Annotated[Text, _option(PICTURE, "Size in pixels. \\[the model's]", "--size", "-s", metavar="WxH")] = None,
+    seed: Annotated[Whole, _option(PICTURE, "Seed of the noise. \\[random]", metavar="N")] = None,
+    seeds: Annotated[Text, _option(PICTURE, "Several seeds: 0-7 or 1,5,9.", metavar="LIST")] = None,
     variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this seed.", metavar="N")] = None,
-    variation_strength: Annotated[Real, _option(PICTURE, "How much of it.", metavar="0…1")] = None,
-    tile: Annotated[bool, _option(PICTURE, "Edges that meet when it is repeated.", "--tile")] = False,
-    steps: Annotated[Whole, _option(SAMPLING, "Of the solver. \\[the model's]", metavar="N")] = None,
-    guidance: Annotated[Real, _option(SAMPLING, "1 is off. \\[the model's]", metavar="X")] = None,
-    guidance_rescale: Annotated[float, _option(SAMPLING, "Against too much contrast. \\[0]", metavar="0…1")] = 0.0,
-    guidance_interval: Annotated[Text, _option(SAMPLING, "Only in this part of the steps.", metavar="A,B")] = None,
-    scheduler: Annotated[Text, _option(SAMPLING, "See diffgen schedulers list.", metavar="NAME")] = None,
-    grid: Annotated[Text, _option(SAMPLING, "At which times the model is evaluated.", metavar="NAME|FILE")] = None,
-    image: Annotated[Text, _option(BEGIN, "Begin with this picture.", metavar="FILE")] = None,
-    strength: Annotated[Real, _option(BEGIN, "Of change. \\[0.75; with mask 1]", metavar="0…1")] = None,
+    variation_strength: Annotated[Real, _option(PICTURE, "How much of that noise to mix in.", metavar="0…1")] = None,
+    tile: Annotated[bool, _option(PICTURE, "Make opposite edges match.", "--tile")] = False,
+    steps: Annotated[Whole, _option(SAMPLING, "Number of solver steps. \\[the model's]", metavar="N")] = None,
+    guidance: Annotated[Real, _option(SAMPLING, "Guidance scale; 1 is off. \\[the model's]", metavar="X")] = None,
+    guidance_rescale: Annotated[float, _option(SAMPLING, "Reduce excess contrast. \\[0]", metavar="0…1")] = 0.0,
+    guidance_interval: Annotated[Text, _option(SAMPLING, "Guide only this part of the steps.", metavar="A,B")] = None,
+    scheduler: Annotated[Text, _option(SAMPLING, "Name from diffgen schedulers list.", metavar="NAME")] = None,
+    grid: Annotated[Text, _option(SAMPLING, "Times at which the model is evaluated.", metavar="NAME|FILE")] = None,
+    image: Annotated[Text, _option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
+    strength: Annotated[Real, _option(BEGIN, "How much may change. \\[0.75; with mask 1]", metavar="0…1")] = None,
     mask: Annotated[Text, _option(BEGIN, "White is repainted, black kept.", metavar="FILE")] = None,
     outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
-        Texts, _option(BEGIN, "canny, scribble, or any map.", "--control", metavar="TYPE=FILE[:SCALE]")
+        Texts, _option(BEGIN, "Guide by a map: canny, scribble, …", "--control", metavar="TYPE=FILE[:SCALE]")
     ] = None,
     control_models: Annotated[
-        Texts, _option(BEGIN, "Its ControlNet: folder or file.", "--control-model", metavar="[TYPE=]PATH")
+        Texts, _option(BEGIN, "ControlNet of the map.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
-    upscale: Annotated[Real, _option(BEGIN, "A second pass, X times larger.", metavar="X")] = None,
-    upscale_mode: Annotated[Text, _option(BEGIN, "What is enlarged. \\[lanczos]", metavar="lanczos|latent")] = None,
-    upscale_strength: Annotated[Real, _option(BEGIN, "Of change. \\[0.5]", metavar="0…1")] = None,
-    model: Annotated[
-        Text, _option(MODEL, "Bundled, path, hub's. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
-    ] = None,
-    prediction: Annotated[Text, _option(MODEL, "Of a file that does not say.", metavar="epsilon|v_prediction")] = None,
-    refiner: Annotated[Text, _option(MODEL, "SDXL's, for the last fifth.", metavar="NAME|PATH|ID")] = None,
-    loras: Annotated[Texts, _option(MODEL, "May be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
-    embeddings: Annotated[Texts, _option(MODEL, "A textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
-    safety: Annotated[str, _option(MODEL, "The model's checker. \\[on]", metavar="on|off")] = "on",
+    upscale: Annotated[Real, _option(BEGIN, "Add a second pass, X times larger.", metavar="X")] = None,
+    upscale_mode: Annotated[Text, _option(BEGIN, "How to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
+    upscale_strength: Annotated[Real, _option(BEGIN, "How much may change. \\[0.5]", metavar="0…1")] = None,
+    model: Annotated[Text, _option(MODEL, "Model to use. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")] = None,
+    prediction: Annotated[Text, _option(MODEL, "What a single file predicts.", metavar="epsilon|v_prediction")] = None,
+    refiner: Annotated[Text, _option(MODEL, "SDXL refiner for the last fifth.", metavar="NAME|PATH|ID")] = None,
+    loras: Annotated[Texts, _option(MODEL, "Add a LoRA. Repeatable.", "--lora", metavar="PATH[:SCALE]")] = None,
+    embeddings: Annotated[Texts, _option(MODEL, "Add a textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
+    safety: Annotated[str, _option(MODEL, "The model's safety checker. \\[on]", metavar="on|off")] = "on",
     offline: Offline = False,
-    preview: Annotated[bool, _option(LOOK, "In the terminal, while it is made.", "--preview")] = False,
+    preview: Annotated[bool, _option(LOOK, "Show the picture while it is made.", "--preview")] = False,
     save_steps: Annotated[
-        Text, _option(LOOK, "What each evaluation predicts: strip, GIF.", "--save-steps", metavar="FOLDER")
+        Text, _option(LOOK, "Save the prediction of each evaluation.", "--save-steps", metavar="FOLDER")
     ] = None,
-    attention: Annotated[Texts, _option(LOOK, "Where this word is seen; repeatable.", metavar="WORD")] = None,
-    attention_out: Annotated[Text, _option(LOOK, "Of these maps. \\[attention]", metavar="FOLDER")] = None,
+    attention: Annotated[Texts, _option(LOOK, "Map where this word acts. Repeatable.", metavar="WORD")] = None,
+    attention_out: Annotated[Text, _option(LOOK, "Where to save the maps. \\[attention]", metavar="FOLDER")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: Annotated[int, _option(MEMORY, "At once; last bits may differ. \\[1]", metavar="N")] = 1,
-    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles.", "--vae-tiling")] = False,
-    offload: Annotated[str, _option(MEMORY, "model or sequential spare a GPU. \\[none]", metavar="NAME")] = "none",
-    quantize: Annotated[str, _option(MEMORY, "int8: in eight bits, by torchao. \\[none]", metavar="NAME")] = "none",
+    batch_size: Annotated[int, _option(MEMORY, "Pictures made at once. \\[1]", metavar="N")] = 1,
+    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles, to save memory.", "--vae-tiling")] = False,
+    offload: Annotated[str, _option(MEMORY, "Keep parts off the GPU. \\[none]", metavar="model|sequential")] = "none",
+    quantize: Annotated[str, _option(MEMORY, "Keep weights in eight bits. \\[none]", metavar="int8")] = "none",
     out: Annotated[
         Text,
         _option(
             OUTPUT,
-            "Or a template. \\[outputs/{index:06}-{seed}-{prompt}.png]",
+            "Where pictures go. \\[outputs/{index:06}-{seed}-{prompt}.png]",
             "--out",
             "-o",
             "--output",
@@ -131,8 +129,8 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
-    metadata: Annotated[str, _option(OUTPUT, "What the file says. \\[full]", metavar="full|…")] = "full",
-    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
+    metadata: Annotated[str, _option(OUTPUT, "Metadata to write. \\[full]", metavar="full|params|none")] = "full",
+    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, generate nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -29,28 +29,32 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     say = Output("models list", json, quiet)
-    found = [_entry(model) for model in find.bundled_models()]
+    entries = [_entry(model) for model in find.bundled_models()]
     for entry in listed.entries().values():
         try:
-            found.append(_entry(find.listed_model(entry)))
+            entries.append(_entry(find.listed_model(entry)))
         except InputError as error:
-            found.append(_broken(entry.name, "list", str(entry.path or entry.hub), error))
+            entries.append(_broken(entry.name, "list", str(entry.path or entry.hub), error))
     for snapshot in cache.snapshots():
         name = snapshot.repo if "main" in snapshot.refs else f"{snapshot.repo}@{(*snapshot.refs, snapshot.commit)[0]}"
         try:
-            found.append({**_entry(find.cached_model(snapshot)), "name": name})
+            entries.append({**_entry(find.cached_model(snapshot)), "name": name})
         except InputError as error:
-            found.append({**_broken(name, "cache", str(snapshot.folder), error), "bytes": snapshot.bytes})
-    rows = [[_cell(key, said[key]) for key in COLUMNS] for said in found]
+            entries.append({**_broken(name, "cache", str(snapshot.folder), error), "bytes": snapshot.bytes})
+    rows = [[_cell(key, row[key]) for key in COLUMNS] for row in entries]
     folder = cache.cache_dir()
-    held = sum({path.resolve(): path.stat().st_size for path in cache.files_of(folder)}.values())
-    result = {"models": found, "cache": {"folder": str(folder), "bytes": held}, "list": str(listed.list_file())}
+    cached_bytes = sum({path.resolve(): path.stat().st_size for path in cache.files_of(folder)}.values())
+    result = {
+        "models": entries,
+        "cache": {"folder": str(folder), "bytes": cached_bytes},
+        "list": str(listed.list_file()),
+    }
     say.result(result, table([list(COLUMNS), *rows]))
-    for said in found:
-        if said["problem"]:
-            say.warn(f"{said['name']}: {said['problem']}")
-    if held:
-        say.note(f"download cache: {hub.size_text(held)} in {folder}")
+    for row in entries:
+        if row["problem"]:
+            say.warn(f"{row['name']}: {row['problem']}")
+    if cached_bytes:
+        say.note(f"download cache: {hub.size_text(cached_bytes)} in {folder}")
 
 
 def info(
@@ -59,15 +63,15 @@ def info(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    said = about(find.find(name))
-    told = said | {"defaults": defaults_in_words(said)}
-    rows = [[key, _brief(value)] for key, value in told.items() if value not in (None, [], {})]
-    Output("models info", json, quiet).result(said, table(rows))
+    facts = about(find.find(name))
+    shown = facts | {"defaults": defaults_in_words(facts)}
+    rows = [[key, _brief(value)] for key, value in shown.items() if value not in (None, [], {})]
+    Output("models info", json, quiet).result(facts, table(rows))
 
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A diffusers repository on the hub.")],
-    full: Annotated[bool, typer.Option("--full", help="Weights in full precision. \\[half, where there is]")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Full-precision weights. \\[half, if there are any]")] = False,
     safety: Annotated[bool, typer.Option("--safety", help="The safety checker too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched.")] = False,
     yes: Yes = False,
@@ -79,15 +83,15 @@ def pull(
     environment.prepare(offline)
     say = Output("models pull", json, quiet)
     repo, revision = cache.parse_id(name)
-    said = hub.offer(repo, revision, full=full, safety=safety)
-    result = _tell(said, say)
+    offer = hub.offer(repo, revision, full=full, safety=safety)
+    result = _tell(offer, say)
     if dry_run:
-        files = (f"{hub.size_text(file.bytes):>9}  {file.path}" for file in said.files if not file.cached)
+        files = (f"{hub.size_text(file.bytes):>9}  {file.path}" for file in offer.files if not file.cached)
         say.result(result | {"dry_run": True}, files)
         return
-    if said.bytes and not yes:
-        _ask(say, f"Fetch {hub.size_text(said.bytes)}?")
-    folder = _fetch(said, say)
+    if offer.bytes and not yes:
+        _ask(say, f"Fetch {hub.size_text(offer.bytes)}?")
+    folder = _fetch(offer, say)
     gate.check_folder(folder, repo)
     say.result(result | {"folder": str(folder)}, [str(folder)])
 
@@ -123,7 +127,7 @@ def verify(
 
 def export(
     name: Annotated[str, typer.Argument(help=NAME + " Or a run.")],
-    folder: Annotated[str, typer.Argument(help="A folder that is not there yet.")],
+    folder: Annotated[str, typer.Argument(help="A new folder to write.")],
     weights: Annotated[
         str, typer.Option(help="Of a run: ema, model, or ema-<length>.", metavar="NAME", show_default=False)
     ] = "ema",
@@ -150,9 +154,9 @@ def export(
         save_run(read_run(model.folder), place, weights)
     else:
         ImageGenerator(model, device="cpu", dtype=dtype).save(place)
-    made = find.find(os.path.join(folder, ""))
-    said = {"name": model.name, "folder": folder, "family": made.family, "bytes": about(made)["bytes"]}
-    say.result(said, [folder])
+    exported = find.find(os.path.join(folder, ""))
+    result = {"name": model.name, "folder": folder, "family": exported.family, "bytes": about(exported)["bytes"]}
+    say.result(result, [folder])
 
 
 def rm(
@@ -181,8 +185,8 @@ def rm(
             "folders and files of yours are yours to delete",
         )
     repo, revision = cache.parse_id(name)
-    held = cache.snapshots_of(repo)
-    going = [s for s in held if revision is None or revision == s.commit or revision in s.refs]
+    snapshots = cache.snapshots_of(repo)
+    going = [s for s in snapshots if revision is None or revision == s.commit or revision in s.refs]
     if not going:
         here = ", ".join(sorted({snapshot.repo for snapshot in cache.snapshots()})) or "nothing"
         raise InputError(f"{name!r} is neither in the download cache nor in your list", f"cached: {here}")
@@ -206,19 +210,19 @@ def offer_pull(name: str | None, say: Output, offline: bool = False, family: str
         environment.prepare(offline)
         if hub.offline() or say.as_json or say.quiet or not _terminal():
             raise
-        said = hub.offer(*cache.parse_id(error.id))
-        if family not in (None, said.family):
-            raise InputError(f"{said.repo}: a model of the family {said.family}, not {family}") from error
-        _tell(said, say)
-        if not typer.confirm(f"It is not on this machine. Fetch {hub.size_text(said.bytes)}?", err=True):
+        offer = hub.offer(*cache.parse_id(error.id))
+        if family not in (None, offer.family):
+            raise InputError(f"{offer.repo}: a model of the family {offer.family}, not {family}") from error
+        _tell(offer, say)
+        if not typer.confirm(f"It is not on this machine. Fetch {hub.size_text(offer.bytes)}?", err=True):
             raise
-        _fetch(said, say)
+        _fetch(offer, say)
         return find.find(name)
 
 
 def _entry(model: find.Model) -> dict[str, Any]:
-    said = about(model)
-    return {**{key: said[key] for key in COLUMNS}, "revision": model.revision, "problem": None}
+    facts = about(model)
+    return {**{key: facts[key] for key in COLUMNS}, "revision": model.revision, "problem": None}
 
 
 def _broken(name: str, source: str, folder: str, error: InputError) -> dict[str, Any]:
@@ -269,39 +273,39 @@ def _card_hashes(model: find.Model) -> dict[str, str]:
     return hashes
 
 
-def _tell(said: hub.Offer, say: Output) -> dict[str, Any]:
+def _tell(offer: hub.Offer, say: Output) -> dict[str, Any]:
     """Say what a download would be; the same as a result."""
-    here = sum(file.bytes for file in said.files) - said.bytes
-    say.note(f"{said.repo}@{said.commit[:12]}: {said.family}, weights in {said.precision}")
-    say.note(f"licence: {said.licence or 'not stated'}{'; gated' if said.gated else ''}")
+    here = sum(file.bytes for file in offer.files) - offer.bytes
+    say.note(f"{offer.repo}@{offer.commit[:12]}: {offer.family}, weights in {offer.precision}")
+    say.note(f"licence: {offer.licence or 'not stated'}{'; gated' if offer.gated else ''}")
     say.note(
-        f"to fetch: {hub.size_text(said.bytes)} in {sum(not file.cached for file in said.files)} files"
+        f"to fetch: {hub.size_text(offer.bytes)} in {sum(not file.cached for file in offer.files)} files"
         + (f" ({hub.size_text(here)} are here already)" if here else "")
     )
     return {
-        "repo": said.repo,
-        "revision": said.revision,
-        "commit": said.commit,
-        "family": said.family,
-        "licence": said.licence,
-        "gated": said.gated,
-        "precision": said.precision,
-        "bytes": said.bytes,
-        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "cached": f.cached} for f in said.files],
+        "repo": offer.repo,
+        "revision": offer.revision,
+        "commit": offer.commit,
+        "family": offer.family,
+        "licence": offer.licence,
+        "gated": offer.gated,
+        "precision": offer.precision,
+        "bytes": offer.bytes,
+        "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "cached": f.cached} for f in offer.files],
     }
 
 
-def _fetch(said: hub.Offer, say: Output) -> Any:
+def _fetch(offer: hub.Offer, say: Output) -> Any:
     done = 0
-    with say.progress(said.repo) as on_step:
+    with say.progress(offer.repo) as on_step:
 
         def came(count: int) -> None:
             nonlocal done
             done += count
             if on_step:
-                on_step(min(done, said.bytes) // 2**20, max(said.bytes // 2**20, 1))
+                on_step(min(done, offer.bytes) // 2**20, max(offer.bytes // 2**20, 1))
 
-        return hub.pull(said, came)
+        return hub.pull(offer, came)
 
 
 def _terminal() -> bool:

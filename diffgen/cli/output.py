@@ -107,17 +107,17 @@ def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: di
     with contextlib.suppress(OSError):  # nobody reads it: the exit code remains
         print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
     if as_json:
-        said = {"code": int(code), "message": error.message, "hint": error.hint}
+        details = {"code": int(code), "message": error.message, "hint": error.hint}
         with contextlib.suppress(OSError):
-            document(command, ok=False, error=said, **({} if result is None else {"result": result}))
+            document(command, ok=False, error=details, **({} if result is None else {"result": result}))
 
 
-def refuse_empty(given: Mapping[str, Any], names: Mapping[str, str]) -> None:
-    """Raises UsageError for an argument that was given an empty text: as a path it would mean the current folder.
+def refuse_empty(values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Raise UsageError for an empty argument: as a path it would mean the current folder.
 
-    `given` are the values by the parameters' names; `names` are their options' names, where these are others.
+    `values` maps parameters to their values; `names` maps a parameter to its option, if the names differ.
     """
-    for name, value in given.items():
+    for name, value in values.items():
         if "" in (value if isinstance(value, list) else [value]):
             option = names.get(name, f"--{name.replace('_', '-')}")
             raise UsageError(f"{option} is empty", "give it a value, or leave it out")

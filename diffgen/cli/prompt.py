@@ -31,7 +31,8 @@ Examples:
 def explain(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME|FOLDER|FILE", help="Whose tokens. \\[emoji]")
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME|FOLDER|FILE", help="Model with the tokenizer. \\[emoji]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the picture: it makes the choices of wildcards.")] = 0,
     prompt_syntax: Annotated[
@@ -55,42 +56,42 @@ def explain(
     check_int("--seed", seed, 0, MAX_SEED)
     prompts.check_prompt(text)
     styled, _ = apply_styles(style or [], text)
-    found = find(model)
-    checked = check(found)
+    chosen = find(model)
+    checked = check(chosen)
     tokenizer = next(
         (checked.components[name] for name in ("tokenizer", "tokenizer_2") if name in checked.components), None
     )
     if tokenizer is None:
-        raise UsageError(f"{found.name} takes no prompt", "diffgen models list shows what there is")
+        raise UsageError(f"{chosen.name} takes no prompt", "diffgen models list shows what there is")
     encoder = checked.components[tokenizer.name.replace("tokenizer", "text_encoder")]
     length = check_int("max_position_embeddings", encoder.config.get("max_position_embeddings", 77), 3, 10**6)
-    said = explained(
+    result = explained(
         styled,
         ClipTokenizer(tokenizer.folder, length, tokenizer.config),
         seed=seed,
         syntax=prompt_syntax,
         wildcards=None if wildcards is None else Wildcards([wildcards]),
-        known=prompts.known_words(info(found)),
+        known=prompts.known_words(info(chosen)),
         weights="transformer" not in checked.components,
     )
-    if said["unknown"]:
-        say.warn(f"{found.name} never saw {', '.join(map(repr, said['unknown']))}")
-    for note in said["notes"]:
+    if result["unknown"]:
+        say.warn(f"{chosen.name} never saw {', '.join(map(repr, result['unknown']))}")
+    for note in result["notes"]:
         say.warn(note)
-    say.result({"model": found.name, "family": checked.family, "styles": style or [], **said}, _lines(said))
+    say.result({"model": chosen.name, "family": checked.family, "styles": style or [], **result}, _lines(result))
 
 
-def _lines(said: dict[str, Any]) -> list[str]:
-    lines = [f"prompt   {said['prompt']}"]
-    for choice in said["choices"]:
-        lines.append(f"choice   {choice['wildcard']} became {choice['value']!r} (seed {said['seed']})")
-    count = len(said["chunks"])
-    lines.append(f"tokens   {said['tokens']} in {count} chunk{'s' * (count != 1)} of at most {said['length'] - 2}")
-    if said["cut"] and said["read"] == "chunks":
-        lines.append(f"beyond   {said['cut']!r} is read in further chunks (--prompt-syntax plain would cut it off)")
-    elif said["cut"]:
-        lines.append(f"cut off  {said['cut']!r}")
-    for number, chunk in enumerate(said["chunks"], 1):
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"prompt   {result['prompt']}"]
+    for choice in result["choices"]:
+        lines.append(f"choice   {choice['wildcard']} became {choice['value']!r} (seed {result['seed']})")
+    count = len(result["chunks"])
+    lines.append(f"tokens   {result['tokens']} in {count} chunk{'s' * (count != 1)} of at most {result['length'] - 2}")
+    if result["cut"] and result["read"] == "chunks":
+        lines.append(f"beyond   {result['cut']!r} is read in further chunks (--prompt-syntax plain would cut it off)")
+    elif result["cut"]:
+        lines.append(f"cut off  {result['cut']!r}")
+    for number, chunk in enumerate(result["chunks"], 1):
         rows = [[str(token["id"]), f"{token['weight']:.4g}", token["token"]] for token in chunk]
         lines += [f"chunk {number}", *(f"  {row}" for row in table([["id", "weight", "token"], *rows]))]
     return lines

@@ -32,7 +32,7 @@ def reproduce(
     file: Annotated[str, typer.Argument(help="A picture that diffgen made.")],
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="The model, if its recorded hash is not outcome."),
+        typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="Model, if its recorded hash is not found."),
     ] = None,
     images: Annotated[
         list[str] | None,

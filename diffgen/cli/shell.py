@@ -50,7 +50,7 @@ def shell(
         str | None, typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="As in generate. \\[emoji]")
     ] = None,
     prediction: Annotated[
-        str | None, typer.Option(metavar="epsilon|v_prediction", help="Of a file that does not say.")
+        str | None, typer.Option(metavar="epsilon|v_prediction", help="What a single file predicts.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -64,19 +64,19 @@ def shell(
     debug: Debug = False,
 ) -> int:
     """The exit code is that of the last line that failed. With --json, one document at the end has every result."""
-    given = {"model": model, "prediction": prediction, "device": device, "dtype": dtype, "out": out}
-    refuse_empty(given, {})
+    options = {"model": model, "prediction": prediction, "device": device, "dtype": dtype, "out": out}
+    refuse_empty(options, {})
     environment.prepare(offline)
     session = Session(Output("shell", json, quiet), ["--debug"] * debug + ["--quiet"] * quiet + ["--offline"] * offline)
-    for key, value in given.items():
+    for key, value in options.items():
         if value not in (None, "auto"):
             session.set(key, str(value))
-    found = find(model)
+    chosen = find(model)
     if prediction is not None:
-        found = predicting(found, prediction)
+        chosen = predicting(chosen, prediction)
     with keeping():
-        load(found, device_name(device), dtype_name(dtype), "none", "none")  # as generate asks, unless told otherwise
-        session.say.note(f"{found.name} is loaded; a prompt and its options a line, :help, :quit")
+        load(chosen, device_name(device), dtype_name(dtype), "none", "none")  # as generate asks, unless told otherwise
+        session.say.note(f"{chosen.name} is loaded; a prompt and its options a line, :help, :quit")
         for line in _lines(session):
             session.obey(line)
     if json:
@@ -115,8 +115,8 @@ class Session:
             with contextlib.redirect_stdout(written) if self.say.as_json else contextlib.nullcontext():
                 code = report(caught, words)
             forget_signals()
-        said = written.getvalue()
-        entry: dict[str, Any] = json_.loads(said) if said.startswith("{") else {"ok": code == ExitCode.DONE}
+        output = written.getvalue()
+        entry: dict[str, Any] = json_.loads(output) if output.startswith("{") else {"ok": code == ExitCode.DONE}
         self.results.append({"line": line} | {key: entry[key] for key in ("ok", "result", "error") if key in entry})
         if code:
             self.code = code
@@ -126,18 +126,18 @@ class Session:
         """The words of `diffgen generate` that a line stands for. Raises UsageError."""
         try:
             if line[0] in "\"'":
-                given = shlex.split(line)
+                arguments = shlex.split(line)
             else:  # an apostrophe in the prompt is no quote
                 prompt, options = re.fullmatch(r"(.*?)((?:(?<!\S)--?[A-Za-z].*)?)", line, re.DOTALL).groups()  # type: ignore[union-attr]
-                given = [prompt.strip()] * bool(prompt.strip()) + shlex.split(options)
+                arguments = [prompt.strip()] * bool(prompt.strip()) + shlex.split(options)
         except ValueError as error:
             raise UsageError(f"cannot read the line: {error}", "quotes come in pairs") from error
-        if "-" in given:
+        if "-" in arguments:
             raise UsageError(
                 "- reads prompts from stdin, and there the shell reads its lines", "use --prompt-file FILE"
             )
         settled = [word for words in self.options.values() for word in words]
-        return ["generate", *settled, *self.always, *["--json"] * self.say.as_json, *given]
+        return ["generate", *settled, *self.always, *["--json"] * self.say.as_json, *arguments]
 
     def command(self, name: str = "", rest: str = "") -> None:
         """A line that begins with a colon. Raises UsageError, InputError."""
@@ -161,8 +161,8 @@ class Session:
     def name(self, key: str) -> str:
         """The option's name. Raises UsageError for one that generate does not have."""
         name = key.lstrip("-").replace("-", "_")
-        said = {key, f"-{key}", f"--{key}"}
-        name = next((known for known, (words, _) in self.known.items() if said & set(words)), name)
+        spellings = {key, f"-{key}", f"--{key}"}
+        name = next((known for known, (words, _) in self.known.items() if spellings & set(words)), name)
         if name not in self.known:
             raise UsageError(f"generate has no option {key!r}", "see: diffgen generate --help")
         return name

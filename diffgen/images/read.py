@@ -40,7 +40,7 @@ def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
 def read_kind(path: str | Path) -> tuple[int, int, str]:
     """(width, height, mode) of a picture by its header: upright; L, RGB, or RGBA if any pixel may be transparent.
 
-    Same checks as `read_image`, but for the pixels, which are not decoded.
+    The same checks as `read_image`, except that the pixels are not decoded.
     """
     with _opened(Path(path)) as image:
         size = image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
