@@ -1,4 +1,4 @@
-"""The commands models and doctor, on files of their own; questions are asked on a terminal, a real one."""
+"""The commands `models` and `doctor`, on temporary files; questions are tested on a pseudo-terminal."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ COMMIT = "b" * 40
 
 @pytest.fixture(autouse=True)
 def homes(tmp_path, monkeypatch):
-    """A cache and a list of their own."""
+    """A temporary cache and a temporary list."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(listed, "list_file", lambda: tmp_path / "config/models.toml")
     (tmp_path / "config").mkdir()
 
 
-def result(told):
-    code, out, err = told
+def result(outcome):
+    code, out, err = outcome
     assert code == 0, err
     return json.loads(out)["result"]
 
@@ -40,8 +40,8 @@ def test_list(diffgen_, tmp_path):
     (tmp_path / "config/models.toml").write_text(f'mine = "{tmp_path}/mine"\ngone = "./gone"\nfar = "o/n"\n')
     build(tmp_path / "hub/models--org--name/snapshots" / COMMIT, "StableDiffusionPipeline", SD)
     build(tmp_path / "hub/models--org--video/snapshots" / COMMIT, "WanPipeline", SD)
-    said = result(diffgen_("models", "list", "--json"))
-    assert [(model["name"], model["source"], model["family"]) for model in said["models"]] == [
+    answer = result(diffgen_("models", "list", "--json"))
+    assert [(model["name"], model["source"], model["family"]) for model in answer["models"]] == [
         ("emoji", "bundled", "sd1"),
         ("mine", "list", "sd1"),
         ("gone", "list", None),
@@ -49,11 +49,11 @@ def test_list(diffgen_, tmp_path):
         (f"org/name@{COMMIT}", "cache", "sd1"),
         (f"org/video@{COMMIT}", "cache", None),
     ]
-    problems = {model["name"]: model["problem"] for model in said["models"]}
+    problems = {model["name"]: model["problem"] for model in answer["models"]}
     assert problems["emoji"] is problems["mine"] is None
     assert "where there is no model" in problems["gone"]
     assert "WanPipeline" in problems[f"org/video@{COMMIT}"]
-    assert said["cache"]["bytes"] == sum(p.stat().st_size for p in (tmp_path / "hub").rglob("*") if p.is_file())
+    assert answer["cache"]["bytes"] == sum(p.stat().st_size for p in (tmp_path / "hub").rglob("*") if p.is_file())
     code, out, err = diffgen_("models", "list")
     assert code == 0
     assert len(out.splitlines()) == 7
@@ -65,17 +65,17 @@ def test_list(diffgen_, tmp_path):
 def test_info_of_every_kind(diffgen_, tmp_path):
     make_folder(tmp_path / "mine")
     write(tmp_path / "one.safetensors", SD1)
-    said = result(diffgen_("models", "info", "one.safetensors", "--json"))
-    assert (said["family"], said["source"], said["resolution"]) == ("sd1", "file", 512)
-    assert said["family_defaults"] == {
+    answer = result(diffgen_("models", "info", "one.safetensors", "--json"))
+    assert (answer["family"], answer["source"], answer["resolution"]) == ("sd1", "file", 512)
+    assert answer["family_defaults"] == {
         "steps": 25,
         "guidance": 7.5,
         "scheduler": "dpmpp_2m",
         "grid": None,
         "size": None,
     }
-    said = result(diffgen_("models", "info", "mine", "--json"))
-    assert {"folder", "family", "bytes", "licence", "resolution"} <= set(said)
+    answer = result(diffgen_("models", "info", "mine", "--json"))
+    assert {"folder", "family", "bytes", "licence", "resolution"} <= set(answer)
     assert diffgen_("models", "info", "mine")[1].startswith("name")
     (tmp_path / "lora.safetensors").write_bytes(b"")
     write(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": (4, 9), "lora_unet_x.lora_up.weight": (9, 4)})
@@ -85,7 +85,7 @@ def test_info_of_every_kind(diffgen_, tmp_path):
     assert "--lora lora.safetensors" in err
 
 
-def test_the_bundled_model_is_as_its_card_says(diffgen_):
+def test_the_bundled_model_matches_its_card(diffgen_):
     states = {file["path"]: file["state"] for file in result(diffgen_("models", "verify", "--json"))["files"]}
     assert {state for path, state in states.items() if path.endswith(".safetensors")} == {"right"}
 
@@ -94,12 +94,12 @@ def test_verify_against_a_card(diffgen_, tmp_path):
     folder = make_folder(tmp_path / "mine")
     files = [path for path in folder.rglob("*") if path.is_file()]
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    said = result(diffgen_("models", "verify", "mine", "--json"))
-    assert {file["path"]: file["sha256"] for file in said["files"]} == hashes
-    assert {file["state"] for file in said["files"]} == {"not recorded"}
+    answer = result(diffgen_("models", "verify", "mine", "--json"))
+    assert {file["path"]: file["sha256"] for file in answer["files"]} == hashes
+    assert {file["state"] for file in answer["files"]} == {"not recorded"}
     (folder / "card.json").write_text(json.dumps({"sha256": hashes}))
-    said = result(diffgen_("models", "verify", "mine", "--json"))
-    assert {file["state"] for file in said["files"]} == {"right"}
+    answer = result(diffgen_("models", "verify", "mine", "--json"))
+    assert {file["state"] for file in answer["files"]} == {"right"}
     weights = bytearray((folder / "unet" / UNET).read_bytes())
     weights[-1] ^= 1
     (folder / "unet" / UNET).write_bytes(weights)
@@ -117,7 +117,7 @@ def test_verify_against_a_card(diffgen_, tmp_path):
     assert diffgen_("models", "verify", "mine")[0] == 3
 
 
-def test_rm_takes_entries_out_and_never_deletes_a_folder(diffgen_, tmp_path):
+def test_rm_removes_entries_and_never_deletes_a_folder(diffgen_, tmp_path):
     make_folder(tmp_path / "mine")
     text = f'mine = "{tmp_path}/mine"\nother = "./x"\n'
     (tmp_path / "config/models.toml").write_text(text)
@@ -139,12 +139,12 @@ def test_rm_takes_entries_out_and_never_deletes_a_folder(diffgen_, tmp_path):
 
 
 def test_doctor(diffgen_, tmp_path, monkeypatch):
-    said = result(diffgen_("doctor", "--json"))
-    assert said["problems"] == []
-    assert said["models"] == ["emoji (bundled)"]
-    assert said["device"]["device"] in ("cpu", "cuda", "mps")
-    assert said["device"]["ram"] > 2**28
-    assert said["places"]["pictures"]["writable"] is True
+    answer = result(diffgen_("doctor", "--json"))
+    assert answer["problems"] == []
+    assert answer["models"] == ["emoji (bundled)"]
+    assert answer["device"]["device"] in ("cpu", "cuda", "mps")
+    assert answer["device"]["ram"] > 2**28
+    assert answer["places"]["pictures"]["writable"] is True
     code, out, _ = diffgen_("doctor")
     assert code == 0
     assert 'diffgen generate "a red apple"' in out
@@ -176,25 +176,25 @@ except DiffgenError as error:
 
 
 def on_a_terminal(answer, *command, **environment):
-    """What a command prints on a terminal where somebody types an answer."""
+    """The output of a command on a terminal where the user types an answer."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True
     )
     os.close(theirs)
     os.write(ours, answer)
-    said = b""
+    output = b""
     try:
         while block := os.read(ours, 4096):
-            said += block
+            output += block
     except OSError:  # the other end is closed
         pass
     process.wait()
     os.close(ours)
-    return said.decode()
+    return output.decode()
 
 
-def test_on_a_terminal_it_asks_first(tmp_path):
+def test_a_terminal_asks_first(tmp_path):
     hub = Hub()
     for name in ("name", "second"):
         hub.add(f"org/{name}", make_folder(tmp_path / name))
@@ -204,16 +204,16 @@ def test_on_a_terminal_it_asks_first(tmp_path):
     (xl / "vae/config.json").write_text('{"block_out_channels": [4, 4]}')
     home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "TERM": "dumb"}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **home}
-    said = on_a_terminal(b"n\n", "-c", ASK, "org/name", **environment)
-    assert "creativeml-openrail-m" in said
-    assert "Fetch" in said
-    assert "NotCached" in said
+    output = on_a_terminal(b"n\n", "-c", ASK, "org/name", **environment)
+    assert "creativeml-openrail-m" in output
+    assert "Fetch" in output
+    assert "NotCached" in output
     assert hub.fetched() == ["model_index.json"]
-    said = on_a_terminal(b"y\n", "-c", ASK, "org/name", **environment)
-    assert said.rstrip().endswith("cache")
-    said = on_a_terminal(b"n\n", "-m", "diffgen", "generate", "a cat", "-m", "org/second", **environment)
-    assert "org/second@" in said
-    assert "error: there is no folder 'org/second'" in said
+    output = on_a_terminal(b"y\n", "-c", ASK, "org/name", **environment)
+    assert output.rstrip().endswith("cache")
+    output = on_a_terminal(b"n\n", "-m", "diffgen", "generate", "a cat", "-m", "org/second", **environment)
+    assert "org/second@" in output
+    assert "error: there is no folder 'org/second'" in output
     with_refiner = (
         "-m",
         "diffgen",
@@ -226,12 +226,12 @@ def test_on_a_terminal_it_asks_first(tmp_path):
         "--dry-run",
         "--refiner",
     )
-    said = on_a_terminal(b"y\n", *with_refiner, "org/refiner", **environment)
-    assert "Fetch" in said
-    assert "error" not in said
-    said = on_a_terminal(b"y\n", *with_refiner, "org/second", **environment)
-    assert "not sdxl-refiner" in said
-    assert "Fetch" not in said
+    output = on_a_terminal(b"y\n", *with_refiner, "org/refiner", **environment)
+    assert "Fetch" in output
+    assert "error" not in output
+    output = on_a_terminal(b"y\n", *with_refiner, "org/second", **environment)
+    assert "not sdxl-refiner" in output
+    assert "Fetch" not in output
     before = len(hub.requests)
     offline = {**environment, "HF_HUB_OFFLINE": "1"}
     assert "NotCached" in on_a_terminal(b"y\n", "-c", ASK, "org/other", **offline)

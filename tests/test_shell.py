@@ -1,4 +1,4 @@
-"""shell: lines as commands, one loaded model, what stops what; in processes of its own."""
+"""The command `shell`: its lines, the loaded model, and signals, in processes of its own."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_lines_that_cannot_be_read() -> None:
         assert word in error.value.hint
 
 
-def test_what_is_set_stands_before_the_line() -> None:
+def test_set_options_come_before_the_line() -> None:
     session = Session(Output("shell"), ["--offline"])
     session.command("set", "steps 10")
     session.command("set", "-m some folder")
@@ -92,9 +92,9 @@ def test_the_model_stays_loaded(tiny: Path) -> None:
 
 
 class Shell:
-    """`diffgen shell` in a process of its own, in `folder`; forked from one that has imported what it needs.
+    """`diffgen shell` in its own process, in `folder`, forked from a process that has the imports.
 
-    Its output goes to files; its stdin is a pipe, or a terminal by its name.
+    Its output goes to files. Its stdin is a pipe, or the terminal with this name.
     """
 
     def __init__(self, folder: Path, *args: str, terminal: str | None = None) -> None:
@@ -111,7 +111,7 @@ class Shell:
         self.stdin.write(text)
 
     def end(self) -> int:
-        """No more lines: the exit code."""
+        """End the input and return the exit code."""
         if self.stdin is not None:
             self.stdin.close()
         self.process.join(60)
@@ -136,7 +136,7 @@ class Shell:
             assert time.monotonic() < end, self.err
             time.sleep(0.02)
 
-    def heard(self, text: str) -> None:
+    def wait_for(self, text: str) -> None:
         self.wait(lambda: text in self.err)
 
 
@@ -179,9 +179,9 @@ def test_a_script(tmp_path: Path) -> None:
     assert "error: --steps must be" in done.stderr
     assert "error: there is no :nope" in done.stderr
     image = diffgen.load("emoji", device="cpu").generate("a red apple", seed=7, steps=2)[0]
-    with Image.open(tmp_path / done.stdout.split()[0]) as made:
-        assert made.tobytes() == image.tobytes()
-        assert json.loads(made.info["diffgen"])["steps"] == 2
+    with Image.open(tmp_path / done.stdout.split()[0]) as picture:
+        assert picture.tobytes() == image.tobytes()
+        assert json.loads(picture.info["diffgen"])["steps"] == 2
     assert sorted(os.listdir(tmp_path)) == ["cats", "made"]  # no history
 
 
@@ -209,27 +209,27 @@ def test_one_document_without_lines(diffgen_: Callable[..., tuple[int, str, str]
 
 def test_a_signal_stops_the_picture_and_not_the_shell(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    shell.heard("is loaded")
+    shell.wait_for("is loaded")
     shell.write("a cat --steps 1000 -o never.png --seed 1\n")
-    shell.heard("1000 steps")
+    shell.wait_for("1000 steps")
     time.sleep(0.5)
     shell.signal(signal.SIGINT)
-    shell.heard("error: interrupted")
+    shell.wait_for("error: interrupted")
     shell.write("a cat --steps 2 -o cat.png --seed 1\n")
     shell.wait((tmp_path / "cat.png").exists)
     shell.write("a cat --steps 1000 -o never.png --seed 2\n")
-    shell.heard("seed 2")
+    shell.wait_for("seed 2")
     shell.signal(signal.SIGINT)
     shell.wait(lambda: shell.err.count("error: interrupted") == 2)
     assert shell.end() == 130
     assert os.listdir(tmp_path) == ["cat.png"]
 
 
-def test_terminate_leaves(tmp_path: Path) -> None:
+def test_sigterm_ends_the_shell(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
-    shell.heard("is loaded")
+    shell.wait_for("is loaded")
     shell.write("a cat --steps 1000 -o never.png\n")
-    shell.heard("1000 steps")
+    shell.wait_for("1000 steps")
     shell.signal(signal.SIGTERM)
     shell.process.join(60)
     assert shell.process.exitcode == 143
@@ -237,10 +237,10 @@ def test_terminate_leaves(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal(tmp_path: Path) -> None:
-    """Ctrl-C at the prompt drops the line, Ctrl-D leaves; nothing is written but the picture."""
+    """Ctrl-C at the prompt drops the line, Ctrl-D quits; only the picture is written."""
     leader, follower = pty.openpty()
     shell = Shell(tmp_path, terminal=os.ttyname(follower))
-    shell.heard("is loaded")
+    shell.wait_for("is loaded")
     os.close(follower)
     os.write(leader, b"half a li")
     time.sleep(0.2)
@@ -249,7 +249,7 @@ def test_on_a_terminal(tmp_path: Path) -> None:
     os.write(leader, b"a cat --steps 2 -o cat.png\n")
     shell.wait((tmp_path / "cat.png").exists)
     os.write(leader, b":help\n")
-    shell.heard(":unset")
+    shell.wait_for(":unset")
     os.write(leader, b"\x04")
     assert shell.end() == 0
     os.close(leader)

@@ -1,4 +1,4 @@
-"""diffgen doctor: what works on this machine, and what to run next. No network."""
+"""diffgen doctor: check this machine without the network, and suggest the next command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffgen.version import __version__
 
 from .output import Debug, Json, Output, Quiet, UnfinishedError, table
 
-# The oldest versions that are safe and known to work, as in pyproject.toml.
+# The oldest versions that are safe and that work, as in pyproject.toml.
 FLOORS = {
     "torch": "2.10",
     "diffusers": "0.42.1",
@@ -98,7 +98,7 @@ def _device(problems: list[str]) -> dict[str, Any]:
 
 
 def _ram() -> int | None:
-    """Memory of the machine in bytes, or the limit that is set for this process's group."""
+    """The memory of the machine in bytes, or the limit of this process's control group if it is lower."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -111,13 +111,16 @@ def _ram() -> int | None:
 
 
 def _place(path: Path) -> dict[str, Any]:
-    """Can a folder be written to, or made? And how much room is there?"""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    return {"writable": there.is_dir() and os.access(there, os.W_OK | os.X_OK), "free": shutil.disk_usage(there).free}
+    """Whether a folder can be written to or created, and the free bytes on its disk."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return {
+        "writable": existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
+        "free": shutil.disk_usage(existing).free,
+    }
 
 
 def _models(problems: list[str]) -> list[str]:
-    """The models here. The default one is checked, file by file."""
+    """The names of the models on this machine. Every file of the default model is checked."""
     names = []
     try:
         find.check(find.find())

@@ -23,7 +23,7 @@ GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
 
 def report(caught: BaseException, options: Sequence[str]) -> int:
-    """Print the error of a command line, unless nobody reads its output, and return its exit code."""
+    """Print the error of a command line and return its exit code. Print nothing if the output is closed."""
     words = [word for word in options if not word.startswith("-")]
     command = " ".join(words[: 2 if words and words[0] in GROUPS else 1])
     result = caught.result if isinstance(caught, UnfinishedError) else None
@@ -44,7 +44,7 @@ def report(caught: BaseException, options: Sequence[str]) -> int:
 def explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
     """The error to print for an exception that ended a command, and the exit code."""
     number = first_signal()
-    if number is not None:  # whatever was caught: imports and C code turn what a signal raises into other errors
+    if number is not None:  # whichever exception: imports and C code turn Stopped into other errors
         return DiffgenError("interrupted" if number == signal.SIGINT else "terminated"), 128 + number
     if isinstance(caught, DiffgenError):
         return caught, caught.code

@@ -1,4 +1,4 @@
-"""diffgen generate: pictures from prompts."""
+"""diffgen generate: make pictures from prompts."""
 
 from __future__ import annotations
 
@@ -60,77 +60,94 @@ LOOK = "Look inside"
 
 def generate(
     prompt: Annotated[
-        Texts, typer.Argument(help="What to show. - reads stdin, one prompt a line.", show_default=False)
+        Texts, typer.Argument(help="Prompts; - reads one per line from stdin.", show_default=False)
     ] = None,
-    prompt_file: Annotated[Text, _option(PROMPT, "Read prompts: one a line, or JSON lines.", metavar="FILE")] = None,
-    negative: Annotated[str, _option(PROMPT, "What not to show.", metavar="TEXT")] = "",
-    style: Annotated[Texts, _option(PROMPT, "A style of styles.toml. Repeatable.", metavar="NAME")] = None,
+    prompt_file: Annotated[Text, _option(PROMPT, "One prompt per line, or JSON lines.", metavar="FILE")] = None,
+    negative: Annotated[str, _option(PROMPT, "Negative prompt: what not to show.", metavar="TEXT")] = "",
+    style: Annotated[Texts, _option(PROMPT, "Style in styles.toml; may be repeated.", metavar="NAME")] = None,
     prompt_syntax: Annotated[
-        str, _option(PROMPT, "How weights and choices are read. \\[a1111]", metavar="a1111|plain")
+        str, _option(PROMPT, "Syntax of weights and choices. \\[a1111]", metavar="a1111|plain")
     ] = "a1111",
-    wildcards: Annotated[Texts, _option(PROMPT, "Files that __name__ reads. \\[./wildcards]", metavar="FOLDER")] = None,
-    clip_skip: Annotated[int, _option(PROMPT, "Text encoder layer, from the end. \\[1]", metavar="N")] = 1,
+    wildcards: Annotated[Texts, _option(PROMPT, "Folder of wildcard files. \\[./wildcards]", metavar="FOLDER")] = None,
+    clip_skip: Annotated[int, _option(PROMPT, "Use the encoder's N-th last layer. \\[1]", metavar="N")] = 1,
     count: Annotated[
-        int, _option(PICTURE, "Pictures of each prompt, seeds + i. \\[1]", "--count", "-n", metavar="N")
+        int, _option(PICTURE, "Pictures per prompt; seeds count up. \\[1]", "--count", "-n", metavar="N")
     ] = 1,
     size: Annotated[Text, _option(PICTURE, "Size in pixels. \\[the model's]", "--size", "-s", metavar="WxH")] = None,
-    seed: Annotated[Whole, _option(PICTURE, "Seed of the noise. \\[random]", metavar="N")] = None,
-    seeds: Annotated[Text, _option(PICTURE, "Several seeds: 0-7 or 1,5,9.", metavar="LIST")] = None,
-    variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this seed.", metavar="N")] = None,
-    variation_strength: Annotated[Real, _option(PICTURE, "How much of that noise to mix in.", metavar="0…1")] = None,
-    tile: Annotated[bool, _option(PICTURE, "Make opposite edges match.", "--tile")] = False,
+    seed: Annotated[Whole, _option(PICTURE, "Seed, from 0 to 4294967295. \\[random]", metavar="N")] = None,
+    seeds: Annotated[Text, _option(PICTURE, "Seeds instead of --seed: 0-7 or 1,5,9.", metavar="LIST")] = None,
+    variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this second seed.", metavar="N")] = None,
+    variation_strength: Annotated[Real, _option(PICTURE, "Share of the variation seed's noise.", metavar="0…1")] = None,
+    tile: Annotated[bool, _option(PICTURE, "Make pictures that repeat seamlessly.", "--tile", metavar="")] = False,
     steps: Annotated[Whole, _option(SAMPLING, "Number of solver steps. \\[the model's]", metavar="N")] = None,
-    guidance: Annotated[Real, _option(SAMPLING, "Guidance scale; 1 is off. \\[the model's]", metavar="X")] = None,
-    guidance_rescale: Annotated[float, _option(SAMPLING, "Reduce excess contrast. \\[0]", metavar="0…1")] = 0.0,
-    guidance_interval: Annotated[Text, _option(SAMPLING, "Guide only this part of the steps.", metavar="A,B")] = None,
-    scheduler: Annotated[Text, _option(SAMPLING, "Name from diffgen schedulers list.", metavar="NAME")] = None,
-    grid: Annotated[Text, _option(SAMPLING, "Times at which the model is evaluated.", metavar="NAME|FILE")] = None,
+    guidance: Annotated[Real, _option(SAMPLING, "Guidance scale; 1: off. \\[the model's]", metavar="X")] = None,
+    guidance_rescale: Annotated[
+        float, _option(SAMPLING, "Reduce the contrast of guidance. \\[0]", metavar="0…1")
+    ] = 0.0,
+    guidance_interval: Annotated[
+        Text, _option(SAMPLING, "Part of the steps with guidance. \\[0,1]", metavar="A,B")
+    ] = None,
+    scheduler: Annotated[
+        Text, _option(SAMPLING, "See diffgen schedulers list. \\[the model's]", metavar="NAME")
+    ] = None,
+    grid: Annotated[Text, _option(SAMPLING, "Grid of noise levels. \\[automatic]", metavar="NAME|FILE")] = None,
     image: Annotated[Text, _option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
-    strength: Annotated[Real, _option(BEGIN, "How much may change. \\[0.75; with mask 1]", metavar="0…1")] = None,
-    mask: Annotated[Text, _option(BEGIN, "White is repainted, black kept.", metavar="FILE")] = None,
+    strength: Annotated[Real, _option(BEGIN, "Amount of change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
+    mask: Annotated[Text, _option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
     outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
-        Texts, _option(BEGIN, "Guide by a map: canny, scribble, …", "--control", metavar="TYPE=FILE[:SCALE]")
+        Texts,
+        _option(BEGIN, "Picture that guides the layout.", "--control", metavar="TYPE=FILE[:SCALE]"),
     ] = None,
     control_models: Annotated[
-        Texts, _option(BEGIN, "ControlNet of the map.", "--control-model", metavar="[TYPE=]PATH")
+        Texts, _option(BEGIN, "ControlNet: a folder or a file.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
-    upscale: Annotated[Real, _option(BEGIN, "Add a second pass, X times larger.", metavar="X")] = None,
-    upscale_mode: Annotated[Text, _option(BEGIN, "How to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
-    upscale_strength: Annotated[Real, _option(BEGIN, "How much may change. \\[0.5]", metavar="0…1")] = None,
-    model: Annotated[Text, _option(MODEL, "Model to use. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")] = None,
-    prediction: Annotated[Text, _option(MODEL, "What a single file predicts.", metavar="epsilon|v_prediction")] = None,
+    upscale: Annotated[Real, _option(BEGIN, "Add a pass at X times the size.", metavar="X")] = None,
+    upscale_mode: Annotated[Text, _option(BEGIN, "Way to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
+    upscale_strength: Annotated[Real, _option(BEGIN, "Change in that pass. \\[0.5]", metavar="0…1")] = None,
+    model: Annotated[
+        Text, _option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
+    ] = None,
+    prediction: Annotated[
+        Text, _option(MODEL, "Prediction type, if unrecorded.", metavar="epsilon|v_prediction")
+    ] = None,
     refiner: Annotated[Text, _option(MODEL, "SDXL refiner for the last fifth.", metavar="NAME|PATH|ID")] = None,
-    loras: Annotated[Texts, _option(MODEL, "Add a LoRA. Repeatable.", "--lora", metavar="PATH[:SCALE]")] = None,
-    embeddings: Annotated[Texts, _option(MODEL, "Add a textual inversion.", "--embedding", metavar="WORD=FILE")] = None,
-    safety: Annotated[str, _option(MODEL, "The model's safety checker. \\[on]", metavar="on|off")] = "on",
-    offline: Offline = False,
-    preview: Annotated[bool, _option(LOOK, "Show the picture while it is made.", "--preview")] = False,
-    save_steps: Annotated[
-        Text, _option(LOOK, "Save the prediction of each evaluation.", "--save-steps", metavar="FOLDER")
+    loras: Annotated[Texts, _option(MODEL, "LoRA; may be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
+    embeddings: Annotated[
+        Texts, _option(MODEL, "Textual inversion of a word.", "--embedding", metavar="WORD=FILE")
     ] = None,
-    attention: Annotated[Texts, _option(LOOK, "Map where this word acts. Repeatable.", metavar="WORD")] = None,
-    attention_out: Annotated[Text, _option(LOOK, "Where to save the maps. \\[attention]", metavar="FOLDER")] = None,
+    safety: Annotated[str, _option(MODEL, "Run the safety checker. \\[on]", metavar="on|off")] = "on",
+    offline: Offline = False,
+    preview: Annotated[
+        bool, _option(LOOK, "Show pictures in the terminal as they form.", "--preview", metavar="")
+    ] = False,
+    save_steps: Annotated[
+        Text, _option(LOOK, "Save all predictions as a strip and a GIF.", "--save-steps", metavar="FOLDER")
+    ] = None,
+    attention: Annotated[Texts, _option(LOOK, "Save a map of this word; may be repeated.", metavar="WORD")] = None,
+    attention_out: Annotated[
+        Text, _option(LOOK, "Folder of the attention maps. \\[attention]", metavar="FOLDER")
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: Annotated[int, _option(MEMORY, "Pictures made at once. \\[1]", metavar="N")] = 1,
-    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles, to save memory.", "--vae-tiling")] = False,
-    offload: Annotated[str, _option(MEMORY, "Keep parts off the GPU. \\[none]", metavar="model|sequential")] = "none",
-    quantize: Annotated[str, _option(MEMORY, "Keep weights in eight bits. \\[none]", metavar="int8")] = "none",
+    batch_size: Annotated[int, _option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N")] = 1,
+    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling", metavar="")] = False,
+    offload: Annotated[str, _option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[str, _option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
     out: Annotated[
         Text,
         _option(
             OUTPUT,
-            "Where pictures go. \\[outputs/{index:06}-{seed}-{prompt}.png]",
+            "Image file, folder/, or a template. \\[outputs/{index:06}-{seed}-{prompt}.png]",
             "--out",
             "-o",
             "--output",
             metavar="FILE|DIR/",
         ),
     ] = None,
-    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
-    metadata: Annotated[str, _option(OUTPUT, "Metadata to write. \\[full]", metavar="full|params|none")] = "full",
-    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, generate nothing.", "--dry-run")] = False,
+    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite", metavar="")] = False,
+    metadata: Annotated[str, _option(OUTPUT, "Write full, params or none. \\[full]", metavar="LEVEL")] = "full",
+    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run", metavar="")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -150,13 +167,13 @@ def generate(
     options["safety"] = check_switch("--safety", safety)
     options["keep_steps"] = save_steps is not None
     if attention_out is not None and not attention:
-        raise UsageError("--attention-out is for the maps of words", "name one: --attention WORD")
+        raise UsageError("--attention-out needs a word to map", "add --attention WORD")
     if guidance is None and cfg_scale is not None:
         options["guidance"] = cfg_scale
     if scheduler is None and sampler is not None:
         options["scheduler"] = sampler
     lines = read_prompts(prompt or (), prompt_file)
-    outputs = Outputs(out, count_pictures(lines, options), overwrite)  # refuses before any download
+    outputs = Outputs(out, count_pictures(lines, options), overwrite)  # an unusable path fails before any download
     inside = Inside(outputs, save_steps, bool(attention), attention_out, overwrite)
     source = models.offer_pull(model, say, offline)
     if prediction is not None:
@@ -175,7 +192,7 @@ def generate(
         return
     environment.prepare(offline)
     if not debug:
-        warnings.simplefilter("ignore")  # of the libraries; ours are printed
+        warnings.simplefilter("ignore")  # warnings of the libraries; our own are printed
     generator = loaded.load(plans[0].model, device, dtype, offload, quantize)
     view = view_of(quiet) if preview else None
     if view is not None:
@@ -225,16 +242,16 @@ class Reporter(Listener):
 def _summary(plan: Plan) -> str:
     """The plan in one line, with "(model default)" after what the user did not set."""
 
-    def own(*names: str) -> str:
+    def source(*names: str) -> str:
         return "" if plan.given & set(names) else " (model default)"
 
     seeds = f"seed {plan.seed}" if not plan.seeds else f"{len(plan.seeds)} seeds"
     width, height = plan.final_size
     parts = [
-        f"{plan.scheduler} on {base_name(plan.grid)}{own('scheduler', 'grid')}",
-        f"{plan.steps} step{'s' * (plan.steps > 1)}{own('steps')}",
-        f"guidance {plan.guidance:g}{own('guidance')}",
-        f"{width}x{height}{own('size', 'image', 'controls', 'upscale')}",
+        f"{plan.scheduler} on {base_name(plan.grid)}{source('scheduler', 'grid')}",
+        f"{plan.steps} step{'s' * (plan.steps > 1)}{source('steps')}",
+        f"guidance {plan.guidance:g}{source('guidance')}",
+        f"{width}x{height}{source('size', 'image', 'controls', 'upscale')}",
         seeds,
         *plan.details,
     ]

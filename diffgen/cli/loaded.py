@@ -17,7 +17,7 @@ _kept: list[tuple[tuple[Model, str, str, str, str], Generator]] | None = None  #
 
 
 def load(model: Model, device: str, dtype: str, offload: str, quantize: str) -> Generator:
-    """`diffgen.load` with these arguments. Inside `keeping`, the last model if it was loaded with the same ones."""
+    """Load a model as `diffgen.load` does. Inside `keeping`, return the last one if its arguments are the same."""
     arguments = (model, device, dtype, offload, quantize)
     if _kept is None:
         return _load(*arguments)
@@ -28,8 +28,10 @@ def load(model: Model, device: str, dtype: str, offload: str, quantize: str) -> 
 
 
 def _load(*arguments: Any) -> Generator:
-    """`diffgen.load` without garbage collection: imports make a million objects, and looking through them again and
-    again takes a sixth of the start-up time. Afterwards they are set aside for good."""
+    """Call `diffgen.load` with the garbage collector off, then exclude the objects that exist from collection.
+
+    Imports create a million objects; collecting among them takes a sixth of the start-up time.
+    """
     gc.disable()
     try:
         return diffgen.load(*arguments)

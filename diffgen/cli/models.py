@@ -1,4 +1,4 @@
-"""diffgen models: what is on this machine; fetch, verify, remove."""
+"""diffgen models: list, describe, fetch, verify, export and remove models."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from diffgen.training.run import read_run
 from .options import Dtype, Offline
 from .output import Debug, Json, Output, Quiet, UnfinishedError, table
 
-NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or a hub's org/name."
+NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or the org/name of a hub."
 COLUMNS = ("name", "family", "variant", "source", "bytes", "licence", "resolution", "folder")
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")]
 
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -71,9 +71,11 @@ def info(
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A diffusers repository on the hub.")],
-    full: Annotated[bool, typer.Option("--full", help="Full-precision weights. \\[half, if there are any]")] = False,
-    safety: Annotated[bool, typer.Option("--safety", help="The safety checker too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", metavar="", help="Full-precision weights. \\[half, if there are any]")
+    ] = False,
+    safety: Annotated[bool, typer.Option("--safety", metavar="", help="Fetch the safety checker too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="List the files, fetch nothing.")] = False,
     yes: Yes = False,
     offline: Offline = False,
     json: Json = False,
@@ -84,7 +86,7 @@ def pull(
     say = Output("models pull", json, quiet)
     repo, revision = cache.parse_id(name)
     offer = hub.offer(repo, revision, full=full, safety=safety)
-    result = _tell(offer, say)
+    result = _show(offer, say)
     if dry_run:
         files = (f"{hub.size_text(file.bytes):>9}  {file.path}" for file in offer.files if not file.cached)
         say.result(result | {"dry_run": True}, files)
@@ -112,9 +114,11 @@ def verify(
         for row in () if json else rows:
             say.line(row)
         both = f"diffgen models rm {model.name}, then diffgen models pull {model.name}"
-        again = both if model.source == "cache" else "install or copy it again"
+        fix = both if model.source == "cache" else "install or copy it again"
         raise UnfinishedError(
-            InputError(f"{model.name}: not as recorded: {', '.join(wrong)}", f"it was changed or damaged: {again}"),
+            InputError(
+                f"{model.name}: not as recorded: {', '.join(wrong)}", f"the files were changed or damaged: {fix}"
+            ),
             result,
         )
     say.result(result, rows)
@@ -126,10 +130,11 @@ def verify(
 
 
 def export(
-    name: Annotated[str, typer.Argument(help=NAME + " Or a run.")],
+    name: Annotated[str, typer.Argument(help=NAME[:-1] + ", or a run of diffgen train.")],
     folder: Annotated[str, typer.Argument(help="A new folder to write.")],
     weights: Annotated[
-        str, typer.Option(help="Of a run: ema, model, or ema-<length>.", metavar="NAME", show_default=False)
+        str,
+        typer.Option(help="Weights of a run: ema, model, or ema-<length>. \\[ema]", metavar="NAME", show_default=False),
     ] = "ema",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -140,7 +145,7 @@ def export(
     model = find.find(name)
     is_run = model.is_run
     if weights != "ema" and not is_run:
-        raise UsageError(f"--weights {weights} is for runs", "leave it out")
+        raise UsageError(f"--weights {weights} is only for runs", "leave it out")
     if dtype_name(dtype) != "auto" and is_run:
         raise UsageError(f"--dtype {dtype} is not for runs: their weights are float32", "leave it out")
     place = Path(folder)
@@ -160,8 +165,12 @@ def export(
 
 
 def rm(
-    name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]|NAME", help="In the cache, or in your list.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    name: Annotated[
+        str, typer.Argument(metavar="ORG/NAME[@REVISION]|NAME", help="A model in the cache, or a name in your list.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="List what would be deleted, delete nothing.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -173,7 +182,7 @@ def rm(
         path, text = listed.without(name)
         what = f"the entry {name!r} of {path} (the model itself stays)"
         result: dict[str, Any] = {"removed": [name], "bytes": 0}
-        if _agreed(say, what, dry_run, yes):
+        if _confirm_delete(say, what, dry_run, yes):
             publish(path, text, overwrite=True)
         say.result(result | {"dry_run": dry_run}, [name])
         return
@@ -182,27 +191,27 @@ def rm(
     if cache.ID.fullmatch(name) is None or ".." in name:
         raise InputError(
             f"{name!r} is neither in the download cache nor in your list",
-            "folders and files of yours are yours to delete",
+            "your own folders and files are yours to delete",
         )
     repo, revision = cache.parse_id(name)
     snapshots = cache.snapshots_of(repo)
-    going = [s for s in snapshots if revision is None or revision == s.commit or revision in s.refs]
-    if not going:
-        here = ", ".join(sorted({snapshot.repo for snapshot in cache.snapshots()})) or "nothing"
-        raise InputError(f"{name!r} is neither in the download cache nor in your list", f"cached: {here}")
-    size = sum(s.bytes for s in going)
-    what = f"{repo} ({', '.join(s.commit[:8] for s in going)}), up to {hub.size_text(size)}, from {cache.cache_dir()}"
-    result = {"removed": [f"{repo}@{s.commit}" for s in going], "bytes": size}
-    if _agreed(say, what, dry_run, yes):
-        hub.remove(going)
+    removed = [s for s in snapshots if revision is None or revision == s.commit or revision in s.refs]
+    if not removed:
+        cached = ", ".join(sorted({snapshot.repo for snapshot in cache.snapshots()})) or "nothing"
+        raise InputError(f"{name!r} is neither in the download cache nor in your list", f"cached: {cached}")
+    size = sum(s.bytes for s in removed)
+    what = f"{repo} ({', '.join(s.commit[:8] for s in removed)}), up to {hub.size_text(size)}, from {cache.cache_dir()}"
+    result = {"removed": [f"{repo}@{s.commit}" for s in removed], "bytes": size}
+    if _confirm_delete(say, what, dry_run, yes):
+        hub.remove(removed)
     say.result(result | {"dry_run": dry_run}, result["removed"])
 
 
 def offer_pull(name: str | None, say: Output, offline: bool = False, family: str | None = None) -> find.Model:
-    """The model of that name; of a hub's id that is not cached, on a terminal, after asking and fetching.
+    """The model of that name. On a terminal, offer to fetch a hub's model that is not in the cache.
 
-    With `family` no model of another one is fetched. Raises NotCached where there is nobody to ask, or the network is
-    forbidden, or the answer is no.
+    With `family`, only a model of that family is fetched. Raises NotCached without a terminal, if the network is
+    forbidden, or if the answer is no. Raises InputError for another family.
     """
     try:
         return find.find(name)
@@ -213,7 +222,7 @@ def offer_pull(name: str | None, say: Output, offline: bool = False, family: str
         offer = hub.offer(*cache.parse_id(error.id))
         if family not in (None, offer.family):
             raise InputError(f"{offer.repo}: a model of the family {offer.family}, not {family}") from error
-        _tell(offer, say)
+        _show(offer, say)
         if not typer.confirm(f"It is not on this machine. Fetch {hub.size_text(offer.bytes)}?", err=True):
             raise
         _fetch(offer, say)
@@ -237,7 +246,7 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _model_files(model: find.Model) -> list[dict[str, Any]]:
-    """path, sha256, recorded and state ("right", "wrong", "not recorded") of each file that the model is read from."""
+    """path, sha256, recorded hash and state ("right", "wrong", "not recorded") of each file of the model."""
     checked = find.check(model)
     card = {} if model.file else _card_hashes(model)
     files = []
@@ -251,36 +260,36 @@ def _model_files(model: find.Model) -> list[dict[str, Any]]:
 
 
 def _run_files(model: find.Model) -> list[dict[str, Any]]:
-    """The same of a run's checkpoints, whose state.json has the hashes."""
+    """The same as `_model_files`, for the checkpoints of a run. Their state.json has the hashes."""
     files = []
     for checkpoint in read_run(model.folder).checkpoints():
         recorded = gate.read_json(checkpoint / "state.json").get("files")
-        for name, said in sorted(recorded.items() if isinstance(recorded, dict) else ()):
+        for name, entry in sorted(recorded.items() if isinstance(recorded, dict) else ()):
             digest = gate.sha256_of(checkpoint / Path(name).name)
-            wanted = said.get("sha256") if isinstance(said, dict) else None
-            state = "right" if wanted == digest else "wrong"
+            expected = entry.get("sha256") if isinstance(entry, dict) else None
+            state = "right" if expected == digest else "wrong"
             path = f"checkpoints/{checkpoint.name}/{name}"
-            files.append({"path": path, "sha256": digest, "recorded": wanted, "state": state})
+            files.append({"path": path, "sha256": digest, "recorded": expected, "state": state})
     return files
 
 
 def _card_hashes(model: find.Model) -> dict[str, str]:
-    """{path: SHA-256} of the model's card, if it has such."""
+    """The hashes in the model's card: {path: SHA-256}, empty if it has none. Raises InputError."""
     card = model.folder / "card.json"
     hashes = gate.read_json(card).get("sha256", {}) if card.is_file() else {}
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
-        raise InputError(f"{card}: sha256 is no table of paths and hashes")
+        raise InputError(f"{card}: sha256 must be a table of paths and hashes")
     return hashes
 
 
-def _tell(offer: hub.Offer, say: Output) -> dict[str, Any]:
-    """Say what a download would be; the same as a result."""
-    here = sum(file.bytes for file in offer.files) - offer.bytes
+def _show(offer: hub.Offer, say: Output) -> dict[str, Any]:
+    """Print what would be downloaded, and return it as a JSON result."""
+    cached_bytes = sum(file.bytes for file in offer.files) - offer.bytes
     say.note(f"{offer.repo}@{offer.commit[:12]}: {offer.family}, weights in {offer.precision}")
     say.note(f"licence: {offer.licence or 'not stated'}{'; gated' if offer.gated else ''}")
     say.note(
         f"to fetch: {hub.size_text(offer.bytes)} in {sum(not file.cached for file in offer.files)} files"
-        + (f" ({hub.size_text(here)} are here already)" if here else "")
+        + (f" ({hub.size_text(cached_bytes)} are already here)" if cached_bytes else "")
     )
     return {
         "repo": offer.repo,
@@ -299,13 +308,13 @@ def _fetch(offer: hub.Offer, say: Output) -> Any:
     done = 0
     with say.progress(offer.repo) as on_step:
 
-        def came(count: int) -> None:
+        def on_bytes(count: int) -> None:
             nonlocal done
             done += count
             if on_step:
                 on_step(min(done, offer.bytes) // 2**20, max(offer.bytes // 2**20, 1))
 
-        return hub.pull(offer, came)
+        return hub.pull(offer, on_bytes)
 
 
 def _terminal() -> bool:
@@ -313,15 +322,15 @@ def _terminal() -> bool:
 
 
 def _ask(say: Output, question: str) -> None:
-    """Go on only after a yes. Raises UsageError where there is nobody to ask, or the answer is no."""
+    """Ask for confirmation. Raises UsageError without a terminal, or if the answer is no."""
     if say.as_json or not _terminal():
-        raise UsageError("nobody is here to be asked", "add --yes")
+        raise UsageError("cannot ask for confirmation without a terminal", "add --yes")
     if not typer.confirm(question, err=True):
         raise UsageError("nothing was done")
 
 
-def _agreed(say: Output, what: str, dry_run: bool, yes: bool) -> bool:
-    """Tell what would be deleted; True if it is to be."""
+def _confirm_delete(say: Output, what: str, dry_run: bool, yes: bool) -> bool:
+    """Print what would be deleted, and return whether to delete it."""
     say.note(f"{'would delete' if dry_run else 'delete'} {what}")
     if dry_run:
         return False
@@ -331,7 +340,7 @@ def _agreed(say: Output, what: str, dry_run: bool, yes: bool) -> bool:
 
 
 def _item(value: object) -> str:
-    """Of a list: a grid, or a text."""
+    """An item of a list as text: a grid, or any other value."""
     if isinstance(value, dict):
         return f"{value['file']} ({value['scheduler']}, {value['steps']} steps, guidance {value['guidance']})"
     return str(value)

@@ -1,4 +1,4 @@
-"""Show pictures in the terminal while they are made."""
+"""Show pictures in the terminal while they form."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from diffgen.generation.model import Generator
 from diffgen.generation.plan import Picture
 from diffgen.images.preview import colours_of, half_blocks
 
-SECONDS = 0.15  # at least, between two previews
+SECONDS = 0.15  # the shortest time between two previews
 
 
 class View:
-    """The picture above the progress bar, redrawn in place; finished ones stay. A renderable of rich."""
+    """The current picture above the progress bar, redrawn in place, as a renderable of rich. Finished pictures stay."""
 
     def __init__(self, colours: str) -> None:
         self.colours = colours
@@ -27,27 +27,27 @@ class View:
 
     @property
     def color_system(self) -> str:
-        """The colours, as rich calls them."""
+        """Rich's name of the colour system."""
         return "truecolor" if self.colours == "24bit" else "256"
 
     def watch(self, generator: Generator) -> Callable[[Any, int, Any], None]:
-        """The `on_denoised` of `pictures`: shows the first picture of each batch."""
+        """An `on_denoised` callback that shows the first picture of each batch."""
 
-        def look(shots: Any, i: int, x0: Any) -> None:
+        def update(shots: Any, i: int, x0: Any) -> None:
             if time.monotonic() - self._last >= SECONDS:
                 self._text = self._drawn(generator.sketch(x0[0]))
                 self._last = time.monotonic()
                 self._changed = True
 
-        return look
+        return update
 
     def changed(self) -> bool:
-        """Is there something new to show since the last call?"""
+        """Whether there is something new to show since the last call."""
         changed, self._changed = self._changed, False
         return changed
 
     def finished(self, picture: Picture) -> None:
-        """The picture as it came out stays on the screen; the next one begins below it."""
+        """Print the finished picture, which stays on the screen; the next one begins below it."""
         self._text = None
         if picture.image is not None:
             self.console.print(self._drawn(picture.image))
@@ -57,7 +57,7 @@ class View:
             yield self._text
 
     def _drawn(self, image: Any) -> Any:
-        """The picture as a text of rich."""
+        """The picture as coloured text for rich."""
         from rich.text import Text
 
         lines = half_blocks(image, self.console.width - 1, self.console.height - 3, self.colours)

@@ -19,11 +19,11 @@ def _device(show_default: bool | str = True) -> Any:
 
 
 Device = Annotated[str, _device()]
-RecordedDevice = Annotated[str | None, _device("the recorded one, if it is here")]
+RecordedDevice = Annotated[str | None, _device("the recorded device, if this machine has it")]
 Dtype = Annotated[
     str,
     typer.Option(
         metavar="auto|float32|float16|bfloat16", help="Number format of the weights.", rich_help_panel=MACHINE
     ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]
+Offline = Annotated[bool, typer.Option("--offline", metavar="", help="Never use the network.", rich_help_panel=MACHINE)]

@@ -1,4 +1,4 @@
-"""How every command speaks: results on stdout, all else on stderr; one line an error; one JSON document if asked."""
+"""The output of every command: results on stdout, the rest on stderr, one line per error, one document with --json."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ SCHEMA = "diffgen.result/1"
 
 # The options that every command has.
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on stdout, errors too.", rich_help_panel="Output")
+    bool, typer.Option("--json", metavar="", help="Print one JSON document, even on errors.", rich_help_panel="Output")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.", rich_help_panel="Output")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", help="Print only errors on stderr.", rich_help_panel="Output")
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.", rich_help_panel="Output")
+]
 
 
 class UnfinishedError(Exception):
-    """A command that did a part of its work: the error, and the result so far."""
+    """The error of a command that did a part of its work, with the result so far."""
 
     def __init__(self, error: BaseException, result: dict[str, Any]) -> None:
         super().__init__(str(error))
@@ -31,19 +35,19 @@ class UnfinishedError(Exception):
 
 
 class Output:
-    """What one command says."""
+    """The output of one command."""
 
     def __init__(self, command: str, as_json: bool = False, quiet: bool = False) -> None:
         self.command, self.as_json, self.quiet = command, as_json, quiet
         self._warned: set[str] = set()
 
     def line(self, text: str) -> None:
-        """A line of the result, just as it is; with --json it waits for `result`."""
+        """Print a line of the result, unescaped. With --json, print nothing: `result` has it."""
         if not self.as_json:
             print(text, flush=True)
 
     def result(self, result: dict[str, Any], lines: Iterable[str] = ()) -> None:
-        """The result, once: as JSON, or as its lines."""
+        """Print the result, once: as JSON, or as its lines."""
         if self.as_json:
             document(self.command, ok=True, result=result)
         else:
@@ -55,16 +59,17 @@ class Output:
             print(printable(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """A warning, once."""
+        """Print a warning, once."""
         if text not in self._warned:
             self._warned.add(text)
             self.note(f"warning: {text}")
 
     @contextlib.contextmanager
     def progress(self, what: str, above: Any = None) -> Iterator[Callable[..., None] | None]:
-        """On a terminal, a bar with the time that is left, moved by `on_step(done, total, text)`; elsewhere None.
+        """Show a progress bar with the remaining time on a terminal.
 
-        `above`: an `observe.View`, drawn over the bar.
+        Yields `on_step(done, total, text)`, which moves the bar; None without a terminal. `above` is an `observe.View`
+        that is drawn above the bar.
         """
         if self.quiet or not sys.stderr.isatty():
             yield None
@@ -84,7 +89,7 @@ class Output:
                     return Group(above, super().get_renderable())
 
             kind = Viewed
-        # Two threads that print, rich's own and this one, can lose lines: with pictures only this one draws.
+        # Two threads that print, rich's own and this one, can lose lines. With pictures, only this one draws.
         settings: dict[str, Any] = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
         with kind(*columns, console=console, auto_refresh=above is None, **settings) as bar:
             task = bar.add_task(what, total=None)
@@ -97,14 +102,14 @@ class Output:
 
 
 def document(command: str, **content: Any) -> None:
-    """The one JSON document; ASCII, so that no locale can break it."""
+    """Print the JSON document, in ASCII, so that no locale can break it."""
     print(json.dumps({"schema": SCHEMA, "ok": content.pop("ok"), "command": command, **content}), flush=True)
 
 
 def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: dict[str, Any] | None = None) -> None:
-    """Say what went wrong, in one line on stderr; with --json also in the document, with the result so far."""
+    """Print the error in one line on stderr. With --json, print the document too, with the result so far."""
     text = f"{error.message.rstrip('.')}; {error.hint}" if error.hint else error.message
-    with contextlib.suppress(OSError):  # nobody reads it: the exit code remains
+    with contextlib.suppress(OSError):  # nobody reads the output; the exit code still reports the error
         print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
     if as_json:
         details = {"code": int(code), "message": error.message, "hint": error.hint}
@@ -124,19 +129,19 @@ def refuse_empty(values: Mapping[str, Any], names: Mapping[str, str]) -> None:
 
 
 def printable(text: str) -> str:
-    """The text with its control characters escaped: a prompt or a file name must not steer the terminal."""
+    """The text with control characters escaped: a prompt or a file name must not control the terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" or "\ud800" <= c <= "\udfff" else repr(c)[1:-1] for c in text)
 
 
 def time_text(seconds: float) -> str:
-    """A duration, for people: 45 s, 12 min, 3.4 h."""
+    """A duration as text: 45 s, 12 min, 3.4 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def table(rows: list[list[str]]) -> Iterator[str]:
-    """Rows as aligned columns."""
+    """The rows as lines of aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""diffgen prompt: what a model reads of a prompt."""
+"""diffgen prompt: show how a model reads a prompt."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def explain(
         str | None,
         typer.Option("--model", "-m", metavar="NAME|FOLDER|FILE", help="Model with the tokenizer. \\[emoji]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the picture: it makes the choices of wildcards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the picture; it decides the choices.")] = 0,
     prompt_syntax: Annotated[
-        str, typer.Option("--prompt-syntax", metavar="a1111|plain", help="Whether brackets and braces mean anything.")
+        str, typer.Option("--prompt-syntax", metavar="a1111|plain", help="Whether brackets and braces are syntax.")
     ] = "a1111",
     wildcards: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Files of wildcards. \\[wildcards, and the user's]")
+        str | None, typer.Option(metavar="FOLDER", help="Folder of wildcard files. \\[./wildcards and your own]")
     ] = None,
     style: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A style of styles.toml; may be repeated.")
+        list[str] | None, typer.Option(metavar="NAME", help="Style in styles.toml; may be repeated.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -62,7 +62,7 @@ def explain(
         (checked.components[name] for name in ("tokenizer", "tokenizer_2") if name in checked.components), None
     )
     if tokenizer is None:
-        raise UsageError(f"{chosen.name} takes no prompt", "diffgen models list shows what there is")
+        raise UsageError(f"{chosen.name} takes no prompt", "see: diffgen models list")
     encoder = checked.components[tokenizer.name.replace("tokenizer", "text_encoder")]
     length = check_int("max_position_embeddings", encoder.config.get("max_position_embeddings", 77), 3, 10**6)
     result = explained(

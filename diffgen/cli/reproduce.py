@@ -1,4 +1,4 @@
-"""diffgen reproduce: make a picture again, and say whether the pixels are the same."""
+"""diffgen reproduce: make a picture again and compare the pixels."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def reproduce(
     ] = None,
     images: Annotated[
         list[str] | None,
-        typer.Option("--image", metavar="FILE", help="What it was made from; may be repeated."),
+        typer.Option("--image", metavar="FILE", help="Image it was made from; may be repeated."),
     ] = None,
     files: Annotated[
         list[str] | None,
-        typer.Option("--file", metavar="PATH", help="A LoRA, embedding, ControlNet, refiner or grid; may be repeated."),
+        typer.Option("--file", metavar="PATH", help="LoRA, embedding, ControlNet, refiner or grid; may be repeated."),
     ] = None,
     device: RecordedDevice = None,
     offline: Offline = False,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", "--output", metavar="FILE", help="Where to write what is made.")
+        str | None, typer.Option("--out", "-o", "--output", metavar="FILE", help="Image file to write. \\[none]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a file that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -64,7 +64,7 @@ def reproduce(
     outputs = None if out is None else Outputs(out, 1, overwrite)
     environment.prepare(offline)
     if not debug:
-        warnings.simplefilter("ignore")  # of the libraries
+        warnings.simplefilter("ignore")  # warnings of the libraries
     from diffgen.reproduce import reproduce as make_again
 
     with say.progress(file) as on_step:
@@ -90,8 +90,8 @@ def reproduce(
         say.result(result, ["identical pixels"])
         return
     if outcome.differing_pixels is None:
-        far = "another size"
+        difference = "another size"
     else:
         total = outcome.image.width * outcome.image.height
-        far = f"{outcome.differing_pixels} of {total} pixels differ, by at most {outcome.max_difference} of 255"
-    raise UnfinishedError(InvalidOutput(f"{file} is not reproduced: {far}", outcome.reason or ""), result)
+        difference = f"{outcome.differing_pixels} of {total} pixels differ, by at most {outcome.max_difference} of 255"
+    raise UnfinishedError(InvalidOutput(f"{file} is not reproduced: {difference}", outcome.reason or ""), result)

@@ -1,4 +1,4 @@
-"""diffgen shell: pictures line by line, the model kept loaded."""
+"""diffgen shell: make pictures line by line with one loaded model."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ Examples:
   printf 'a red apple\\na green apple --steps 10\\n' | diffgen shell -o apples/
 """
 
-HELP = """a red apple --steps 10 -n 2   a prompt up to the first option, then options of diffgen generate
-"a red apple" "a cat" -n 2    or the words as in a shell, if the line begins with a quote
-:set steps 10                 an option for all lines that follow; :set alone shows them
-:unset steps                  not any more
+HELP = """a red apple --steps 10 -n 2   a prompt, then options of diffgen generate
+"a red apple" "a cat" -n 2    a line that begins with a quote is split as a shell does
+:set steps 10                 set an option for all following lines; :set alone lists them
+:unset steps                  remove the option
 :model NAME                   the same as :set model NAME
-:help  :quit                  (or Ctrl-D); Ctrl-C stops the picture that is being made"""
+:help  :quit                  (or Ctrl-D); Ctrl-C stops the current picture"""
 
 
 def shell(
     model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="As in generate. \\[emoji]")
+        str | None, typer.Option("--model", "-m", metavar="NAME|PATH|ID", help="Name, path, or hub id. \\[emoji]")
     ] = None,
     prediction: Annotated[
         str | None, typer.Option(metavar="epsilon|v_prediction", help="What a single file predicts.")
@@ -56,7 +56,7 @@ def shell(
     dtype: Dtype = "auto",
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", "--output", metavar="FOLDER/|TEMPLATE", help="Where pictures go. \\[outputs/]"),
+        typer.Option("--out", "-o", "--output", metavar="FOLDER/|TEMPLATE", help="Folder, or a template. \\[outputs/]"),
     ] = None,
     offline: Offline = False,
     json: Json = False,
@@ -75,8 +75,8 @@ def shell(
     if prediction is not None:
         chosen = predicting(chosen, prediction)
     with keeping():
-        load(chosen, device_name(device), dtype_name(dtype), "none", "none")  # as generate asks, unless told otherwise
-        session.say.note(f"{chosen.name} is loaded; a prompt and its options a line, :help, :quit")
+        load(chosen, device_name(device), dtype_name(dtype), "none", "none")  # the defaults of generate
+        session.say.note(f"{chosen.name} is loaded; write one prompt and its options per line; :help, :quit")
         for line in _lines(session):
             session.obey(line)
     if json:
@@ -88,18 +88,18 @@ def shell(
 
 
 class Session:
-    """What was set, and how it went so far."""
+    """The options that are set, and the results so far."""
 
     def __init__(self, say: Output, always: list[str]) -> None:
         self.say, self.always = say, always
         self.options: dict[str, list[str]] = {}  # name: the words of the option
-        self.known = _options()
+        self.flags = _options()
         self.code = int(ExitCode.DONE)
         self.error: dict[str, Any] | None = None
         self.results: list[dict[str, Any]] = []
 
     def obey(self, line: str) -> None:
-        """One line; what goes wrong is told, and the next line may come. A SIGTERM is obeyed."""
+        """Run one line and report its error, if any, so that the next line can follow. SIGTERM ends the shell."""
         words, code = ["shell", *self.always, *["--json"] * self.say.as_json], int(ExitCode.DONE)
         written = io.StringIO()
         try:
@@ -123,24 +123,24 @@ class Session:
             self.error = entry.get("error")
 
     def words(self, line: str) -> list[str]:
-        """The words of `diffgen generate` that a line stands for. Raises UsageError."""
+        """The command words of a line, from "generate" on. Raises UsageError."""
         try:
             if line[0] in "\"'":
                 arguments = shlex.split(line)
-            else:  # an apostrophe in the prompt is no quote
+            else:  # an apostrophe in the prompt does not quote
                 prompt, options = re.fullmatch(r"(.*?)((?:(?<!\S)--?[A-Za-z].*)?)", line, re.DOTALL).groups()  # type: ignore[union-attr]
                 arguments = [prompt.strip()] * bool(prompt.strip()) + shlex.split(options)
         except ValueError as error:
             raise UsageError(f"cannot read the line: {error}", "quotes come in pairs") from error
         if "-" in arguments:
             raise UsageError(
-                "- reads prompts from stdin, and there the shell reads its lines", "use --prompt-file FILE"
+                "- would read prompts from stdin, from which the shell reads its lines", "use --prompt-file FILE"
             )
-        settled = [word for words in self.options.values() for word in words]
-        return ["generate", *settled, *self.always, *["--json"] * self.say.as_json, *arguments]
+        set_words = [word for words in self.options.values() for word in words]
+        return ["generate", *set_words, *self.always, *["--json"] * self.say.as_json, *arguments]
 
     def command(self, name: str = "", rest: str = "") -> None:
-        """A line that begins with a colon. Raises UsageError, InputError."""
+        """Run a line that begins with a colon. Raises UsageError and InputError."""
         rest = rest.strip()
         if name == "help":
             self.say.note(HELP)
@@ -156,21 +156,21 @@ class Session:
                 self.set("model", rest)
             self.say.note(f"model {' '.join(self.options.get('model', ['', find().name])[1:])}")
         else:
-            raise UsageError(f"there is no :{name}", ":help shows what there is")
+            raise UsageError(f"there is no :{name}", ":help lists the commands")
 
     def name(self, key: str) -> str:
-        """The option's name. Raises UsageError for one that generate does not have."""
+        """The name of an option, from its name or its flag. Raises UsageError for an unknown one."""
         name = key.lstrip("-").replace("-", "_")
         spellings = {key, f"-{key}", f"--{key}"}
-        name = next((known for known, (words, _) in self.known.items() if spellings & set(words)), name)
-        if name not in self.known:
+        name = next((option for option, (words, _) in self.flags.items() if spellings & set(words)), name)
+        if name not in self.flags:
             raise UsageError(f"generate has no option {key!r}", "see: diffgen generate --help")
         return name
 
     def set(self, key: str, value: str) -> None:
-        """An option for all lines that follow. Raises UsageError."""
+        """Set an option for all following lines. Raises UsageError."""
         name = self.name(key)
-        words, is_flag = self.known[name]
+        words, is_flag = self.flags[name]
         option = max(words, key=len)
         if is_flag:
             if value not in ("", "on", "off"):
@@ -179,35 +179,35 @@ class Session:
             if value == "off":
                 del self.options[name]
         elif not value:
-            raise UsageError(f":set {key} needs a value", f":unset {key} takes it back")
+            raise UsageError(f":set {key} needs a value", f":unset {key} removes it")
         else:
             self.options[name] = [option, value]
 
 
 def _generate(words: list[str]) -> int:
-    """`diffgen generate …` in this process."""
+    """Run `diffgen generate …` in this process and return its exit code."""
     code = GENERATE.main(words[1:], prog_name="diffgen generate", standalone_mode=False)
     raise_if_stopped()
     return int(code or ExitCode.DONE)
 
 
 def _options() -> dict[str, tuple[list[str], bool]]:
-    """{name: (its words, is it a flag)} of the options of generate."""
-    left_out = ("json", "quiet", "debug", "prompt", "help")
+    """The options of generate: {name: (its flags, whether it takes no value)}."""
+    excluded = ("json", "quiet", "debug", "prompt", "help")
     return {
-        str(one.name): (list(one.opts), bool(getattr(one, "is_flag", False)))
-        for one in GENERATE.params
-        if one.name not in left_out
+        str(option.name): (list(option.opts), bool(getattr(option, "is_flag", False)))
+        for option in GENERATE.params
+        if option.name not in excluded
     }
 
 
 def _lines(session: Session) -> Iterator[str]:
-    """The lines that there are to obey; without blank ones and comments. On a terminal they are asked for."""
+    """The lines to run, up to :quit or the end, without blank lines and comments. A terminal shows a prompt."""
     terminal = sys.stdin is not None and sys.stdin.isatty()
-    ask = _asker(terminal)
+    read_line = _line_reader(terminal)
     while True:
         try:
-            line = ask()
+            line = read_line()
         except EOFError:
             return
         except Stopped:
@@ -222,11 +222,11 @@ def _lines(session: Session) -> Iterator[str]:
             yield line
 
 
-def _asker(terminal: bool) -> Callable[[], str]:
-    """What reads the next line; raises EOFError at the end."""
+def _line_reader(terminal: bool) -> Callable[[], str]:
+    """The function that returns the next line, or raises EOFError at the end."""
     if terminal and sys.stdout.isatty():
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (remembers the lines, in memory only)
+            import readline  # noqa: F401  (keeps a history of the lines, in memory only)
         return lambda: input("diffgen> ")
 
     def read() -> str:
