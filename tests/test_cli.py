@@ -1,4 +1,4 @@
-"""The command: what stands on stdout, which code it exits with, and what is left behind when it is stopped."""
+"""The command: its stdout, its exit codes, and the files that it leaves when it is stopped."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def same_pixels(a: Image.Image, path: str | Path) -> bool:
         return a.tobytes() == b.convert("RGB").tobytes()
 
 
-# What it makes
+# Pictures and results
 
 
-def test_the_command_makes_what_load_and_generate_make(tiny: Path, tmp_path: Path) -> None:
-    """In a process of its own, whatever could colour its output: same pixels, same metadata, clean stdout."""
+def test_the_command_equals_load_and_generate(tiny: Path, tmp_path: Path) -> None:
+    """In its own process, where the environment asks for colour: same pixels, same metadata, no colour codes."""
     options = ["--seed", "7", "-n", "2", "--scheduler", "DPM++ 2M Karras", "--steps", "4", "--guidance", "3", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "diffgen", "generate", "a red \x1b[31m apple", "-m", tiny, "-o", "made/", *options],
@@ -78,7 +78,7 @@ def test_the_command_makes_what_load_and_generate_make(tiny: Path, tmp_path: Pat
 def test_python_writes_what_the_command_writes(
     diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lines with options, steps and maps of attention: the same files, the same result."""
+    """Lines with options, steps and attention maps give the same files and the same result."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a red apple", "count": 2}\n{"prompt": "a blue apple"}\n')
     monkeypatch.chdir(tmp_path)
     options: Any = {"seed": 7, "steps": 2, "attention": ["apple"], "keep_steps": True}
@@ -149,7 +149,7 @@ def test_prompts_come_from_files_and_stdin(
     assert info(images[0]["path"]) == {}
 
 
-def test_hidden_aliases_of_the_neighbours(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_hidden_aliases_from_other_programs(diffgen_: Callable[..., Result], tiny: Path) -> None:
     _, out, _ = diffgen_("generate", "a", "-m", tiny, "--dry-run", "--json", "--cfg-scale", 4, "--sampler", "k_euler")
     result = json.loads(out)["result"]
     assert (result["guidance"], result["scheduler"]) == (4, "euler")
@@ -279,13 +279,13 @@ def test_errors_are_one_line_or_one_document(
     assert sorted(os.listdir()) == ["latin1.txt", "there.png"]
 
 
-def test_a_device_that_is_not_there(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_a_missing_device_is_an_error(diffgen_: Callable[..., Result], tiny: Path) -> None:
     code, _, err = diffgen_("generate", "a", "-m", tiny, "--device", "cuda:99")
     assert code == 2
     assert "error: --device cuda:99: torch finds no such device" in err
 
 
-def test_an_existing_file_is_replaced_only_if_told(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(diffgen_: Callable[..., Result], tiny: Path) -> None:
     Path("x.png").write_bytes(b"mine")
     assert diffgen_("generate", "a", "-m", tiny, "-o", "x.png")[0] == 6
     assert Path("x.png").read_bytes() == b"mine"
@@ -293,7 +293,7 @@ def test_an_existing_file_is_replaced_only_if_told(diffgen_: Callable[..., Resul
     assert info("x.png")["diffgen"]
 
 
-def test_a_batch_that_fails_in_part_saves_the_rest_and_lists_what_failed(
+def test_a_partly_failed_batch_saves_the_rest_and_lists_the_failures(
     diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path
 ) -> None:
     from test_generate import TEXT
@@ -320,9 +320,7 @@ def test_a_batch_that_fails_in_part_saves_the_rest_and_lists_what_failed(
         (["generate", "--steps", "many"], "diffgen generate"),
     ],
 )
-def test_a_usage_error_names_a_help_that_is_there(
-    diffgen_: Callable[..., Result], args: list[str], help_of: str
-) -> None:
+def test_a_usage_error_names_an_existing_help(diffgen_: Callable[..., Result], args: list[str], help_of: str) -> None:
     assert diffgen_(*args)[2].endswith(f"; see: {help_of} --help\n")
     assert diffgen_(*help_of.split()[1:], "--help")[0] == 0
 
@@ -336,7 +334,7 @@ def test_a_usage_error_names_a_help_that_is_there(
         (["nothing"], 'diffgen generate "nothing"'),
     ],
 )
-def test_a_prompt_without_a_command_is_told_its_command(
+def test_a_prompt_without_a_command_gets_a_suggestion(
     diffgen_: Callable[..., Result], args: list[str], command: str
 ) -> None:
     code, _, err = diffgen_(*args)
@@ -344,7 +342,7 @@ def test_a_prompt_without_a_command_is_told_its_command(
     assert f"; to make a picture of it: {command}; see:" in err
 
 
-def test_a_misspelt_command_is_told_the_near_one(diffgen_: Callable[..., Result]) -> None:
+def test_a_misspelt_command_gets_a_suggestion(diffgen_: Callable[..., Result]) -> None:
     for args in (["genrate", "a cat"], ["genrate"]):
         code, _, err = diffgen_(*args)
         assert code == 2
@@ -353,7 +351,7 @@ def test_a_misspelt_command_is_told_the_near_one(diffgen_: Callable[..., Result]
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("option", ["--quiet", "--json"])
-def test_a_result_that_nobody_reads_is_silent_and_a_full_disk_is_one_line(tiny: Path, option: str) -> None:
+def test_a_closed_pipe_is_silent_and_a_full_disk_is_one_line(tiny: Path, option: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
@@ -376,11 +374,11 @@ def test_a_traceback_only_with_debug(diffgen_: Callable[..., Result], tiny: Path
     assert "Traceback" in diffgen_("generate", "a", "-m", "nothing", "--debug")[2]
 
 
-# Stopped
+# Interruption
 
 
-def test_stopped_it_leaves_whole_pictures_only(tiny: Path, tmp_path: Path) -> None:
-    """Two real processes with thousands of pictures to make, each stopped in another way while it is writing them."""
+def test_an_interrupted_command_leaves_only_complete_pictures(tiny: Path, tmp_path: Path) -> None:
+    """Two processes with thousands of pictures each: one gets SIGINT, one SIGKILL, while it writes them."""
     terminal, their_end = os.openpty()
     processes: dict[int, subprocess.Popen[str]] = {}
     for number in (signal.SIGINT, signal.SIGKILL):
@@ -394,8 +392,8 @@ def test_stopped_it_leaves_whole_pictures_only(tiny: Path, tmp_path: Path) -> No
             text=True,
         )
     os.close(their_end)
-    seen = bytearray()
-    reader = threading.Thread(target=_drain, args=(terminal, seen), daemon=True)
+    output = bytearray()
+    reader = threading.Thread(target=_drain, args=(terminal, output), daemon=True)
     reader.start()
     for number, process in processes.items():
         while len(list(tmp_path.glob(f"{number}/*.png"))) < 3:
@@ -410,16 +408,16 @@ def test_stopped_it_leaves_whole_pictures_only(tiny: Path, tmp_path: Path) -> No
         assert info(path)["diffgen"]  # decoded to its last row
     document = json.loads(out)
     assert document["error"]["code"] == 130
-    made = [image["path"] for image in document["result"]["images"]]
-    assert sorted(made) == sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "2").iterdir())
+    paths = [image["path"] for image in document["result"]["images"]]
+    assert sorted(paths) == sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "2").iterdir())
     assert nothing == ""
-    # Their stderr was a terminal: a bar there, and still one document on stdout.
-    assert ESC.encode() in seen
-    assert b"error: interrupted" in seen
+    # Their stderr is a terminal: it shows a progress bar, and stdout is still one document.
+    assert ESC.encode() in output
+    assert b"error: interrupted" in output
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_stopped_while_it_imports_it_says_so(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_an_interruption_during_imports_is_reported(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "diffgen", "generate", "a", "-m", tiny, "--json"],
         cwd=tmp_path,
@@ -429,9 +427,9 @@ def test_stopped_while_it_imports_it_says_so(tiny: Path, tmp_path: Path, number:
         text=True,
     )
     assert process.stderr is not None
-    assert "seed" in process.stderr.readline()  # said before torch is imported
+    assert "seed" in process.stderr.readline()  # printed before torch is imported
     threading.Event().wait(0.3)
-    for _ in range(3):  # the impatient press it again
+    for _ in range(3):  # the signal may come several times
         process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, json.loads(out)["error"]["code"]) == (code, code)
@@ -444,5 +442,5 @@ def _drain(descriptor: int, into: bytearray) -> None:
     try:
         while data := os.read(descriptor, 4096):
             into += data
-    except OSError:  # Linux's way to say so
+    except OSError:  # raised on Linux when it is closed
         pass

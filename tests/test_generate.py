@@ -1,4 +1,4 @@
-"""The wrapper: against diffusers' own loading, seed by seed, and what it refuses."""
+"""ImageGenerator: compared with diffusers' own loading, seed by seed; and what it refuses."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_euler_is_diffusers_ddim(generator: ImageGenerator, tiny: Path) -> None:
     assert abs(pixels(image) - pixels(expected)).max() <= 1
 
 
-def test_guidance_is_what_its_formula_says_below_one_too(generator: ImageGenerator) -> None:
+def test_guidance_below_one_follows_the_formula(generator: ImageGenerator) -> None:
     (off,) = generator.generate("a blue square", seed=1, guidance=1)
     (nothing_but_the_negative,) = generator.generate("a red apple", seed=1, guidance=0, negative="a blue square")
     (half,) = generator.generate("a red apple", seed=1, guidance=0.5, negative="a blue square")
@@ -103,14 +103,14 @@ def test_a_picture_does_not_depend_on_its_neighbours(generator: ImageGenerator) 
     assert max(abs(pixels(a) - pixels(b)).max() for a, b in zip(four, batched, strict=True)) <= 1
 
 
-def test_each_prompt_begins_at_the_seed_again(generator: ImageGenerator) -> None:
+def test_each_prompt_starts_at_the_seed(generator: ImageGenerator) -> None:
     images = generator.generate(["a red apple", "a green circle"], count=2, seed=5)
-    made = [(record(image)["prompt"], record(image)["seed"], record(image)["index"]) for image in images]
-    assert made == [("a red apple", 5, 0), ("a red apple", 6, 1), ("a green circle", 5, 0), ("a green circle", 6, 1)]
+    entries = [(record(image)["prompt"], record(image)["seed"], record(image)["index"]) for image in images]
+    assert entries == [("a red apple", 5, 0), ("a red apple", 6, 1), ("a green circle", 5, 0), ("a green circle", 6, 1)]
     assert (pixels(images[2]) == pixels(generator.generate("a green circle", seed=5)[0])).all()
 
 
-def test_the_record_is_enough_to_make_the_picture_again(generator: ImageGenerator) -> None:
+def test_the_record_is_enough_to_reproduce_the_picture(generator: ImageGenerator) -> None:
     (image,) = generator.generate(
         "a red zebra", negative="blue", guidance=4.5, scheduler="DPM++ 2M Karras", steps=4, size="40x24"
     )
@@ -123,7 +123,7 @@ def test_the_record_is_enough_to_make_the_picture_again(generator: ImageGenerato
     assert r["warnings"] == ["tiny never saw 'zebra': a picture of 'a red zebra' will not show it"]
 
 
-def test_what_is_not_asked_for_comes_from_the_card(generator: ImageGenerator) -> None:
+def test_defaults_come_from_the_card(generator: ImageGenerator) -> None:
     r = record(generator.generate("a red apple")[0])
     assert (r["steps"], r["guidance"], r["scheduler"], r["grid"], r["width"]) == (3, 2.0, "euler", "karras", 32)
     assert record(generator.generate("a red apple", scheduler="euler")[0])["grid"] == schedulers.info("euler").grid
@@ -131,13 +131,13 @@ def test_what_is_not_asked_for_comes_from_the_card(generator: ImageGenerator) ->
     assert r["seed"] != record(generator.generate("a red apple")[0])["seed"]
 
 
-def test_a_size_between_is_rounded_and_said(generator: ImageGenerator) -> None:
+def test_a_size_is_rounded_with_a_warning(generator: ImageGenerator) -> None:
     (image,) = generator.generate("a red apple", size="35x4")
     assert image.size == (32, 8)
     assert record(image)["warnings"] == ["size 35x4 rounded to 32x8: this model makes multiples of 8"]
 
 
-def test_a_prompt_too_long_says_what_is_dropped(generator: ImageGenerator) -> None:
+def test_a_long_prompt_warns_about_dropped_words(generator: ImageGenerator) -> None:
     (image,) = generator.generate("a red apple " * 5 + "green circle", prompt_syntax="plain")
     (warning,) = record(image)["warnings"]
     assert "has 19 tokens, this model reads 16; dropped: 'apple green circle'" in warning
@@ -174,13 +174,13 @@ def test_words_are_those_that_the_tokenizer_looks_up(generator: ImageGenerator, 
         ("a blue square", ("blue", "square")),  # tokens of the vocabulary, words of no caption
     ],
 )
-def test_unknown_words_are_those_of_no_caption(tiny: Path, text: str, unknown: tuple[str, ...]) -> None:
+def test_unknown_words_are_in_no_caption(tiny: Path, text: str, unknown: tuple[str, ...]) -> None:
     assert make_plan(find(str(tiny)), text).unknown(text) == unknown
 
 
 def test_a_piece_of_a_known_word_is_not_a_known_word() -> None:
-    known = prompts.caption_words(["snowman", "t-rex", "1st place"], ["flat"])
-    assert prompts.unknown_words(known, "a man, a snowman and the T-Rex, flat style, 1st 2nd") == [
+    vocabulary = prompts.caption_words(["snowman", "t-rex", "1st place"], ["flat"])
+    assert prompts.unknown_words(vocabulary, "a man, a snowman and the T-Rex, flat style, 1st 2nd") == [
         "man", "and", "the", "2", "nd",
     ]  # fmt: skip
 
@@ -265,7 +265,7 @@ UNET, VAE, TEXT = (
 def test_a_model_that_does_not_fit_is_refused(tiny: Path, tmp_path: Path, file: str, change: Any, text: str) -> None:
     folder = changed(tiny, tmp_path / "model", file, change)
     if text == "--size":
-        (folder / "card.json").unlink()  # which would say the size
+        (folder / "card.json").unlink()  # it would give the size
     with pytest.raises(InputError, match=text):
         diffgen.load(str(folder), device="cpu").generate("a")
 
@@ -288,7 +288,7 @@ def test_older_names_and_half_precision_files_give_the_same_model(
     text = {f"text_model.{name}": tensor for name, tensor in text.items()}
     save_file({**text, "text_model.embeddings.position_ids": torch.arange(16)[None]}, folder / TEXT)
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    config["_attn_implementation"] = "somebody/kernel"  # names code: not taken over
+    config["_attn_implementation"] = "somebody/kernel"  # names code, so it is ignored
     (folder / "text_encoder" / "config.json").write_text(json.dumps(config))
     options: dict[str, Any] = {"seed": 1, "steps": 3}
     assert (
@@ -323,20 +323,20 @@ def test_vocab_and_merges_are_read_as_transformers_reads_them(tiny: Path, tmp_pa
     assert ours("a", padding="max_length").input_ids[-1] == vocabulary["!"]
 
 
-def test_every_half_of_a_batch_that_fails_is_named_and_the_rest_is_made(tiny: Path, tmp_path: Path) -> None:
+def test_a_failed_picture_is_named_and_the_rest_are_generated(tiny: Path, tmp_path: Path) -> None:
     token = read_vocabulary(tiny / "tokenizer")[0]["green</w>"]
     folder = changed(tiny, tmp_path / "tiny", TEXT, lambda t: t["embeddings.token_embedding.weight"][token].fill_(3e38))
     model = diffgen.load(str(folder), device="cpu")
     plan: Plan = make_plan(model.model, ["a red apple", "a green apple", "blue"], seed=1)
-    made = list(model.pictures(plan))
-    assert [picture.image is not None for picture in made] == [True, False, True]
-    assert isinstance(made[1].error, InvalidOutput)
-    assert "'a green apple' with seed 1 is not finite" in made[1].error.message
+    pictures = list(model.pictures(plan))
+    assert [picture.image is not None for picture in pictures] == [True, False, True]
+    assert isinstance(pictures[1].error, InvalidOutput)
+    assert "'a green apple' with seed 1 is not finite" in pictures[1].error.message
     with pytest.raises(InvalidOutput):
         model.generate("a green apple")
 
 
-def test_the_end_of_memory_is_told_as_such() -> None:
+def test_out_of_memory_has_its_own_error() -> None:
     with pytest.raises(OutOfMemory, match="memory"), out_of_memory():
         torch.empty(2**60)
     with pytest.raises(RuntimeError, match="other"), out_of_memory():

@@ -1,4 +1,4 @@
-"""The jobs "autoencoder" and "latents": what they draw, what they save, what comes out of them."""
+"""The jobs "autoencoder" and "latents": random draws, checkpoints and exported models."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CAPTIONS = {"text": ["red apple", "a red apple", "green circle"], "weights": [5,
 
 
 def write_data(folder: Path, size: tuple[int, int] = (8, 8), **fields: Any) -> Path:
-    """Six pictures, the fifth of which is held out."""
+    """Write six pictures; the fifth is held out."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     lines = []
@@ -124,8 +124,8 @@ def test_an_interrupted_training_ends_in_the_same_bytes(place: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["vae", "latents"])
-def test_the_loss_of_a_batch_is_that_of_its_parts(place: Path, name: str) -> None:
-    """What a position draws depends on nothing but the seed, the step and the position."""
+def test_the_loss_of_a_batch_equals_that_of_its_parts(place: Path, name: str) -> None:
+    """The draws of a position depend only on the seed, the step and the position."""
     job: Any = AutoencoderJob(config_of(VAE), open_data(place / "data")) if name == "vae" else latent_job(place)
     job.prepare(torch.device("cpu"), torch.enable_grad)
     with torch.no_grad():
@@ -134,14 +134,14 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(place: Path, name: str) -> Non
         other = job.loss(job.networks, 8, slice(0, 4))
     torch.testing.assert_close(expected, parts)
     assert not torch.allclose(expected, other)
-    assert 4 not in torch.cat([job.indices(k) for k in range(10)]).tolist()  # which is held out
+    assert 4 not in torch.cat([job.indices(k) for k in range(10)]).tolist()  # picture 4 is held out
 
 
 # The autoencoder
 
 
 def test_loss_of_the_autoencoder(place: Path) -> None:
-    """Against sums written out, and diffusers' divergence."""
+    """Compare with explicit sums, and with diffusers' KL divergence."""
     job = AutoencoderJob(
         config_of(VAE, data={}, loss={"l1": 2, "l2": 3, "gradient": 5, "kl": 7}), open_data(place / "data")
     )
@@ -162,7 +162,7 @@ def test_loss_of_the_autoencoder(place: Path) -> None:
 
 
 @given(st.integers(-9, 9), st.integers(-9, 9))
-def test_a_moved_picture_continues_its_edge(down: int, right: int) -> None:
+def test_a_shifted_picture_repeats_its_edge(down: int, right: int) -> None:
     x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
     moved = shifted(x, torch.tensor([[down, right], [0, 0]]))
     expected = [[x[0, :, min(max(i - down, 0), 3), min(max(j - right, 0), 4)] for j in range(5)] for i in range(4)]
@@ -170,7 +170,7 @@ def test_a_moved_picture_continues_its_edge(down: int, right: int) -> None:
     assert torch.equal(moved[1], x[1])
 
 
-def test_variations_are_those_asked_for(place: Path) -> None:
+def test_variations_have_the_configured_rates(place: Path) -> None:
     job = AutoencoderJob(config_of(VAE, train={**TRAIN, "batch_size": 2000}), open_data(place / "data"))
     job.prepare(torch.device("cpu"), torch.enable_grad)
     _, flip, shift, order = job._draws(0)
@@ -208,7 +208,7 @@ def test_a_caption_is_drawn_as_often_as_its_weight_says(weights: list[list[float
     assert tokens.choose(last, torch.tensor([1 - 2**-24])).item() == tokens.texts.index(captions[-1][-1][0])
 
 
-def test_captions_are_dropped_as_often_as_asked(place: Path) -> None:
+def test_captions_are_dropped_at_the_configured_rate(place: Path) -> None:
     job = latent_job(place, train={**TRAIN, "batch_size": 4000}, diffusion={"caption_dropout": 0.25})
     job.prepare(torch.device("cpu"), torch.enable_grad)
     drawn = job._draws(3).choices["caption"]
@@ -235,25 +235,25 @@ def test_captions_that_are_cut_off_are_counted(place: Path) -> None:
         ({"text": "a", "held_out": True}, "all pictures are held out"),
     ],
 )
-def test_metadata_that_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_invalid_metadata_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         open_data(write_data(tmp_path / "data", **fields))
 
 
-def test_what_is_drawn_and_held_out_is_in_the_fingerprint(tmp_path: Path) -> None:
+def test_the_fingerprint_covers_captions_and_held_out_pictures(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = [{}, {"text": "a"}, {"text": ["a"]}, {"text": ["a", "b"]}]
     lines += [{"text": ["a", "b"], "weights": [2, 1]}, {"text": "a", "held_out": False}]
     fingerprints = [open_data(write_data(tmp_path / str(i), **fields)).fingerprint for i, fields in enumerate(lines)]
     assert fingerprints[1] != fingerprints[5]
-    assert len(set(fingerprints)) == 5  # a list of one is that one
+    assert len(set(fingerprints)) == 5  # a list of one text equals the text
 
 
-# What comes out
+# Exported models
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    """Every weight, the latents' scale, the tokens; and pictures come out of it."""
+    """It has every weight, the latents' scale and the tokens; and it generates pictures."""
     import diffusers
 
     run = read_run(place / "latents")
@@ -281,7 +281,7 @@ def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torc
         assert theirs.tokenizer(text, **options).input_ids == job.tokenizer(text, **options).input_ids
     (picture,) = diffgen.load(tmp_path / "out").generate("red apple", steps=2)
     assert picture.size == (8, 8)
-    job.prepare(torch.device("cpu"), torch.enable_grad)  # the latents are of unit size, and are those of the pictures
+    job.prepare(torch.device("cpu"), torch.enable_grad)  # latents have unit deviation, and are those of the pictures
     assert job.encoding.latents[job.train].std().item() == pytest.approx(1, abs=0.01)
     x = job.data.to_float(job.data.images)
     with torch.no_grad():
@@ -303,8 +303,8 @@ def test_the_exported_scheduler_is_the_process(place: Path, tmp_path: Path, nois
     assert (expected.alphas_cumprod[-1] == 0) == zero
 
 
-def test_a_run_that_begins_with_a_model(place: Path, tmp_path: Path) -> None:
-    """In half precision; with another tokenizer the embeddings go with the tokens."""
+def test_a_run_can_start_from_a_model(place: Path, tmp_path: Path) -> None:
+    """The model is in half precision. With another tokenizer, each token keeps its embedding."""
     save_latent_run(read_run(place / "latents"), tmp_path / "model")
     job = latent_job(place)
     trainer = Trainer(job, job.config.train, Ranks("cpu"))
@@ -335,7 +335,7 @@ def test_a_run_that_begins_with_a_model(place: Path, tmp_path: Path) -> None:
     assert torch.equal(places, torch.cat([theirs, theirs[-1:].expand(4, -1)]))
 
 
-def test_the_autoencoder_can_begin_with_a_folder(place: Path) -> None:
+def test_the_autoencoder_can_start_from_a_folder(place: Path) -> None:
     job = AutoencoderJob(config_of(VAE), open_data(place / "data"))
     trainer = Trainer(job, job.config.train, Ranks("cpu"))
     start.initialise(trainer, place / "latents" / "vae")
@@ -343,7 +343,7 @@ def test_the_autoencoder_can_begin_with_a_folder(place: Path) -> None:
     assert all(torch.equal(tensor, average[key]) for key, tensor in trainer.model().items())
 
 
-# What does not go together
+# Invalid combinations
 
 
 def test_invalid_combinations_are_named(place: Path, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_invalid_combinations_are_named(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(place: Path, tmp_path: Path, diffgen_: Callable[..., tuple[int, str, str]]) -> None:
-    """Both stages by `diffgen train`, export, and a picture; the first stage has no prompts, the second no pictures."""
+    """Train both stages, export and generate. The first stage has no prompts, the second no pictures."""
     (tmp_path / "vae.toml").write_text(toml(VAE))
     (tmp_path / "latents.toml").write_text(toml({**LATENTS, "autoencoder": "vae"}))
     with (tmp_path / "latents.toml").open("a") as file:
@@ -414,7 +414,7 @@ def test_the_command(place: Path, tmp_path: Path, diffgen_: Callable[..., tuple[
 
 
 def toml(tables: dict[str, Any]) -> str:
-    """The keys, then the tables; `text` is left out."""
+    """The tables as TOML: keys first, then tables, without `text`."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in tables.items() if not isinstance(value, dict)]
     for name, table in tables.items():
         if isinstance(table, dict) and name != "text":
@@ -422,11 +422,11 @@ def toml(tables: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Windows: part of the pictures as latents at a time
+# Windows: latents of a part of the pictures at a time
 
 
 def windows_job(place: Path, **data: Any) -> LatentJob:
-    """On 40 computed pictures with two captions each, the last four held out; batches of four."""
+    """A job on 40 computed pictures with two captions each, the last four held out, in batches of four."""
 
     def picture(i: int) -> np.ndarray:
         return np.random.default_rng((0, i)).integers(0, 256, (3, 8, 8), dtype=np.uint8)
@@ -448,9 +448,9 @@ def test_each_window_has_its_epochs(window: int, repeats: int, batch: int, seed:
     again = Shuffle(pictures, batch, seed, window * batch, repeats)
     assert all(torch.equal(step, again(k)) for k, step in reversed(list(enumerate(steps))))
     for epoch in range(2 * repeats):
-        seen = torch.cat(steps[epoch * window : (epoch + 1) * window]).sort().values
+        indices = torch.cat(steps[epoch * window : (epoch + 1) * window]).sort().values
         first = epoch // repeats % (30 // (window * batch)) * window * batch
-        assert torch.equal(seen, pictures[first : first + window * batch])
+        assert torch.equal(indices, pictures[first : first + window * batch])
 
 
 def test_a_window_gives_the_losses_of_all_latents(place: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_window_gives_the_losses_of_all_latents(place: Path) -> None:
     everything.indices = few.indices
     for name, network in few.networks.items():
         everything.networks[name].load_state_dict(network.state_dict())
-    for k in (0, 3, 4, 11, 2):  # back again, too: steps are functions of k
+    for k in (0, 3, 4, 11, 2):  # also backwards: a step is a function of k
         indices = few.indices(k)
         torch.testing.assert_close(few.clean(indices), everything.clean(indices))
         ours, theirs = (job._encoding(indices).tokens.texts for job in (few, everything))

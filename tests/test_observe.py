@@ -1,4 +1,4 @@
-"""Looking inside: what each evaluation predicts, where words are attended to, a preview in a real terminal."""
+"""Intermediate results: what each evaluation predicts, attention maps of words, a preview in a real terminal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def emoji() -> ImageGenerator:
     return diffgen.load("emoji", device="cpu")
 
 
-def made(generator: Any, prompt: Any = APPLE, **options: Any) -> Any:
+def generate_pictures(generator: Any, prompt: Any = APPLE, **options: Any) -> Any:
     seed = {} if "seeds" in options else {"seed": 7}
     plan = make_plan(generator.model, prompt, **(seed | options))
     return list(generator.pictures(plan))
@@ -61,7 +61,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize(("scheduler", "steps", "nfe"), [("dpmpp_2m", 7, 7), ("heun", 4, 7), ("euler_ancestral", 3, 3)])
 def test_the_last_evaluation_predicts_the_picture(emoji: ImageGenerator, scheduler: str, steps: int, nfe: int) -> None:
     """These solvers end with a step of Euler to σ = 0, where the next state is the predicted picture itself."""
-    (picture,) = made(emoji, scheduler=scheduler, steps=steps, keep_steps=True)
+    (picture,) = generate_pictures(emoji, scheduler=scheduler, steps=steps, keep_steps=True)
     assert [step.evaluation for step in picture.steps] == list(range(1, nfe + 1))
     assert picture.record["nfe"] == nfe
     assert abs(pixels(picture.steps[-1].image) - pixels(picture.image)).max() <= 1
@@ -69,34 +69,34 @@ def test_the_last_evaluation_predicts_the_picture(emoji: ImageGenerator, schedul
     expected = emoji.scheduler(make_plan(emoji.model, APPLE, scheduler=scheduler, steps=steps))
     expected.set_timesteps(steps)
     assert [step.t for step in picture.steps] == pytest.approx(expected.timesteps.tolist())
-    (plain,) = made(emoji, scheduler=scheduler, steps=steps)
+    (plain,) = generate_pictures(emoji, scheduler=scheduler, steps=steps)
     assert (plain.steps, plain.image.tobytes()) == ((), picture.image.tobytes())
 
 
 def test_each_picture_of_a_batch_has_its_own_steps(emoji: ImageGenerator) -> None:
-    together = made(emoji, seeds="3,9", batch_size=2, steps=3, keep_steps=True)
-    alone = [made(emoji, seed=seed, steps=3, keep_steps=True)[0] for seed in (3, 9)]
+    together = generate_pictures(emoji, seeds="3,9", batch_size=2, steps=3, keep_steps=True)
+    alone = [generate_pictures(emoji, seed=seed, steps=3, keep_steps=True)[0] for seed in (3, 9)]
     for a, b in zip(together, alone, strict=True):
         for x, y in zip(a.steps, b.steps, strict=True):
             assert abs(pixels(x.image) - pixels(y.image)).max() <= 1
 
 
-def test_models_of_pixels_have_steps_too(tmp_path: Path) -> None:
+def test_pixel_models_have_steps_too(tmp_path: Path) -> None:
     from test_training_generate import make_run
 
     from diffgen.training import plan as runs
 
     make_run(tmp_path / "run", classes=["cat", "dog"])
     run: Any = diffgen.load(tmp_path / "run", device="cpu")
-    seen: list[Any] = []
+    calls: list[Any] = []
     plan = runs.make_plan(run.model, "dog", count=2, batch_size=2, seed=1, steps=4, keep_steps=True)
-    pictures = list(run.pictures(plan, on_denoised=lambda shots, i, x0: seen.append((len(shots), i, x0.shape[0]))))
-    assert seen == [(2, i, 2) for i in range(4)]
+    pictures = list(run.pictures(plan, on_denoised=lambda shots, i, x0: calls.append((len(shots), i, x0.shape[0]))))
+    assert calls == [(2, i, 2) for i in range(4)]
     for picture in pictures:
         assert picture.steps[-1].image.tobytes() == picture.image.tobytes()
         assert len(picture.steps) == picture.record["nfe"] == 4
     folder = models.build(tmp_path / "u", family="unconditional")
-    (picture,) = made(diffgen.load(str(folder), device="cpu"), (), steps=3, keep_steps=True)
+    (picture,) = generate_pictures(diffgen.load(str(folder), device="cpu"), (), steps=3, keep_steps=True)
     assert abs(pixels(picture.steps[-1].image) - pixels(picture.image)).max() <= 1
     assert len(picture.steps) == 3
 
@@ -104,17 +104,17 @@ def test_models_of_pixels_have_steps_too(tmp_path: Path) -> None:
 def test_inpainting_keeps_what_is_outside_the_mask_in_every_step(emoji: ImageGenerator) -> None:
     photo, mask = Image.new("RGB", (64, 64), (10, 200, 30)), Image.new("L", (64, 64))
     mask.paste(255, (32, 0, 64, 64))
-    (picture,) = made(emoji, image=photo, mask=mask, steps=3, keep_steps=True)
+    (picture,) = generate_pictures(emoji, image=photo, mask=mask, steps=3, keep_steps=True)
     assert all((pixels(step.image)[:, :32] == (10, 200, 30)).all() for step in picture.steps)
 
 
 @given(st.integers(1, 40), st.sampled_from([(8, 8), (64, 64), (100, 30), (20, 90), (700, 300)]))
 @settings(deadline=None, max_examples=12)
-def test_a_strip_holds_every_step_and_a_gif_too(count: int, size: tuple[int, int]) -> None:
+def test_a_strip_and_a_gif_hold_every_step(count: int, size: tuple[int, int]) -> None:
     steps = [strips.Step(Image.new("RGB", size, (5 * i, 90, 40)), i + 1, 999 - i) for i in range(count)]
-    found = strips.strip(steps)
-    assert found.width <= max(strips.WIDTH, 256 + 2 * strips.GAP)
-    colours = {tuple(colour) for row in pixels(found)[::7, ::7] for colour in row.tolist()}
+    strip = strips.strip(steps)
+    assert strip.width <= max(strips.WIDTH, 256 + 2 * strips.GAP)
+    colours = {tuple(colour) for row in pixels(strip)[::7, ::7] for colour in row.tolist()}
     assert {(5 * i, 90, 40) for i in range(count)} <= colours
     gif: Any = Image.open(io.BytesIO(strips.animation(steps)))
     assert getattr(gif, "n_frames", 1) == count
@@ -130,8 +130,8 @@ def test_a_strip_holds_every_step_and_a_gif_too(count: int, size: tuple[int, int
 
 
 def independent(generator: ImageGenerator, **options: Any) -> tuple[np.ndarray, Any]:
-    """The mean attention of the second half of the batch [tokens, h, w], of one picture, from hooks on q and k."""
-    found: list[torch.Tensor] = []
+    """The mean attention [tokens, h, w] of the second half of the batch, from hooks on q and k; and the picture."""
+    layers: list[torch.Tensor] = []
     unet = generator.pipeline.unet
     latest: dict[str, torch.Tensor] = {}
     hooks = []
@@ -145,16 +145,16 @@ def independent(generator: ImageGenerator, **options: Any) -> tuple[np.ndarray, 
             scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
             share = scores.exp() / scores.exp().sum(-1, keepdim=True)
             side = round(share.shape[1] ** 0.5)
-            found.append(share.mean(0).T.reshape(1, -1, side, side))
+            layers.append(share.mean(0).T.reshape(1, -1, side, side))
 
         hooks.append(layer.to_k.register_forward_hook(keys))
     try:
-        (picture,) = made(generator, **options)
+        (picture,) = generate_pictures(generator, **options)
     finally:
         for hook in hooks:
             hook.remove()
-    side = max(maps.shape[-1] for maps in found)
-    large = [torch.nn.functional.interpolate(maps, (side, side), mode="bilinear") for maps in found]
+    side = max(maps.shape[-1] for maps in layers)
+    large = [torch.nn.functional.interpolate(maps, (side, side), mode="bilinear") for maps in layers]
     return torch.cat(large).mean(0).numpy(), picture
 
 
@@ -163,13 +163,13 @@ def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidanc
     expected, plain = independent(emoji, guidance=guidance, steps=3)
     assert expected.shape == (24, 8, 8)
     words = ["a", "red", "apple", ",", "flat", "style"]
-    asked = [word for word in words if word != ","]
+    targets = [word for word in words if word != ","]
     before = {name: type(p).__name__ for name, p in emoji.pipeline.unet.attn_processors.items()}
-    (picture,) = made(emoji, guidance=guidance, steps=3, attention=[*asked, "flat style"])
-    assert picture.image.tobytes() == plain.image.tobytes()  # looking changes nothing
+    (picture,) = generate_pictures(emoji, guidance=guidance, steps=3, attention=[*targets, "flat style"])
+    assert picture.image.tobytes() == plain.image.tobytes()  # recording does not change the picture
     assert {name: type(p).__name__ for name, p in emoji.pipeline.unet.attn_processors.items()} == before
     assert not emoji.pipeline.unet._forward_pre_hooks
-    for word in asked:
+    for word in targets:
         np.testing.assert_allclose(picture.attention[word], expected[1 + words.index(word)], atol=1e-6)
     np.testing.assert_allclose(picture.attention["flat style"], expected[5] + expected[6], atol=1e-6)
     assert picture.attention["apple"].std() > 0.001
@@ -177,7 +177,7 @@ def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidanc
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_attention_sums_to_one_over_the_tokens(family: str, tmp_path: Path) -> None:
-    """Of every family, with latents of 5×3, which are not halved evenly, in a batch."""
+    """In a batch, for each family, with latents of 5×3, which cannot be halved evenly."""
     from diffgen.pipelines.sampling.batch import Batches
 
     generator = diffgen.load(str(models.build(tmp_path / "m", family=family)), device="cpu")
@@ -199,7 +199,7 @@ def test_attention_sums_to_one_over_the_tokens(family: str, tmp_path: Path) -> N
     assert abs(alone[0].attention["apple"] - alone[1].attention["apple"]).max() > 1e-6
 
 
-def test_words_are_found_where_their_tokens_stand(emoji: ImageGenerator) -> None:
+def test_places_are_the_positions_of_a_words_tokens(emoji: ImageGenerator) -> None:
     pipe, reads = emoji.pipeline, emoji.pipeline.tokenizer.model_max_length
     ids = pipe.tokenizer("a strawberry cake and a cake").input_ids
     cake = pipe.tokenizer("cake", add_special_tokens=False).input_ids
@@ -214,9 +214,9 @@ def test_words_are_found_where_their_tokens_stand(emoji: ImageGenerator) -> None
 
 
 def test_each_picture_has_the_maps_of_its_own_words(emoji: ImageGenerator) -> None:
-    pictures = made(emoji, ["a red apple", "a banana"], steps=2, attention=["apple", "banana"])
+    pictures = generate_pictures(emoji, ["a red apple", "a banana"], steps=2, attention=["apple", "banana"])
     assert [sorted(picture.attention) for picture in pictures] == [["apple"], ["banana"]]
-    chosen = made(emoji, "a {apple|banana}", steps=1, seeds="0-7", attention=["apple", "banana"])
+    chosen = generate_pictures(emoji, "a {apple|banana}", steps=1, seeds="0-7", attention=["apple", "banana"])
     assert all(list(picture.attention) == [picture.prompt[2:]] for picture in chosen)
     assert len({picture.prompt for picture in chosen}) == 2
 
@@ -250,12 +250,12 @@ def test_the_overlay_shows_the_map_over_the_picture() -> None:
     picture = Image.new("RGB", (64, 64), (255, 255, 255))
     values = np.zeros((8, 8), np.float32)
     values[:, 4:] = 0.3
-    found = heat.overlay(picture, values, "apple")
-    assert found.width == 256
-    top = found.height - 256 - strips.LINE - 4
-    low, high = (pixels(found)[top + 128, x] for x in (8, 248))
-    for seen, colour in ((low, heat.COLOURS[0]), (high, heat.COLOURS[-1])):
-        assert abs(seen - ((1 - heat.OPACITY) * 255 + heat.OPACITY * colour)).max() <= 1
+    overlay = heat.overlay(picture, values, "apple")
+    assert overlay.width == 256
+    top = overlay.height - 256 - strips.LINE - 4
+    low, high = (pixels(overlay)[top + 128, x] for x in (8, 248))
+    for pixel, colour in ((low, heat.COLOURS[0]), (high, heat.COLOURS[-1])):
+        assert abs(pixel - ((1 - heat.OPACITY) * 255 + heat.OPACITY * colour)).max() <= 1
     assert heat.overlay(picture, np.full((4, 4), 0.1, np.float32), "x" * 90).width == 256
     light = heat.coloured(np.linspace(0, 1, 50)) @ (0.299, 0.587, 0.114)
     assert (np.diff(light) > 0).all()  # readable without seeing colours
@@ -264,14 +264,14 @@ def test_the_overlay_shows_the_map_over_the_picture() -> None:
 # The command
 
 
-def test_the_command_writes_beside_the_pictures(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
+def test_the_command_writes_steps_and_attention_maps(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
     line = ("generate", APPLE, "--seed", 7, "--steps", 3, "-o", "out/", "--save-steps", "seen", "--attention", "apple")
     code, out, err = diffgen_(*line, "--attention", "flat style", "--json")
     assert code == 0, err
-    said = json.loads(out)["result"]
+    result = json.loads(out)["result"]
     name = "000001-7-a-red-apple-flat-style"
     assert [path.name for path in Path("out").iterdir()] == [f"{name}.png"]
-    assert said["inside"] == [
+    assert result["inside"] == [
         {
             "picture": f"out/{name}.png",
             "steps": [f"seen/{name}-steps.png", f"seen/{name}-steps.gif"],
@@ -279,7 +279,7 @@ def test_the_command_writes_beside_the_pictures(diffgen_: Callable[..., Result],
         }
     ]
     assert Image.open(f"attention/{name}-apple.png").width == 256
-    assert Image.open(f"seen/{name}-steps.gif").n_frames == said["nfe"] == 3
+    assert Image.open(f"seen/{name}-steps.gif").n_frames == result["nfe"] == 3
     (Path("out") / f"{name}.png").unlink()
     first = Path(f"seen/{name}-steps.png").read_bytes()
     code, out, _ = diffgen_(*line)
@@ -350,12 +350,12 @@ def test_half_blocks_stay_inside_and_keep_proportions(width: int, height: int, c
         ({"COLORTERM": "truecolor"}, True, None, None),
     ],
 )
-def test_where_a_preview_belongs(environ: dict[str, str], terminal: bool, encoding: str | None, expected: Any) -> None:
+def test_when_a_preview_is_shown(environ: dict[str, str], terminal: bool, encoding: str | None, expected: Any) -> None:
     assert preview.colours_of(environ, terminal, encoding) == expected
 
 
 def on_a_terminal(args: list[str], folder: Path, environ: dict[str, str]) -> tuple[str, str]:
-    """What a command writes to a terminal of 24 lines of 80 characters, and to a pipe on stdout."""
+    """Run a command on a terminal of 24 lines of 80 characters; return the terminal's output and stdout."""
     here, their_end = os.openpty()
     fcntl.ioctl(their_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     kept = {key: value for key, value in os.environ.items() if key not in ("COLORTERM", "NO_COLOR", "COLUMNS", "LINES")}
@@ -368,13 +368,13 @@ def on_a_terminal(args: list[str], folder: Path, environ: dict[str, str]) -> tup
         text=True,
     )
     os.close(their_end)
-    seen = bytearray()
+    output = bytearray()
 
     def read() -> None:
         try:
             while data := os.read(here, 4096):
-                seen.extend(data)
-        except OSError:  # Linux's way to say that the other end is closed
+                output.extend(data)
+        except OSError:  # raised on Linux when the other end is closed
             pass
 
     reader = threading.Thread(target=read, daemon=True)
@@ -382,20 +382,20 @@ def on_a_terminal(args: list[str], folder: Path, environ: dict[str, str]) -> tup
     out, _ = process.communicate(timeout=120)
     reader.join(10)
     os.close(here)
-    assert process.returncode == 0, seen.decode()
-    return seen.decode(), out
+    assert process.returncode == 0, output.decode()
+    return output.decode(), out
 
 
 def test_on_a_terminal_the_picture_is_drawn_in_place(tmp_path: Path) -> None:
     command = ["generate", APPLE, "--seed", "7", "--steps", "12", "-n", "2", "-o", "out/", "--preview"]
-    seen, out = on_a_terminal(command, tmp_path, {"COLORTERM": "truecolor"})
-    assert seen.count("\x1b[?25l") == seen.count("\x1b[?25h") == 1
+    output, out = on_a_terminal(command, tmp_path, {"COLORTERM": "truecolor"})
+    assert output.count("\x1b[?25l") == output.count("\x1b[?25h") == 1
     screen = terminal.Screen(80)
-    screen.write(seen)
-    assert screen.plain  # after the last character nothing is coloured
+    screen.write(output)
+    assert screen.plain  # no colour is left on at the end
     rows = [line for line in screen.lines if any(cell[0] == preview.BLOCK for cell in line)]
-    assert len(rows) == 2 * 21  # two finished pictures, and nothing of what was shown before them
-    assert seen.count(preview.BLOCK) >= 3 * 21 * 42  # some were
+    assert len(rows) == 2 * 21  # two finished pictures, without the previews before them
+    assert output.count(preview.BLOCK) >= 3 * 21 * 42  # at least one preview was drawn
     for number, path in enumerate(out.split()):
         expected = pixels(Image.open(tmp_path / path).resize((42, 42), Image.Resampling.LANCZOS))
         shown = np.array([[cell[1:] for cell in line[:42]] for line in rows[21 * number : 21 * number + 21]])
@@ -404,40 +404,40 @@ def test_on_a_terminal_the_picture_is_drawn_in_place(tmp_path: Path) -> None:
 
 
 def test_other_terminals_get_256_colours(tmp_path: Path, tiny: Path) -> None:
-    seen, _ = on_a_terminal(["generate", "a", "-m", str(tiny), "--steps", "2", "--preview"], tmp_path, {})
-    assert preview.BLOCK in seen
-    assert "38;5;" in seen
-    assert "38;2;" not in seen
+    output, _ = on_a_terminal(["generate", "a", "-m", str(tiny), "--steps", "2", "--preview"], tmp_path, {})
+    assert preview.BLOCK in output
+    assert "38;5;" in output
+    assert "38;2;" not in output
 
 
-def test_where_there_is_no_terminal_there_is_no_preview(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_there_is_no_preview_without_a_terminal(diffgen_: Callable[..., Result], tiny: Path) -> None:
     code, _, err = diffgen_("generate", "a", "-m", tiny, "--steps", 1, "--preview")
     assert code == 0
     assert preview.BLOCK not in err
     assert "preview" not in err
 
 
-def test_the_linear_fit_knows_the_autoencoders_colours(emoji: ImageGenerator) -> None:
-    """Of pictures that the fit never saw, against the autoencoder's own decoding, made as small.
+def test_the_linear_fit_gives_the_autoencoders_colours(emoji: ImageGenerator) -> None:
+    """Compare the fit with the autoencoder's own decoding at the same size, on pictures outside the fit's data.
 
-    The best matrix for just these pictures correlates at 0.89: eight by eight pixels lie under one place here.
+    The best matrix for just these pictures correlates at 0.89: each latent position covers eight by eight pixels.
     """
     sketch = observe.Sketch(emoji.autoencoder())
     assert sketch.exact
-    found, expected = [], []
+    fitted, expected = [], []
     with torch.inference_mode():
         for prompt in ("a red apple", "a blue heart", "a frog", "a banana"):
-            seen: list[torch.Tensor] = []
+            latents: list[torch.Tensor] = []
             plan = make_plan(emoji.model, prompt, seed=1, steps=4)
-            list(emoji.pictures(plan, on_denoised=lambda shots, i, x0, seen=seen: seen.append(x0[0].clone())))
-            found.append(sketch.linear(seen[-1]).numpy())
-            decoded = emoji.autoencoder().decode(seen[-1][None])
+            list(emoji.pictures(plan, on_denoised=lambda shots, i, x0, latents=latents: latents.append(x0[0].clone())))
+            fitted.append(sketch.linear(latents[-1]).numpy())
+            decoded = emoji.autoencoder().decode(latents[-1][None])
             expected.append(torch.nn.functional.avg_pool2d(decoded, 8)[0].numpy())
-    assert found[0].shape == (3, 8, 8)
-    assert np.corrcoef(np.ravel(found), np.ravel(expected))[0, 1] > 0.75
+    assert fitted[0].shape == (3, 8, 8)
+    assert np.corrcoef(np.ravel(fitted), np.ravel(expected))[0, 1] > 0.75
 
 
-# What is told and recorded besides
+# Reports and records
 
 
 def test_guidance_rescale_and_interval_are_recorded(tiny: Path) -> None:
@@ -449,8 +449,8 @@ def test_guidance_rescale_and_interval_are_recorded(tiny: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
-    """A tiny model whose safety checker flags what is more alike than a threshold."""
+def checked_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
+    """Build tiny models with a safety checker that flags similarities above a threshold."""
     from diffusers import StableDiffusionPipeline
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessorPil
@@ -472,10 +472,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]
     return build
 
 
-def test_safety_on_and_off_are_told_and_recorded(
-    watched: Callable[[float], Path], diffgen_: Callable[..., Result], tiny: Path
+def test_safety_on_and_off_are_reported_and_recorded(
+    checked_model: Callable[[float], Path], diffgen_: Callable[..., Result], tiny: Path
 ) -> None:
-    strict, mild = watched(-2.0), watched(2.0)  # a cosine is above −2 and below 2
+    strict, mild = checked_model(-2.0), checked_model(2.0)  # a cosine is above −2 and below 2
     model = diffgen.load(str(strict), device="cpu")
     with pytest.raises(InvalidOutput, match="flagged by the model's safety checker"):
         model.generate("a", seed=1, steps=1)
@@ -494,7 +494,7 @@ def test_safety_on_and_off_are_told_and_recorded(
     assert (code, "safety checker off" in err) == (0, True)
 
 
-def test_eight_bits_are_recorded_and_not_written(tiny: Path) -> None:
+def test_int8_is_recorded_and_cannot_be_saved(tiny: Path) -> None:
     pytest.importorskip("torchao")
     exact, small = (diffgen.load(str(tiny), device="cpu", quantize=name) for name in ("none", "int8"))
     a, b = (model.generate("a red apple", seed=1, steps=2)[0] for model in (exact, small))
@@ -509,16 +509,16 @@ def test_eight_bits_are_recorded_and_not_written(tiny: Path) -> None:
 # diffgen models export
 
 
-def test_models_and_runs_are_written_as_folders(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+def test_models_and_runs_are_exported_as_folders(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
     import original_layout
     from test_training_generate import make_run
 
     original_layout.write(models.build(tmp_path / "x"), tmp_path / "x.safetensors", "sd1")
     code, out, err = diffgen_("models", "export", "x.safetensors", "folder", "--dtype", "float16", "--json")
     assert code == 0, err
-    said = json.loads(out)["result"]
-    assert (said["folder"], said["family"]) == ("folder", "sd1")
-    assert 0 < said["bytes"] < (tmp_path / "x.safetensors").stat().st_size
+    result = json.loads(out)["result"]
+    assert (result["folder"], result["family"]) == ("folder", "sd1")
+    assert 0 < result["bytes"] < (tmp_path / "x.safetensors").stat().st_size
     code, out, err = diffgen_("generate", "a red apple", "-m", "folder", "--steps", 1, "-o", "a.png")
     assert code == 0, err
     small: dict[str, Any] = {"width": 2, "multipliers": [1, 1], "attention": [True, False], "head_width": 2}

@@ -41,13 +41,13 @@ def test_lines_and_objects_may_be_mixed(tmp_path: Path) -> None:
 def test_every_option_is_read(tmp_path: Path) -> None:
     value = {str: "x", list: ["x"], int: 3, float: 0.5}
     for kind in (0, -1):
-        said = {key: value[kinds[kind]] for key, kinds in json_types().items()}
-        line = json.dumps({"prompt": "a", **{key.replace("_", "-"): said[key] for key in said}})
-        assert lines_of(tmp_path, line, "a.jsonl") == [Line("a", said, f"{tmp_path / 'a.jsonl'}, line 1")]
+        options = {key: value[kinds[kind]] for key, kinds in json_types().items()}
+        line = json.dumps({"prompt": "a", **{key.replace("_", "-"): options[key] for key in options}})
+        assert lines_of(tmp_path, line, "a.jsonl") == [Line("a", options, f"{tmp_path / 'a.jsonl'}, line 1")]
 
 
 @pytest.mark.parametrize(
-    ("content", "said", "hint"),
+    ("content", "message", "hint"),
     [
         ('{"prompt": "a", "sed": 5}', "unknown key 'sed'", "'seed'"),
         ('{"prompt": "a", "negative_prompt": "b"}', "unknown key 'negative_prompt'", "negative"),
@@ -70,9 +70,9 @@ def test_every_option_is_read(tmp_path: Path) -> None:
         (b"\xff", "not valid UTF-8", "UTF-8"),
     ],
 )
-def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, content: str | bytes, said: str, hint: str) -> None:
+def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, content: str | bytes, message: str, hint: str) -> None:
     content = content.encode() if isinstance(content, str) else content
-    with pytest.raises(InputError, match=f"prompts.txt, line 3: {said}") as caught:
+    with pytest.raises(InputError, match=f"prompts.txt, line 3: {message}") as caught:
         lines_of(tmp_path, b"a\n\n" + content)
     assert hint in caught.value.hint
 
@@ -120,7 +120,7 @@ def test_styles(tmp_path: Path, names: list[str], prompt: str, negative: str, ex
     assert apply_styles(names, prompt, negative, read_styles([tmp_path / "styles.toml"])) == expected
 
 
-def test_styles_of_this_folder_go_before_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_styles_of_this_folder_override_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if sys.platform != "linux":
         pytest.skip("the user's folder is set by XDG_CONFIG_HOME")
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,7 @@ def test_styles_of_this_folder_go_before_the_users(tmp_path: Path, monkeypatch: 
     assert apply_styles(["b"], "x") == ("x, mine", "")
 
 
-def test_an_unknown_style_is_refused_with_the_near_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_style_is_refused_with_similar_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "styles.toml").write_text(STYLES)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no style 'inc'") as caught:
@@ -145,7 +145,7 @@ def test_an_unknown_style_is_refused_with_the_near_ones(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"[a", "broken TOML"),
         (b"\xff", "broken TOML"),
@@ -157,9 +157,9 @@ def test_an_unknown_style_is_refused_with_the_near_ones(tmp_path: Path, monkeypa
         (b"a = " + b"[" * 30_000, "broken TOML"),
     ],
 )
-def test_a_file_of_styles_that_is_not_sound(tmp_path: Path, content: bytes, said: str) -> None:
+def test_an_invalid_file_of_styles_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "s.toml").write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_styles([tmp_path / "s.toml"])
     with pytest.raises(InputError, match=r"nowhere.toml: No such file"):
         read_styles([tmp_path / "nowhere.toml"])
@@ -182,21 +182,23 @@ def test_a_file_of_styles_that_is_not_sound(tmp_path: Path, content: bytes, said
     ],
 )
 def test_words_of_a_card_that_lists_them(text: str, syntax: str, unknown: list[str]) -> None:
-    known = known_words({"words": ["a", "Red", "apple", "flat", "style", "苹果", "红", "风格"], "concepts": ["zebra"]})
-    assert known is not None
-    assert unknown_words(known, text, syntax) == unknown
+    vocabulary = known_words(
+        {"words": ["a", "Red", "apple", "flat", "style", "苹果", "红", "风格"], "concepts": ["zebra"]}
+    )
+    assert vocabulary is not None
+    assert unknown_words(vocabulary, text, syntax) == unknown
 
 
 def test_words_of_cards_without_a_list() -> None:
     assert known_words({"words": None, "concepts": None}) is None
     assert known_words({"concepts": ["t-rex"], "styles": None}) == {"a", "an", "style", "t", "rex"}
-    known = known_words(info(find("emoji")))
-    assert known is not None
-    assert unknown_words(known, "a (red:1.2) [apple], flat style") == []
+    vocabulary = known_words(info(find("emoji")))
+    assert vocabulary is not None
+    assert unknown_words(vocabulary, "a (red:1.2) [apple], flat style") == []
 
 
 @given(st.lists(st.text(st.sampled_from("ab苹果é"), min_size=1), min_size=1))
-def test_what_a_card_lists_is_known(listed: list[str]) -> None:
-    known = known_words({"words": listed})
-    assert known is not None
-    assert unknown_words(known, " ".join(listed)) == []
+def test_words_that_a_card_lists_are_known(listed: list[str]) -> None:
+    vocabulary = known_words({"words": listed})
+    assert vocabulary is not None
+    assert unknown_words(vocabulary, " ".join(listed)) == []

@@ -1,4 +1,4 @@
-"""reproduce: identical pixels for every way of making pictures, and the truth where they are not."""
+"""reproduce: identical pixels for every way of generation, and the reason where pixels differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from diffgen.pipelines.plan import make_plan
 from diffgen.reproduce import reproduce
 
 Result = tuple[int, str, str]
-SAID: dict[str, Any] = {"seed": 11, "steps": 4}
+OPTIONS: dict[str, Any] = {"seed": 11, "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def generator() -> ImageGenerator:
 
 @pytest.fixture(scope="module")
 def folder(generator: ImageGenerator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What pictures are made from: start.png, mask.png, ink.safetensors."""
+    """The input files of pictures: start.png, mask.png, ink.safetensors."""
     folder = tmp_path_factory.mktemp("from")
     y, x = np.mgrid[:64, :64] / 63
     Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x)], -1).astype(np.uint8)).save(folder / "start.png")
@@ -59,9 +59,9 @@ def folder(generator: ImageGenerator, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-def made(generator: Any, path: Path, prompt: str = "a red apple", **options: Any) -> dict[str, Any]:
-    """A picture in a file, as the command writes it; its record."""
-    picture = next(iter(generator.pictures(make_plan(generator.model, [prompt], **{**SAID, **options}))))
+def write_picture(generator: Any, path: Path, prompt: str = "a red apple", **options: Any) -> dict[str, Any]:
+    """Write a picture to a file, as the command does; return its record."""
+    picture = next(iter(generator.pictures(make_plan(generator.model, [prompt], **{**OPTIONS, **options}))))
     path.write_bytes(encode_png(picture.image, picture.record))
     return picture.record
 
@@ -69,7 +69,7 @@ def made(generator: Any, path: Path, prompt: str = "a red apple", **options: Any
 @pytest.fixture(scope="module")
 def apple(generator: ImageGenerator, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("apple") / "apple.png"
-    made(generator, path)
+    write_picture(generator, path)
     return path
 
 
@@ -92,26 +92,26 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_comes_out_identical(
+def test_every_way_is_reproduced_with_identical_pixels(
     way: str, generator: ImageGenerator, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the file alone, with what it was made from beside it."""
+    """Only the picture and its input files are in the folder."""
     for name in ("start.png", "mask.png", "ink.safetensors"):
         shutil.copy(folder / name, tmp_path)
     monkeypatch.chdir(tmp_path)
-    record = made(generator, Path("x.png"), **WAYS[way])
-    generator._adapt(make_plan(generator.model, ["a"]))  # the shared one without the LoRA
+    record = write_picture(generator, Path("x.png"), **WAYS[way])
+    generator._adapt(make_plan(generator.model, ["a"]))  # removes the LoRA from the shared generator
     monkeypatch.chdir("/")
-    found = reproduce(tmp_path / "x.png")
-    assert (found.identical, found.max_difference, found.differing_pixels, found.reason) == (True, 0, 0, None)
-    assert found.record["pixels_sha256"] == record["pixels_sha256"] == pixels_sha256(found.image)
-    assert {**found.record, "template": None, "warnings": []} == {**record, "template": None, "warnings": []}
+    result = reproduce(tmp_path / "x.png")
+    assert (result.identical, result.max_difference, result.differing_pixels, result.reason) == (True, 0, 0, None)
+    assert result.record["pixels_sha256"] == record["pixels_sha256"] == pixels_sha256(result.image)
+    assert {**result.record, "template": None, "warnings": []} == {**record, "template": None, "warnings": []}
 
 
 def test_a_controlnet_and_an_embedding(
     tiny: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the tiny random pipeline; the ControlNet is a folder, known by its weights."""
+    """On the tiny random pipeline. The ControlNet is a folder, identified by its weights."""
     from diffusers import ControlNetModel
 
     generator: Any = diffgen.load(str(tiny), device="cpu")
@@ -124,8 +124,8 @@ def test_a_controlnet_and_an_embedding(
     network.save_pretrained("net")
     save_file({"emb_params": torch.randn(1, 16)}, "cat.safetensors")
     shutil.copy(folder / "start.png", "start.png")
-    asked = {"controls": ["canny=start.png:0.7"], "control_models": ["net"], "embeddings": ["<cat>=cat.safetensors"]}
-    record = made(generator, Path("x.png"), prompt="a <cat>", size=32, **asked)
+    options = {"controls": ["canny=start.png:0.7"], "control_models": ["net"], "embeddings": ["<cat>=cat.safetensors"]}
+    record = write_picture(generator, Path("x.png"), prompt="a <cat>", size=32, **options)
     assert (len(record["controls"]), len(record["embeddings"])) == (1, 1)
     assert reproduce("x.png", str(tiny)).identical
     shutil.move("net", "other")
@@ -138,7 +138,7 @@ def test_a_grid_that_is_a_file(generator: ImageGenerator, tmp_path: Path, monkey
     times = {"schema": "diffgen.grid/1", "solver": "euler", "nfe": 3, "times": [999.0, 500.0, 100.0]}
     monkeypatch.chdir(tmp_path)
     Path("mine.json").write_text(json.dumps(times))
-    record = made(generator, Path("x.png"), grid="mine.json", steps=3, scheduler="euler")
+    record = write_picture(generator, Path("x.png"), grid="mine.json", steps=3, scheduler="euler")
     assert (record["grid"], record["grid_sha256"]) == ("mine.json", gate.sha256_of(Path("mine.json")))
     assert reproduce("x.png").identical
     Path("mine.json").write_text(json.dumps(times | {"times": [999.0, 400.0, 100.0]}))
@@ -172,7 +172,7 @@ def test_one_changed_pixel(diffgen_: Callable[..., Result], apple: Path, tmp_pat
     assert "1 of 4096 pixels" in err
 
 
-def test_why_it_differs(apple: Path, tmp_path: Path) -> None:
+def test_reasons_for_a_difference(apple: Path, tmp_path: Path) -> None:
     """A picture of another prompt, under a record of other versions and another dtype."""
     with Image.open(apple) as image:
         record = json.loads(image.info["diffgen"])
@@ -182,32 +182,32 @@ def test_why_it_differs(apple: Path, tmp_path: Path) -> None:
     record["model_files"] |= {"vae:diffusion_pytorch_model.safetensors": "0" * 64}
     path = tmp_path / "other.png"
     path.write_bytes(encode_png(pixels, record))
-    found = reproduce(path)
-    assert not found.identical
-    assert (found.max_difference or 0) > 20
-    assert (found.differing_pixels or 0) > 1000
-    assert found.reason is not None
+    result = reproduce(path)
+    assert not result.identical
+    assert (result.max_difference or 0) > 20
+    assert (result.differing_pixels or 0) > 1000
+    assert result.reason is not None
     for part in (
         f"torch 2.8.0 → {torch.__version__}",
         "diffusers 0.30.0 → ",
         "memory {'vae_dtype': 'float32'} → {}",
         "vae:diffusion_pytorch_model.safetensors of the model is another file",
     ):
-        assert part in found.reason
-    assert "threads" not in found.reason  # as many as recorded are taken
+        assert part in result.reason
+    assert "threads" not in result.reason  # reproduce uses the recorded number
 
 
 def test_another_size(apple: Path, tmp_path: Path) -> None:
     with Image.open(apple) as image:
         path = tmp_path / "small.png"
         path.write_bytes(encode_png(image.convert("RGB").resize((32, 32)), json.loads(image.info["diffgen"])))
-    found = reproduce(path)
-    assert (found.identical, found.max_difference, found.differing_pixels) == (False, None, None)
-    assert "32x32 and 64x64" in str(found.reason)
+    result = reproduce(path)
+    assert (result.identical, result.max_difference, result.differing_pixels) == (False, None, None)
+    assert "32x32 and 64x64" in str(result.reason)
 
 
-def test_a_model_that_is_not_here(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
-    record = made(diffgen.load(str(tiny), device="cpu"), tmp_path / "x.png")
+def test_a_missing_model_is_an_error(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+    record = write_picture(diffgen.load(str(tiny), device="cpu"), tmp_path / "x.png")
     code, _, err = diffgen_("reproduce", "x.png")
     assert code == 3
     assert record["model_hash"][:10] in err
@@ -223,9 +223,9 @@ def test_a_model_of_the_users_list(tiny: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "diffgen").mkdir()
     (tmp_path / "diffgen" / "models.toml").write_text(f'gone = "/nowhere/at/all"\nmine = "{tiny}"\n')
     model = find(str(tiny))
-    found = find_by_hash(network_hash(model), "sd1")
-    assert found is not None
-    assert (found.name, found.folder) == ("mine", tiny)
+    match = find_by_hash(network_hash(model), "sd1")
+    assert match is not None
+    assert (match.name, match.folder) == ("mine", tiny)
     assert find_by_hash(network_hash(model), "sdxl") is None
     assert find_by_hash("0" * 64) is None
     emoji = find_by_hash(network_hash(find("emoji")))
@@ -234,7 +234,7 @@ def test_a_model_of_the_users_list(tiny: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_file_in_the_list_that_does_not_say_what_it_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its pictures' records do. They are nothing to a family that predicts but one thing."""
+    """The records of its pictures say it. A family with only one kind of prediction ignores them."""
     import original_layout
     from tiny import build
 
@@ -247,16 +247,16 @@ def test_a_file_in_the_list_that_does_not_say_what_it_predicts(tmp_path: Path, m
         original_layout.write(build(tmp_path / family, family=family), tmp_path / f"{name}.safetensors", family)
     digest = network_hash(predicting(find("a"), "epsilon"))
     assert find_by_hash(digest, "sd2") is None
-    found = find_by_hash(digest, "sd2", "epsilon")
-    assert found is not None
-    assert (found.name, found.prediction) == ("a", "epsilon")
-    found = find_by_hash(network_hash(find("b")), "sd3", "epsilon")
-    assert found is not None
-    assert (found.name, found.prediction) == ("b", None)
+    match = find_by_hash(digest, "sd2", "epsilon")
+    assert match is not None
+    assert (match.name, match.prediction) == ("a", "epsilon")
+    match = find_by_hash(network_hash(find("b")), "sd3", "epsilon")
+    assert match is not None
+    assert (match.name, match.prediction) == ("b", None)
 
 
 def test_a_model_in_the_cache(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its blobs are called by their hashes, so that the file is not read."""
+    """The cache names files by their hashes, so the file is not read."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     digest = network_hash(find(str(tiny)))
     root = tmp_path / "models--org--tiny"
@@ -266,15 +266,15 @@ def test_a_model_in_the_cache(tiny: Path, tmp_path: Path, monkeypatch: pytest.Mo
     weights = snapshot / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(root / "blobs" / digest)
     weights.symlink_to(root / "blobs" / digest)
-    found = find_by_hash(digest, "sd1")
-    assert found is not None
-    assert (found.name, found.source) == ("org/tiny", "cache")
+    match = find_by_hash(digest, "sd1")
+    assert match is not None
+    assert (match.name, match.source) == ("org/tiny", "cache")
 
 
-def test_input_files_are_known_by_their_hashes(
+def test_input_files_are_identified_by_their_hashes(
     generator: ImageGenerator, folder: Path, diffgen_: Callable[..., Result], tmp_path: Path
 ) -> None:
-    made(generator, tmp_path / "x.png", image=str(folder / "start.png"), strength=0.5)
+    write_picture(generator, tmp_path / "x.png", image=str(folder / "start.png"), strength=0.5)
     code, _, err = diffgen_("reproduce", "x.png")
     assert code == 3
     assert "'start.png'" in err
@@ -290,9 +290,9 @@ def test_input_files_are_known_by_their_hashes(
 
 
 def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: Path, tmp_path: Path) -> None:
-    """It was no file: its pixels are what is known of it."""
+    """An image that was not a file is identified by its pixels."""
     with Image.open(folder / "start.png") as image:
-        made(generator, tmp_path / "x.png", image=image, strength=0.5)
+        write_picture(generator, tmp_path / "x.png", image=image, strength=0.5)
     with pytest.raises(InputError, match="the picture to begin with"):
         reproduce(tmp_path / "x.png")
     assert reproduce(tmp_path / "x.png", files=[folder / "start.png"]).identical
@@ -315,16 +315,16 @@ def test_a_picture_from_a_picture_in_memory(generator: ImageGenerator, folder: P
         ({"loras": [{"name": "..", "sha256": "0" * 64, "scale": 1}]}, "the LoRA"),
     ],
 )
-def test_records_that_cannot_be_obeyed(apple: Path, tmp_path: Path, change: dict[str, Any], word: str) -> None:
+def test_invalid_records_are_refused(apple: Path, tmp_path: Path, change: dict[str, Any], word: str) -> None:
     with Image.open(apple) as image:
-        said = PngInfo()
-        said.add_text("diffgen", json.dumps(json.loads(image.info["diffgen"]) | change))
-        image.save(path := tmp_path / "x.png", pnginfo=said)
+        text = PngInfo()
+        text.add_text("diffgen", json.dumps(json.loads(image.info["diffgen"]) | change))
+        image.save(path := tmp_path / "x.png", pnginfo=text)
     with pytest.raises(InputError, match=word):
         reproduce(path)
 
 
-def test_runs_by_the_hash_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_found_by_the_hash_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of an older checkpoint: the run is found by its name, the checkpoint by its hash."""
     from training_runs import run, write_config
 
@@ -354,7 +354,7 @@ def test_runs_by_the_hash_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_guide(diffgen_: Callable[..., Result]) -> None:
-    """Its commands run one after the other, and print what stands there; but what the model's card may change."""
+    """Its commands run in order and print what the page shows, except what depends on the model's card."""
     page = (Path(__file__).parent.parent / "docs" / "metadata.md").read_text("utf-8")
     for block in page.split("    $ diffgen ")[1:4]:
         command, _, rest = block.partition("\n")

@@ -1,4 +1,4 @@
-"""Scenes of the bundled model: functions of (seed, index), honest lists, captions to read back, a fair judge."""
+"""Scenes of the bundled model: drawing by (seed, index), held-out lists, captions and the judge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from scripts import scripts_of
 
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"
-SHAPES = {  # of a few things: how they are drawn in a square of 48, and their colour
+SHAPES = {  # how to draw each thing in a square of 48 pixels, and its colour
     "cat": (lambda d, c: d.polygon([(2, 2), (14, 14), (34, 14), (46, 2), (46, 46), (2, 46)], c), "#f2a33a"),
     "apple": (lambda d, c: d.ellipse((2, 6, 45, 46), c), "#dc2430"),
     "rocket": (lambda d, c: d.polygon([(24, 0), (36, 30), (44, 46), (4, 46), (12, 30)], c), "#8fb3c9"),
@@ -33,7 +33,7 @@ def recipe():
 
 @pytest.fixture(scope="module")
 def painter(recipe):
-    """Paints the things of `SHAPES`; of a style, only the lightness differs."""
+    """A painter of the things in `SHAPES`; styles differ only in lightness."""
     sprites = {}
     for k, style in enumerate(recipe("scenes").STYLES):
         for name, (shape, colour) in SHAPES.items():
@@ -63,7 +63,7 @@ def test_a_scene_is_a_function_of_seed_and_index(recipe, painter, many):
     assert painter.array(scene).shape == (3, 128, 128)
 
 
-def test_every_kind_is_drawn_as_often_as_it_should(recipe, many):
+def test_every_kind_is_drawn_at_its_rate(recipe, many):
     scenes = recipe("scenes")
     kinds = Counter(scene.description.kind for scene in many)
     for kind, share in scenes.MIXTURE.items():
@@ -100,10 +100,10 @@ def test_relations_put_things_where_they_say(many):
             assert abs(boxes[0].x - boxes[1].x) > 40 > abs(boxes[0].y - boxes[1].y)
 
 
-# What is held out
+# Held-out combinations
 
 
-def test_the_lists_are_those_of_the_hash(recipe):
+def test_the_stored_lists_are_those_that_the_hash_chooses(recipe):
     scenes = recipe("scenes")
     stored = json.loads(scenes.HELD_OUT.read_text("utf-8"))
     assert stored == scenes.choose_held_out()
@@ -116,7 +116,7 @@ def test_the_lists_are_those_of_the_hash(recipe):
     assert {count for count, _ in stored["count"]} == {2, 3, 4}
 
 
-def test_nothing_that_is_held_out_is_drawn(recipe, many):
+def test_held_out_combinations_are_never_drawn(recipe, many):
     scenes, lists = recipe("scenes"), recipe("scenes").held_out()
     for scene in many:
         d = scene.description
@@ -129,14 +129,14 @@ def test_nothing_that_is_held_out_is_drawn(recipe, many):
     assert not any(scenes.held_out_kinds(scene.description) for scene in many)
 
 
-def test_scenes_of_what_is_held_out(recipe):
+def test_scenes_of_held_out_combinations(recipe):
     scenes = recipe("scenes")
     for kind in scenes.KINDS[1:]:
-        found = scenes.held_out_scenes(kind, 200)
-        assert len(found) == 200
-        assert {scene.description.kind for scene in found} == {kind}
-        assert all(scenes.held_out_kinds(scene.description) == {kind} for scene in found)
-        assert found[:20] == scenes.held_out_scenes(kind, 20)
+        examples = scenes.held_out_scenes(kind, 200)
+        assert len(examples) == 200
+        assert {scene.description.kind for scene in examples} == {kind}
+        assert all(scenes.held_out_kinds(scene.description) == {kind} for scene in examples)
+        assert examples[:20] == scenes.held_out_scenes(kind, 20)
         few = scenes.held_out_scenes(kind, 200, names=list(scenes.things())[: scenes.GATE])
         assert len(few) >= 10
         assert {p.thing for s in few for p in s.description.parts} <= set(list(scenes.things())[: scenes.GATE])
@@ -185,7 +185,7 @@ def test_captions_can_be_read_back(recipe, many):
 @pytest.mark.parametrize(
     "text", ["", "hello", "a purple", "five cats", "two cat", "a cat behind a house", "a catch", "一", "五只猫", "猫在"]
 )
-def test_texts_that_the_grammar_does_not_have(recipe, text: str):
+def test_texts_outside_the_grammar(recipe, text: str):
     assert recipe("scenes").parse(text) is None
 
 
@@ -196,7 +196,7 @@ def test_any_text_can_be_read(text: str):
         modules("scenes").parse(text)
 
 
-def test_names_are_told_apart(recipe):
+def test_names_are_unique(recipe):
     things = recipe("scenes").things()
     assert len(things) >= 300
     for names in ({t.name for t in things.values()}, {t.plural for t in things.values()}):
@@ -219,7 +219,7 @@ def test_oklab_there_and_back(recipe):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_colours_really_move(recipe, painter, name: str):
+def test_colours_reach_their_targets(recipe, painter, name: str):
     sprites = recipe("sprites")
     picture = painter.sprites[f"flat/{name}"]
     for colour, target in sprites.TARGETS.items():
@@ -228,15 +228,15 @@ def test_colours_really_move(recipe, painter, name: str):
         mean = sprites.to_oklab(moved[..., :3])[inside].mean(0)
         assert np.linalg.norm(mean - target) < 0.06
         assert np.array_equal(moved[..., 3], picture[..., 3])
-        if colour in (found := sprites.colours_of(picture)):
-            assert found[colour] or share >= sprites.MOVED
+        if colour in (colours := sprites.colours_of(picture)):
+            assert colours[colour] or share >= sprites.MOVED
     assert set(sprites.colours_of(picture)) >= {"green", "blue", "purple", "black"}
 
 
-def test_a_colour_that_the_thing_has_is_no_new_one(recipe, painter):
-    found = recipe("sprites").colours_of(painter.sprites["noto/apple"])
-    assert found["red"] is True
-    assert not any(natural for colour, natural in found.items() if colour != "red")
+def test_only_the_things_own_colour_is_natural(recipe, painter):
+    colours = recipe("sprites").colours_of(painter.sprites["noto/apple"])
+    assert colours["red"] is True
+    assert not any(natural for colour, natural in colours.items() if colour != "red")
 
 
 # The judge
@@ -252,16 +252,16 @@ def drawn(recipe, kind: str, count: int, first: int = 0):
 
 
 @pytest.mark.parametrize("kind", ["single", "colour", "count", "pair", "size", "place"])
-def test_true_scenes_are_right(recipe, painter, judge, kind: str):
+def test_the_judge_accepts_correct_scenes(recipe, painter, judge, kind: str):
     verdicts = [judge(painter(scene), scene.description) for scene in drawn(recipe, kind, 12)]
     assert sum(verdict["all"] for verdict in verdicts) >= 11
 
 
-def test_other_scenes_are_wrong(recipe, painter, judge):
+def test_the_judge_rejects_other_scenes(recipe, painter, judge):
     D, P, scenes = recipe("scenes").Description, recipe("scenes").Part, recipe("scenes")
 
-    def verdict(shown, asked):
-        return judge(painter(scenes.placed(shown, np.random.default_rng(0))), asked)
+    def verdict(shown, expected):
+        return judge(painter(scenes.placed(shown, np.random.default_rng(0))), expected)
 
     red, blue = D((P("cat", "red"),), "flat"), D((P("cat", "blue"),), "flat")
     assert verdict(red, blue) == {"thing": True, "colour": False, "count": True, "all": False}
@@ -284,7 +284,7 @@ def test_other_scenes_are_wrong(recipe, painter, judge):
     assert verdict(swapped, right)["all"]
 
 
-def test_an_empty_picture_and_noise_are_wrong(recipe, judge, painter):
+def test_the_judge_rejects_empty_pictures_and_noise(recipe, judge, painter):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8))
     for picture in (Image.new("RGB", (128, 128), "white"), Image.new("RGB", (64, 64), "white"), noise):
         for kind in ("single", "colour", "count", "pair", "size", "place"):
@@ -300,10 +300,10 @@ def test_wilson(recipe):
 
 def test_figures(recipe, painter, judge):
     group = {"seen colour": drawn(recipe, "colour", 4)}
-    found = recipe("judge").figures(judge, group, lambda scenes: [painter(scene) for scene in scenes])
-    assert found["seen colour"]["all"]["n"] == 4
-    assert set(found["seen colour"]) == {"thing", "colour", "count", "all"}
-    assert recipe("judge").table(found).splitlines()[2].startswith("| seen colour | 4 |")
+    figures = recipe("judge").figures(judge, group, lambda scenes: [painter(scene) for scene in scenes])
+    assert figures["seen colour"]["all"]["n"] == 4
+    assert set(figures["seen colour"]) == {"thing", "colour", "count", "all"}
+    assert recipe("judge").table(figures).splitlines()[2].startswith("| seen colour | 4 |")
 
 
 # The autoencoder's measurements

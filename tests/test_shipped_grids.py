@@ -1,4 +1,4 @@
-"""Tuned grids in a model's own folder: chosen where they fit, told, found again, checked like the rest of it."""
+"""Tuned grids in a model's own folder: chosen where they fit, reported, reproduced and checked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HASH = network_hash(find.find("emoji"))
 
 def grid(**changes: Any) -> dict[str, Any]:
     """A grid file's content for three steps at guidance 3, written by hand."""
-    found = {
+    content = {
         "schema": "diffgen.grid/1",
         "solver": "dpmpp_2m",
         "nfe": 3,
@@ -40,12 +40,12 @@ def grid(**changes: Any) -> dict[str, Any]:
         "model_hash": HASH,
         "guidance": 3.0,
     }
-    return {key: value for key, value in (found | changes).items() if value is not None}
+    return {key: value for key, value in (content | changes).items() if value is not None}
 
 
 @pytest.fixture
 def shipping(tmp_path: Path):
-    """A copy of the bundled model that ships these grids, and says these defaults besides its own."""
+    """Build a copy of the bundled model that ships these grids and has these defaults in its card."""
 
     def build(defaults: dict[str, Any] | None = None, **grids: Any) -> find.Model:
         folder = tmp_path / "model"
@@ -74,7 +74,7 @@ def chosen(model: find.Model, **options: Any) -> str:
     return Path(make_plan(model, "a red apple", seed=1, **options).grid).name
 
 
-def test_it_is_chosen_where_it_fits_and_nowhere_else(shipping) -> None:
+def test_a_grid_is_chosen_only_where_it_fits(shipping) -> None:
     model = shipping()
     fits = {"steps": 3, "guidance": 3.0}
     assert chosen(model, **fits) == "three.json"
@@ -93,11 +93,11 @@ def test_it_is_chosen_where_it_fits_and_nowhere_else(shipping) -> None:
     [
         ({"steps": 3, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras"}, 3),
         ({"steps": 20, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "grids/three.json"}, 20),
-        ({"grid": "grids/three.json"}, 25),  # the family's; the file says all that it is for
+        ({"grid": "grids/three.json"}, 25),  # the family's; the file has its own steps and guidance
     ],
 )
-def test_the_card_may_make_it_the_default(shipping, defaults: dict[str, Any], steps: int, tmp_path: Path) -> None:
-    """Whatever does not go with it is made with the ordinary number of steps, on the scheduler's own grid."""
+def test_the_card_may_make_a_grid_the_default(shipping, defaults: dict[str, Any], steps: int, tmp_path: Path) -> None:
+    """Options that do not fit the grid use the ordinary number of steps and the scheduler's own grid."""
     model = shipping()
     card = model.folder / "card.json"
     card.write_text(json.dumps(json.loads(card.read_text("utf-8")) | {"defaults": defaults}), "utf-8")
@@ -118,7 +118,7 @@ def test_the_card_may_make_it_the_default(shipping, defaults: dict[str, Any], st
     assert order(upscale=2.0, guidance=3.0) == ("karras", steps)
 
 
-def test_the_users_list_goes_before_it(shipping) -> None:
+def test_the_users_list_overrides_the_card(shipping) -> None:
     model = shipping({"grid": "grids/three.json", "guidance": 3.0})
 
     def order(**defaults: Any) -> tuple[str, int, str]:
@@ -131,7 +131,7 @@ def test_the_users_list_goes_before_it(shipping) -> None:
     assert order(grid="exponential")[0] == "exponential"
 
 
-def test_one_for_any_guidance(shipping) -> None:
+def test_a_grid_for_any_guidance(shipping) -> None:
     model = shipping({"grid": "grids/three.json"}, three=grid(guidance=None))
     assert chosen(model) == chosen(model, guidance=5.0) == chosen(model, steps=3) == "three.json"
     assert chosen(model, steps=4) == "karras"
@@ -147,8 +147,8 @@ def test_a_refiner_is_another_model(tmp_path: Path) -> None:
     assert chosen(find.find(str(model)), **fits, refiner=str(refiner)) == schedulers.info("dpmpp_2m").grid
 
 
-def test_the_record_says_whether_the_model_takes_it_by_itself(shipping) -> None:
-    """Else the command that makes the picture again has to name it."""
+def test_own_grid_says_whether_the_model_chooses_it(shipping) -> None:
+    """Otherwise, the command that reproduces the picture has to name it."""
     model = shipping(three=grid(), two=grid(sigmas=[14.6, 2.0, 0.3]))
     three, two = (str(model.folder / "grids" / f"{name}.json") for name in ("three", "two"))
     fits = {"steps": 3, "guidance": 3.0}
@@ -170,12 +170,12 @@ def test_the_card_names_one_of_several(shipping) -> None:
 
 
 @pytest.mark.parametrize("name", ["grids/none.json", "../grid.json", "/etc/grid.json", "three.json"])
-def test_the_card_names_no_other_file(shipping, name: str) -> None:
+def test_the_card_cannot_name_other_files(shipping, name: str) -> None:
     with pytest.raises(InputError, match=r"card\.json: there is no grid"):
         make_plan(shipping({"grid": name}), "a red apple")
 
 
-def test_from_the_command_to_the_same_picture_again(diffgen_, shipping) -> None:
+def test_a_generated_picture_is_reproduced(diffgen_, shipping) -> None:
     model = shipping({"steps": 3, "guidance": 3.0})
     code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, "--seed", "3", "-o", "a.png")
     assert code == 0, err
@@ -184,12 +184,12 @@ def test_from_the_command_to_the_same_picture_again(diffgen_, shipping) -> None:
     assert (code, json.loads(out)["result"]["grid"]) == (0, "three.json")
     record = read_record("a.png")
     assert (record["grid"], record["grid_from"], record["steps"], record["nfe"]) == ("three.json", "model", 3, 3)
-    assert record["model_hash"] == HASH  # the grid is no part of it
+    assert record["model_hash"] == HASH  # the hash does not cover the grid
     code, out, err = diffgen_("reproduce", "a.png", "-m", model.folder)
     assert (code, out) == (0, "identical pixels\n"), err
 
     line, _ = command_line(read_picture_info("a.png"))
-    assert "--grid" not in line  # by its steps, guidance and scheduler the model's own is found again
+    assert "--grid" not in line  # steps, guidance and scheduler select the model's grid
     code, _, err = diffgen_(*line.split()[1:2], "a red apple", *line.split("apple'")[1].split(), "-m", model.folder,
                             "-o", "b.png")  # fmt: skip
     assert code == 0, err
@@ -215,7 +215,7 @@ def test_a_grid_of_another_model_is_refused(diffgen_, shipping) -> None:
     assert diffgen_("generate", "a red apple", "-m", model.folder, "--grid", "karras", "-o", "a.png", "-q")[0] == 0
 
 
-def test_models_tells_of_them(diffgen_, shipping) -> None:
+def test_models_info_and_verify_list_grids(diffgen_, shipping) -> None:
     model = shipping()
     assert info(model)["grids"] == [{"file": "grids/three.json", "scheduler": "dpmpp_2m", "steps": 3, "guidance": 3.0}]
     code, out, _ = diffgen_("models", "info", model.folder)
@@ -228,12 +228,12 @@ def test_models_tells_of_them(diffgen_, shipping) -> None:
     assert network_hash(model) == HASH
 
 
-def test_models_tells_the_steps_of_the_grid_that_is_the_default(diffgen_, shipping) -> None:
+def test_models_info_shows_the_steps_of_the_default_grid(diffgen_, shipping) -> None:
     model = shipping({"grid": "grids/three.json"})
     _, out, _ = diffgen_("models", "info", model.folder)
     assert "defaults         steps 3 (25 where that grid does not fit), guidance 2.0" in out
     _, out, _ = diffgen_("models", "info", model.folder, "--json")
-    assert json.loads(out)["result"]["defaults"]["steps"] == 25  # as the card says it
+    assert json.loads(out)["result"]["defaults"]["steps"] == 25  # the card's value
 
 
 def test_a_card_with_an_immense_number_is_refused(shipping) -> None:
@@ -244,11 +244,11 @@ def test_a_card_with_an_immense_number_is_refused(shipping) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"solver": "heun", "gains": [0.1, 0.1, 0.1]},  # which asks twice a step
-        {"sigmas": [1e6, 1.9, 0.35]},  # more noise than the model knows
+        {"solver": "heun", "gains": [0.1, 0.1, 0.1]},  # two evaluations a step
+        {"sigmas": [1e6, 1.9, 0.35]},  # above the model's noise levels
     ],
 )
-def test_a_grid_that_does_not_go_with_the_model(diffgen_, shipping, changes: dict[str, Any]) -> None:
+def test_a_grid_that_does_not_fit_the_model_is_refused(diffgen_, shipping, changes: dict[str, Any]) -> None:
     model = shipping(three=grid(**changes))
     options = ("--steps", "3", "--guidance", "3", "--scheduler", changes.get("solver", "dpmpp_2m"), "-o", "a.png")
     code, _, err = diffgen_("generate", "a red apple", "-m", model.folder, *options)
@@ -266,7 +266,7 @@ def test_a_grid_that_does_not_go_with_the_model(diffgen_, shipping, changes: dic
         ("a" * 101 + ".json", False),
     ],
 )
-def test_what_is_fetched_is_what_is_read(name: str, fetched: bool) -> None:
+def test_only_names_that_the_gate_accepts_are_fetched(name: str, fetched: bool) -> None:
     """A name that the gate would refuse is not fetched with a model."""
     assert bool(hub.TEXTS.fullmatch(f"grids/{name}")) == bool(gate.GRID_NAME.fullmatch(name)) == fetched
 
@@ -299,7 +299,7 @@ def test_a_broken_grid_is_refused_with_the_model(shipping, content: str) -> None
         info(model)
 
 
-def test_what_lies_in_the_folder_besides(shipping) -> None:
+def test_other_files_in_the_folder_of_grids(shipping) -> None:
     model = shipping()
     (model.folder / "grids" / "three.png").write_text("no matter")
     (model.folder / "grids" / "readme").mkdir()

@@ -1,4 +1,4 @@
-"""A run is a model: its pictures, against the process itself; its classes, seeds and record, and what it refuses."""
+"""A run as a model: its pictures, compared with the process itself; classes, seeds, records and errors."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def network_of(seed, **config):
 
 
 def checkpoint(folder, step, **weights):
-    """checkpoints/<step> with ema.safetensors and so on; returns {file name: SHA-256}."""
+    """Write checkpoints/<step> with ema.safetensors and so on; return {file name: SHA-256}."""
     place = folder / "checkpoints" / str(step)
     place.mkdir(parents=True)
     files = {}
@@ -50,17 +50,17 @@ def checkpoint(folder, step, **weights):
         data = (place / f"{name}.safetensors").read_bytes()
         files[f"{name}.safetensors"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (place / "state.json").write_text(json.dumps({"schema": "diffgen.checkpoint/1", "step": step, "files": files}))
-    return {name: said["sha256"] for name, said in files.items()}
+    return {name: entry["sha256"] for name, entry in files.items()}
 
 
 def make_run(
     folder, *, channels=1, size=(8, 8), classes=None, levels=17, T=40, variance="fixed_small", dropout=0.1, **more
 ):
-    """A run folder with random weights: the raw ones and their average differ."""
+    """Write a run folder with random weights; the raw weights and their average differ."""
     out = 2 * channels if variance == "learned_range" else channels
     config = {"channels": channels, "out_channels": out, "classes": classes and len(classes), **more}
     description, raw = network_of(1, **config)
-    said = {
+    content = {
         "schema": "diffgen.run/1",
         "job": "pixels",
         "config": {"diffusion": {"label_dropout": dropout}, "sample": SAMPLE},
@@ -80,14 +80,14 @@ def make_run(
         "versions": {},
     }
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(said))
+    (folder / "run.json").write_text(json.dumps(content))
     checkpoint(folder, 7, model=raw, ema=network_of(2, **config)[1])
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """by class, in 17 levels; plain: RGB, 6 wide and 5 high, learned variance; alpha: RGBA. Not to be changed."""
+    """Runs: by-class in 17 levels; plain in RGB, 6x5, learned variance; alpha in RGBA. Tests must not change them."""
     place = tmp_path_factory.mktemp("runs")
     make_run(place / "by-class", classes=CLASSES)
     make_run(place / "plain", channels=3, size=(5, 6), levels=256, variance="learned_range")
@@ -109,7 +109,7 @@ def pixels(images):
 
 
 def test_ddpm_is_the_reverse_process_itself(runs):
-    """All T steps of `ddpm` are DDPM algorithm 2 with the learned variance, as diffgen.diffusion has it."""
+    """`ddpm` with all T steps equals DDPM algorithm 2 with the learned variance in diffgen.diffusion."""
     generator = diffgen.load(runs / "plain")
     process = GaussianDiffusion(schedulers.NoiseSchedule.linear(40), "sample", "learned_range")
     network = network_of(2, channels=3, out_channels=6)[1].eval()
@@ -193,7 +193,7 @@ def test_a_picture_does_not_depend_on_the_others(by_class):
     assert pixels(several) == pixels(alone)
     together = by_class.generate(["cat", "dog"], seed=5, count=3, scheduler="euler_ancestral", batch_size=4)
     same = [np.mean(np.asarray(a) == np.asarray(b)) for a, b in zip(several, together, strict=True)]
-    assert min(same) > 0.95  # a value halfway between two levels may fall to either
+    assert min(same) > 0.95  # a value halfway between two levels may round to either
     listed = by_class.generate("cat", seeds=[7, 5], scheduler="euler_ancestral")
     assert pixels(listed) == pixels([several[2], several[0]])
 
@@ -257,7 +257,7 @@ def test_unknown_classes(by_class, prompt, near):
     assert "cat, dog, Piñata" in caught.value.hint
 
 
-def test_without_a_class_one_is_drawn_from_the_seed(by_class):
+def test_the_seed_draws_a_missing_class(by_class):
     drawn = by_class.generate(seed=20, count=8)
     records = [json.loads(picture.info["diffgen"]) for picture in drawn]
     assert [record["prompt"] for record in records] == [CLASSES[drawn_class(20 + i, 3)] for i in range(8)]
@@ -277,8 +277,8 @@ def test_a_run_without_classes_reads_no_prompts(runs):
 
 
 @pytest.mark.parametrize(("name", "why"), [("plain", "without classes"), ("no-dropout", "with label_dropout = 0")])
-def test_guidance_needs_training_for_it(runs, name, why):
-    """By its own default, too: such a run was made with guidance = 1.5 in its configuration."""
+def test_guidance_is_refused_without_training_for_it(runs, name, why):
+    """Their default is 1, although their configuration has guidance = 1.5."""
     model = find(str(runs / name))
     prompts = () if name == "plain" else "cat"
     with pytest.raises(UsageError, match=why):
@@ -325,12 +325,12 @@ def test_record(by_class, runs):
 
 
 def test_steps_are_counted(by_class):
-    heard = []
-    by_class.generate(["cat", "dog"], count=2, seed=0, steps=5, on_step=lambda done, total: heard.append((done, total)))
-    assert heard == [(i + 1, 20) for i in range(20)]
+    calls = []
+    by_class.generate(["cat", "dog"], count=2, seed=0, steps=5, on_step=lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 20) for i in range(20)]
 
 
-# What is wrong in a run
+# Invalid runs
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def copy(runs, tmp_path):
     return Path(shutil.copytree(runs / "by-class", tmp_path / "copy"))
 
 
-def test_a_damaged_newest_checkpoint_is_left_out(copy, by_class):
+def test_a_damaged_newest_checkpoint_is_skipped(copy, by_class):
     checkpoint(copy, 9, model=network_of(3, channels=1, classes=3)[1], ema=network_of(4, channels=1, classes=3)[1])
     newer = diffgen.load(copy).generate("cat", seed=0)
     file = copy / "checkpoints/9/ema.safetensors"
@@ -364,18 +364,18 @@ def test_a_damaged_newest_checkpoint_is_left_out(copy, by_class):
         (lambda folder: edit(folder, "prediction", "v"), "prediction is 'v'"),
     ],
 )
-def test_what_is_wrong_in_a_run(copy, change, message):
+def test_invalid_runs_are_refused(copy, change, message):
     change(copy)
     with pytest.raises(InputError, match=message):
         diffgen.load(copy).generate("cat")
 
 
 def edit(folder, key, value):
-    said = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(said | {key: value}))
+    content = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(content | {key: value}))
 
 
-def test_what_is_not_finite_is_not_saved_and_the_others_are(copy, diffgen_):
+def test_only_finite_pictures_are_saved(copy, diffgen_):
     """One class's embedding is so large that its pictures are not finite."""
     shutil.rmtree(copy / "checkpoints")
     network = network_of(2, channels=1, classes=3)[1]
@@ -410,7 +410,7 @@ def test_what_is_not_finite_is_not_saved_and_the_others_are(copy, diffgen_):
         ["--scheduler", "eular"],
     ],
 )
-def test_what_a_run_does_not_take(runs, diffgen_, option):
+def test_unsupported_options_of_a_run_are_refused(runs, diffgen_, option):
     code, out, err = diffgen_("generate", "cat", "-m", runs / "by-class", *option)
     assert (code, out) == (2, "")
     assert option[0] in err or option[-1] in err

@@ -1,4 +1,4 @@
-"""`diffgen generate` with pictures, masks, adapters, lists: what it prints, and the exit code of what is wrong."""
+"""`diffgen generate` with pictures, masks, adapters and lists: its output, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -50,9 +50,20 @@ def files(tmp_path: Path) -> Path:
 def test_the_command_and_the_function_have_the_same_names(
     diffgen_: Callable[..., Result], tiny: Path, files: Path
 ) -> None:
-    said = ("--image", files / "photo.png", "--mask", files / "mask.png", "--strength", 0.8, "--steps", 3, "--seed", 4)
+    options = (
+        "--image",
+        files / "photo.png",
+        "--mask",
+        files / "mask.png",
+        "--strength",
+        0.8,
+        "--steps",
+        3,
+        "--seed",
+        4,
+    )
     lora = f"{files / 'lora.safetensors'}:0.5"
-    code, out, err = diffgen_("generate", "a red apple", "-m", tiny, "-o", "x.png", *said, "--lora", lora, "--json")
+    code, out, err = diffgen_("generate", "a red apple", "-m", tiny, "-o", "x.png", *options, "--lora", lora, "--json")
     assert code == 0, err
     assert "lora.safetensors: matched 2 of 2 tensors, rank 2" in err
     assert json.loads(out)["result"]["adapters"] == ["lora.safetensors: matched 2 of 2 tensors, rank 2"]
@@ -60,17 +71,17 @@ def test_the_command_and_the_function_have_the_same_names(
         "a red apple", image=files / "photo.png", mask=files / "mask.png", strength=0.8, steps=3, seed=4, loras=[lora]
     )
     assert image.tobytes() == Image.open("x.png").convert("RGB").tobytes()
-    made = info("x.png")
-    assert made["diffgen"] == image.info["diffgen"]
-    text = made["parameters"]
+    metadata = info("x.png")
+    assert metadata["diffgen"] == image.info["diffgen"]
+    text = metadata["parameters"]
     assert text.startswith("a red apple <lora:lora:0.5>\n")
     assert "Denoising strength: 0.8" in text
     assert 'Lora hashes: "lora: ' in text
-    assert "digitalsourcetype/trainedAlgorithmicMedia<" in made["XML:com.adobe.xmp"]
-    assert str(files) not in json.dumps({key: str(value) for key, value in made.items()})
+    assert "digitalsourcetype/trainedAlgorithmicMedia<" in metadata["XML:com.adobe.xmp"]
+    assert str(files) not in json.dumps({key: str(value) for key, value in metadata.items()})
 
 
-def test_what_was_not_said_is_the_models(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_defaults_come_from_the_model(diffgen_: Callable[..., Result], tiny: Path) -> None:
     err = diffgen_("generate", "a", "-m", tiny, "--dry-run", "--steps", 9, "-s", "32")[2]
     assert "9 steps," in err
     assert "guidance 2 (model default)" in err
@@ -98,7 +109,7 @@ def test_lines_with_options(diffgen_: Callable[..., Result], tiny: Path) -> None
         first, second, third = (i["seed"] for i in json.loads(out)["result"]["images"])
         assert (first, second) == (9, third)
         drawn.add(second)
-    assert len(drawn) == 2  # what a line names is its own
+    assert len(drawn) == 2  # a line's own seed does not set the seed of others
 
 
 def test_seeds_and_choices(diffgen_: Callable[..., Result], tiny: Path) -> None:
@@ -107,8 +118,8 @@ def test_seeds_and_choices(diffgen_: Callable[..., Result], tiny: Path) -> None:
     assert [image["seed"] for image in images] == [0, 1, 2, 9]
     assert {image["prompt"] for image in images} == {"a red apple", "a blue apple"}
     assert diffgen_("generate", "a {red|blue} apple", "--seed", 9, "-m", tiny, "-o", "x.png", "--steps", 1)[0] == 0
-    said = json.loads(info("x.png")["diffgen"])
-    assert (said["prompt"], said["template"]) == (images[3]["prompt"], "a {red|blue} apple")
+    record = json.loads(info("x.png")["diffgen"])
+    assert (record["prompt"], record["template"]) == (images[3]["prompt"], "a {red|blue} apple")
 
 
 def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +193,7 @@ def test_the_help_fits_two_screens(diffgen_: Callable[..., Result], monkeypatch:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_is_wrong_is_said_before_anything_is_made(
+def test_errors_are_reported_before_any_work(
     diffgen_: Callable[..., Result], tiny: Path, files: Path, args: list[str], code: int, text: str
 ) -> None:
     args = [arg.replace("@", f"{files}/") for arg in args]
@@ -202,7 +213,7 @@ def test_a_family_without_controlnets_says_so_first(diffgen_: Callable[..., Resu
     assert "ControlNet is not supported for models of the family sd3" in err
 
 
-def test_a_line_that_is_wrong_is_named(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_an_error_names_its_line(diffgen_: Callable[..., Result], tiny: Path) -> None:
     Path("p.jsonl").write_text('{"prompt": "red"}\n{"prompt": "green", "steps": 0}\n')
     code, _, err = diffgen_("generate", "--prompt-file", "p.jsonl", "-m", tiny)
     assert code == 2
@@ -214,7 +225,7 @@ def test_a_line_that_is_wrong_is_named(diffgen_: Callable[..., Result], tiny: Pa
     assert "p.txt" not in diffgen_("generate", "--prompt-file", "p.txt", "-m", tiny, "-n", 0)[2]
 
 
-def test_words_that_wildcards_may_choose_are_the_models(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_unknown_words_of_wildcards_are_named(diffgen_: Callable[..., Result], tiny: Path) -> None:
     Path("wildcards").mkdir()
     Path("wildcards/fruit.txt").write_text("apple\n2::zebra\n")
     err = diffgen_("generate", "a __fruit__, {3::red|lila}", "-m", tiny, "--dry-run")[2]
@@ -224,7 +235,7 @@ def test_words_that_wildcards_may_choose_are_the_models(diffgen_: Callable[..., 
 def test_a_file_that_does_not_say_what_it_predicts(
     diffgen_: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asked for; shown and recorded; in the command that inspect prints; and obeyed by reproduce."""
+    """The command requires --prediction, shows and records it; inspect prints it and reproduce uses it."""
     import original_layout
     from tiny import build
 

@@ -1,4 +1,4 @@
-"""Every family in every way that it has, against diffusers' own pipelines."""
+"""Every family in every way that it supports, compared with diffusers' own pipelines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT, SEED, STEPS = "a red apple", 5, 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A tiny model of a family, written once."""
+    """Build the tiny model of a family, once."""
     root, folders = tmp_path_factory.mktemp("families"), {}
 
     def of(family: str) -> Path:
@@ -66,8 +66,8 @@ def theirs(generator: ImageGenerator, name: str, **more: Any) -> Any:
     import schedulers
 
     parts = {key: part for key, part in generator.pipeline.components.items() if key != "scheduler"}
-    known = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "add_watermarker")
-    settings = {key: generator.pipeline.config[key] for key in known if key in generator.pipeline.config}
+    keys = ("force_zeros_for_empty_prompt", "requires_aesthetics_score", "add_watermarker")
+    settings = {key: generator.pipeline.config[key] for key in keys if key in generator.pipeline.config}
     if name.startswith("StableDiffusion") and "XL" not in name and "3" not in name:
         settings["requires_safety_checker"] = False
     scheduler = schedulers.get("euler", noise=generator.noise, prediction=generator.prediction)
@@ -76,7 +76,7 @@ def theirs(generator: ImageGenerator, name: str, **more: Any) -> Any:
     return pipeline
 
 
-def test_rows_name_what_diffusers_and_this_room_have() -> None:
+def test_rows_name_existing_classes_and_codecs() -> None:
     import diffusers
 
     from diffgen.pipelines.families import Code, code_of
@@ -200,10 +200,10 @@ def test_second_passes_and_batches(load: Callable[[str], ImageGenerator], family
     assert abs(pixels(together[1]) - pixels(alone)).max() <= 1
 
 
-def test_the_refiner_goes_on_where_the_model_stops(
+def test_the_refiner_continues_where_the_model_stops(
     load: Callable[[str], ImageGenerator], folder: Callable[[str], Path]
 ) -> None:
-    """As Stable Diffusion XL's makers have it: the last fifth of the way by the refiner."""
+    """As Stable Diffusion XL's authors do it: the refiner does the last fifth of the denoising."""
     generator, refiner = load("sdxl"), str(folder("sdxl-refiner"))
     options: dict[str, Any] = {"seed": SEED, "steps": 10, "guidance": 3.0, "scheduler": "euler", "size": 32}
     (ours,) = generator.generate(PROMPT, refiner=refiner, **options)
@@ -219,7 +219,7 @@ def test_the_refiner_goes_on_where_the_model_stops(
     assert (pixels(ours) != pixels(generator.generate(PROMPT, **options)[0])).any()
 
 
-def test_a_refined_picture_is_made_again(
+def test_a_refined_picture_is_reproduced(
     load: Callable[[str], ImageGenerator],
     folder: Callable[[str], Path],
     tmp_path: Path,
@@ -277,7 +277,7 @@ def _plan(generator: ImageGenerator) -> Any:
         ("unconditional", {"refiner": "REFINER"}, "nothing but noise"),
     ],
 )
-def test_what_a_family_lacks_is_said(
+def test_unsupported_options_of_a_family_are_refused(
     folder: Callable[[str], Path], tmp_path: Path, family: str, options: dict[str, Any], text: str
 ) -> None:
     from safetensors.torch import save_file
@@ -294,8 +294,10 @@ def test_what_a_family_lacks_is_said(
 
 
 def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator], photo: Image.Image) -> None:
-    """One step of a flow from σ = 1 predicts x0 = x − v, so that v follows from the prediction; and diffusers'
-    own rescaling, where it has one."""
+    """Compare with the formula, and with diffusers' own rescaling where it has one.
+
+    One step of a flow from σ = 1 predicts x0 = x − v, so v = x − x0.
+    """
     from diffgen.diffusion.guidance import rescale
 
     generator = load("sd3")
@@ -325,7 +327,7 @@ def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator]
     assert (images[0] != images[1]).any()
 
 
-def test_prompts_where_there_are_none(folder: Callable[[str], Path]) -> None:
+def test_prompts_and_refiners_that_do_not_fit_are_refused(folder: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="reads no prompts"):
         diffgen.load(str(folder("unconditional")), device="cpu").generate("a")
     with pytest.raises(InputError, match="not a refiner"):
