@@ -74,7 +74,7 @@ def _table(config: Mapping[str, Any], name: str, T: int, number: Callable[..., f
 
 def to_diffusers_config(noise: NoiseSchedule) -> dict[str, Any]:
     """The noise schedule in diffusers' names, as `from_diffusers_config` reads it; empty for an edm schedule."""
-    if noise.name == "flow":
+    if noise.is_flow:
         dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or {})}
         return {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
     if noise.name in ("linear", "scaled_linear"):

@@ -65,7 +65,7 @@ def _interpolated(
     noise: NoiseSchedule, points: list[Point], model_times: list[float], n: int
 ) -> tuple[list[Point], list[float]]:
     """n points on the curve through `points` in ln(σ/α) (σ on a flow), with the model times' offsets interpolated."""
-    flow = noise.name == "flow"
+    flow = noise.is_flow
     levels = [p.sigma if flow else math.log(p.rho) if p.alpha != 0 else math.inf for p in points]
     offsets = [t - p.t for t, p in zip(model_times, points, strict=True)]
     new_points, new_times = [], []
@@ -185,7 +185,7 @@ def _is_finite(value: Any) -> bool:
 
 def _point_at_time(noise: NoiseSchedule, t: float) -> Point:
     margin = 1e-6 * max(abs(noise.t_max), 1.0)
-    lowest = 0.0 if noise.name == "flow" else noise.t_min
+    lowest = 0.0 if noise.is_flow else noise.t_min
     if not lowest - margin <= t <= noise.t_max + margin:
         raise ValueError(f"t must lie in [{lowest:g}, {noise.t_max:g}], got {t:g}")
     return noise.at(t=min(max(t, lowest), noise.t_max))
@@ -193,7 +193,7 @@ def _point_at_time(noise: NoiseSchedule, t: float) -> Point:
 
 def _point_at_sigma(noise: NoiseSchedule, sigma: float) -> Point:
     """The point of that noise level. A level less than 1 % outside the schedule's range gives the end of the range."""
-    if noise.name == "flow":
+    if noise.is_flow:
         if not 0 < sigma <= 1:
             raise ValueError(f"σ of a flow must lie in (0, 1], got {sigma:g}")
         return noise.at(level=sigma)

@@ -94,7 +94,7 @@ def name_of(points: str | Points) -> str:
 
 def uniform(noise: NoiseSchedule, t: float) -> Point:
     """The point at the time t ∈ [0, T − 1] of a table; on other schedules, at the same fraction of their time."""
-    if noise.name == "flow":
+    if noise.is_flow:
         return noise.at(t=noise.T * noise.shifted((t + 1) / noise.T))
     t = min(max(t, 0.0), noise.T - 1.0)  # rounding
     return noise.at(t=t if noise.alphas_cumprod else noise.t_min + (noise.t_max - noise.t_min) * t / (noise.T - 1))
@@ -110,7 +110,7 @@ def _enough(noise: NoiseSchedule, n: int) -> int:
 @grid
 def trailing(noise: NoiseSchedule, n: int) -> list[Point]:
     """t = T·(1 − k/n) − 1: starts at the most noise (Lin et al. 2023, table 2)."""
-    T = noise.T if noise.name == "flow" else _enough(noise, n)
+    T = noise.T if noise.is_flow else _enough(noise, n)
     return [uniform(noise, T - k * T / n - 1) for k in range(n)]
 
 

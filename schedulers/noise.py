@@ -118,6 +118,11 @@ class NoiseSchedule:
     def __hash__(self) -> int:
         return hash((self.name, self.T, self.t_max, self.t_min))
 
+    @property
+    def is_flow(self) -> bool:
+        """Whether x0 and ε are mixed linearly: α = 1 − σ (rectified flow)."""
+        return self.name == "flow"
+
     def alpha(self, t: Any) -> Any:
         """The factor of the signal at time t (a float, or a tensor of any shape)."""
         return self.at(t=t).alpha
@@ -128,7 +133,7 @@ class NoiseSchedule:
 
     def at(self, *, t: Any = None, lam: Any = None, level: Any = None) -> Point:
         """The point at time t, at λ = ln(α/σ), or at a noise level; beyond an end of a table, that end."""
-        if level is not None and self.name == "flow":
+        if level is not None and self.is_flow:
             t = self.T * level
         elif level is not None:
             lam = -ops(level).log(level)
@@ -138,7 +143,7 @@ class NoiseSchedule:
 
     def level(self, p: Point) -> Any:
         """The noise level by which points are placed, listed and drawn: σ on a flow, σ/α on every other schedule."""
-        return p.sigma if self.name == "flow" else p.rho
+        return p.sigma if self.is_flow else p.rho
 
     @cached_property
     def noisiest(self) -> Point:
@@ -263,7 +268,7 @@ class NoiseSchedule:
 
     def with_mu(self, mu: float) -> NoiseSchedule:
         """This flow with the shift e^μ (μ itself where the time_shift_type of `dynamic` is "linear")."""
-        if self.name != "flow":
+        if not self.is_flow:
             raise ValueError(f"mu shifts a flow schedule; this is {self!r}")
         linear = (self.dynamic or RESOLUTION_SHIFT)["time_shift_type"] == "linear"
         return NoiseSchedule.flow(mu if linear else math.exp(mu), self.T)

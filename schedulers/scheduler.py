@@ -226,7 +226,7 @@ class Scheduler:
                 raise ValueError("the shift of this flow depends on the resolution: mu is needed")
             noise = noise.with_mu(mu)
         if sigmas is not None:
-            if noise.name == "flow":
+            if noise.is_flow:
                 sigmas = [noise.shifted(float(s)) for s in sigmas]
             points = explicit(sigmas=sigmas, model_times=timesteps)
         elif timesteps is not None:

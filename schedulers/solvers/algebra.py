@@ -62,7 +62,7 @@ def heun_step(x: Any, p: Point, q: Point, grid: Grid) -> Steps:
 
 def heun_correction(grid: Grid, p: Point, q: Point, d: Denoised, e: Denoised) -> Any:
     """The correction of `first` to the mean ε of d and e; on a flow schedule and from pure noise, `trapezoid`."""
-    if p.alpha == 0 or grid.noise.name == "flow":
+    if p.alpha == 0 or grid.noise.is_flow:
         return trapezoid(p, q, d, e)
     return (e.eps - d.eps) * ((q.sigma - q.alpha * p.rho) / 2)
 
