@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from enum import IntEnum
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class ExitCode(IntEnum):
@@ -65,3 +70,29 @@ def check_keywords(keywords: Iterable[str], function: str, names: Iterable[str])
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(names)}"
             raise UsageError(f"{function} takes no keyword {name!r}", hint)
+
+
+def checked_arguments(*more: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function of the Python API raise UsageError for a keyword that it does not take or an argument it lacks.
+
+    `more` are the names that it takes as `**options`.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        import inspect  # not needed by the commands that must start fast
+
+        signature = inspect.signature(function)
+        names = [name for name, one in signature.parameters.items() if one.kind != one.VAR_KEYWORD] + list(more)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **keywords: P.kwargs) -> T:
+            check_keywords(keywords, function.__name__, names)
+            try:
+                signature.bind(*args, **keywords)
+            except TypeError as error:
+                raise UsageError(f"{function.__name__}: {error}") from None
+            return function(*args, **keywords)
+
+        return call
+
+    return decorate

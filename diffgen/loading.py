@@ -6,9 +6,9 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
-from .errors import DiffgenError, UsageError, check_keywords
+from .errors import DiffgenError, UsageError, checked_arguments
 
 if TYPE_CHECKING:
     from schedulers import NoiseSchedule
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from .training.generate import RunGenerator
 
 
+@checked_arguments()
 def load(
     name: str | os.PathLike[str] | Model | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offload: str = "none",
     quantize: str = "none",
-    **unknown: Any,
 ) -> ImageGenerator | RunGenerator:
     """Load a model after checking its files: any that `models.find.find` finds, runs too. None is `emoji`.
 
@@ -43,7 +43,6 @@ def load(
     from .devices import device_name, dtype_name
     from .models.find import Model, find
 
-    check_keywords(unknown, "load", ("name", "device", "dtype", "offload", "quantize"))
     model = name if isinstance(name, Model) else find(name if name is None else os.fspath(name))
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare()

@@ -15,7 +15,7 @@ from diffgen import devices
 from diffgen.errors import InputError, InvalidOutput, UsageError
 from diffgen.generation.options import read_options
 from diffgen.generation.plan import Plan
-from diffgen.generation.record import read_record
+from diffgen.generation.record import of_run, read_record
 from diffgen.generation.recorded import Record
 from diffgen.images.metadata import label_of
 from diffgen.images.pixels import pixels_sha256
@@ -159,13 +159,13 @@ def reproduce(
 
 def _model(record: Record, name: str | None, path: Path) -> tuple[Model, Path | None]:
     """(the model that made the picture, the checkpoint of a run)."""
-    of_run = record.get("family") == "run"
+    from_run = of_run(record)
     if name is not None:
         model = as_recorded(find(name), record.get("prediction"))
-        if model.is_run != of_run:
+        if model.is_run != from_run:
             raise InputError(f"-m {name} is of the family {model.family}, the picture of {record.get('family')}")
         return model, _checkpoint(model, record) if model.is_run else None
-    if of_run:
+    if from_run:
         for model in _runs(record, path):
             try:
                 if (checkpoint := _checkpoint(model, record, strict=False)) is not None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from diffgen.errors import InputError
 from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config
-from diffgen.training.config import Config, differences, parse, read, to_dict, with_values
+from diffgen.training.config import Config, differences, parse, read_toml, to_dict, with_values
 
 ROOT = Path(__file__).parent.parent
 
@@ -105,13 +105,13 @@ def test_a_file_that_is_no_toml(tmp_path: Path, data: bytes, message: str) -> No
     path = tmp_path / "a.toml"
     path.write_bytes(data)
     with pytest.raises(InputError, match=message):
-        read(path)
+        read_toml(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.toml", tmp_path):
         with pytest.raises(InputError, match=str(path)):
-            read(path)
+            read_toml(path)
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
@@ -161,7 +161,7 @@ def test_flags_win() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "samples").glob("*/*.toml")), ids=lambda path: path.name)
 def test_the_samples_are_configurations(path: Path) -> None:
     if path.name != "pyproject.toml":
-        parse(read(path), path, KINDS[read(path)["job"]])
+        parse(read_toml(path), path, KINDS[read_toml(path)["job"]])
 
 
 @pytest.mark.parametrize(

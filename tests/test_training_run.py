@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 steps; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     (folder.parent / "c.toml").write_text(CONFIG.format(dropout=0.0, steps=20, log_every=10))
-    chosen = config.parse(config.read(folder.parent / "c.toml"), "c.toml")
+    chosen = config.parse(config.read_toml(folder.parent / "c.toml"), "c.toml")
     job = PixelJob(chosen, open_data("digits"))
     result = start.execute(start.TrainRequest(folder, chosen), job, Ranks("cpu"), Listener(), lambda: False)
     assert (result.step, result.finished) == (20, True)

@@ -96,10 +96,10 @@ class LazyCommand(TyperCommand):
         self.command = command
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        return load(self.command).make_context(*args, **kwargs)
+        return load_command(self.command).make_context(*args, **kwargs)
 
 
-def load(command: Command) -> Any:
+def load_command(command: Command) -> Any:
     """Import a command and return its parser.
 
     Its help is the summary, the docstring of its function, and the EXAMPLES of its module.

@@ -100,7 +100,7 @@ def evaluate(
             out=out,
             overwrite=overwrite,
             device=device,
-            listener=Screen(say, bar),
+            listener=EvaluationScreen(say, bar),
         )
     document = asdict(result)
     missing = [f"{name} is left out: {reason}" for name, reason in result.left_out.items()]
@@ -116,7 +116,7 @@ def _rows(result: dict[str, Any]) -> Iterator[list[str]]:
         yield [name, f"{figures['value']:.4g}", floor, f"{figures['ceiling']:.4g}", result["better"][name]]
 
 
-class Screen(Listener):
+class EvaluationScreen(Listener):
     """Shows an evaluation: a bar on a terminal; elsewhere a line for each stage, and then now and then."""
 
     def __init__(self, say: Output, bar: Callable[..., None] | None) -> None:

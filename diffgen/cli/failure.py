@@ -35,13 +35,13 @@ def report(caught: BaseException, options: Sequence[str]) -> int:
     # Typer raises SystemExit when its output is closed. Like other programs, say nothing, as in `diffgen … | head`.
     if isinstance(caught, BrokenPipeError | SystemExit) and first_signal() is None:
         return ExitCode.FAILED
-    error, code = explain(caught, command)
+    error, code = error_and_code(caught, command)
     first_process = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
     fail(command, first_process and "--json" in options, error, code, result)
     return code
 
 
-def explain(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
+def error_and_code(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
     """The error to print for an exception that ended a command, and the exit code."""
     number = first_signal()
     if number is not None:  # whichever exception: imports and C code turn Stopped into other errors

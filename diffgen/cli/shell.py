@@ -19,8 +19,7 @@ from diffgen.devices import device_name, dtype_name
 from diffgen.errors import ExitCode, UsageError
 from diffgen.models.find import find, predicting
 
-from .commands import COMMANDS
-from .commands import load as load_command
+from .commands import COMMANDS, load_command
 from .failure import report
 from .loaded import keeping, load
 from .options import Device, Dtype, Offline

@@ -108,7 +108,7 @@ def train(
                 init=init,
                 device=device,
                 dry_run=dry_run,
-                listener=Screen(say, bar),
+                listener=TrainingScreen(say, bar),
                 stopping=interruptible(),
             )
     except FailedElsewhere as error:
@@ -140,7 +140,7 @@ def _size(n: int) -> str:
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.1f} MiB"
 
 
-class Screen(Listener):
+class TrainingScreen(Listener):
     """Shows a training: a bar on a terminal; elsewhere a line now and then."""
 
     def __init__(self, say: Output, bar: Callable[..., None] | None) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
-from diffgen.errors import CannotWrite, InputError, UsageError, check_keywords
+from diffgen.errors import CannotWrite, InputError, UsageError, checked_arguments
 from diffgen.generation.checks import check_int
 
 from . import plan
@@ -161,6 +161,7 @@ def prepare(
     return Prepared(comparison, Distribution(comparison, data, samples))
 
 
+@checked_arguments(*(name for name in inspect.signature(prepare).parameters if name != "folder"))
 def compare(
     prompts: str | Sequence[str] = (),
     *,
@@ -199,8 +200,6 @@ def compare(
 
     Raises UsageError for an option, InputError for a model, grid file or data, CannotWrite for the folder.
     """
-    names = [*inspect.signature(compare).parameters, *inspect.signature(prepare).parameters]
-    check_keywords(options, "compare", [name for name in names if name not in ("options", "folder")])
     folder = _folder(out, resume)
     prepared = prepare(prompts, folder=folder, **options)
     _make_folder(folder)

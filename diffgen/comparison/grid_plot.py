@@ -78,12 +78,14 @@ def plot(
         raise UsageError(f"-o must end in .png or .svg (got {str(path)!r})")
     if path.exists() and not overwrite:
         raise Exists(path)
-    figures = replace(measure(names, grid_names, steps, nfe, noise), path=str(path))
-    publish(path, figure(figures, kind), overwrite)
+    figures = replace(grid_figures(names, grid_names, steps, nfe, noise), path=str(path))
+    publish(path, draw(figures, kind), overwrite)
     return figures
 
 
-def measure(names: Sequence[str], grid_names: Sequence[str], steps: int, nfe: Sequence[str], noise: str) -> GridFigures:
+def grid_figures(
+    names: Sequence[str], grid_names: Sequence[str], steps: int, nfe: Sequence[str], noise: str
+) -> GridFigures:
     """The levels of grids at `steps`, and the errors of schedulers at numbers of evaluations.
 
     The errors are distances to the exact solution on Gaussian mixtures. Raises UsageError, InputError for a grid file.
@@ -153,7 +155,7 @@ def _errors(names: Sequence[str], budgets: Sequence[int], noise: NoiseSchedule) 
                 yield ErrorPoint(name, s.name, s.grid_name, cost, steps, finite)
 
 
-def figure(figures: GridFigures, kind: str) -> bytes:
+def draw(figures: GridFigures, kind: str) -> bytes:
     """The picture as a file of the kind png or svg."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # silence messages about its font cache
     import matplotlib

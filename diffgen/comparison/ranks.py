@@ -22,10 +22,10 @@ def by_setting(rows: Sequence[RowResult]) -> dict[tuple[int, str, float], list[R
 def rankable(rows: Sequence[RowResult]) -> list[RowResult]:
     """The rows that can be ranked, the nearest first. Rows that lack a seed cannot: their mean would flatter."""
     complete = [r for r in rows if r.error is not None and not r.failed and not r.missing and not r.is_reference]
-    return sorted(complete, key=mean_error)
+    return sorted(complete, key=error_of_row)
 
 
-def mean_error(row: RowResult) -> float:
+def error_of_row(row: RowResult) -> float:
     """The mean error of a row that has one."""
     assert row.error is not None
     return row.error.mean

@@ -40,7 +40,7 @@ from .results import (
     RowResult,
     StartResult,
 )
-from .tables import OnGrid, as_csv, figure, floor_text, name_of, numbered, with_interval
+from .tables import OnGrid, as_csv, floor_text, name_of, number_text, numbered, with_interval
 
 MAX_EMBEDDED = 20_000_000  # bytes of pictures; above this, reduced copies are embedded
 MAX_DRAWN = 24  # prompts × guidance scales with plots
@@ -290,9 +290,9 @@ class _Cells:
     def _value(self, cell: CellResult) -> str:
         """The figure below a picture: its error, or for a stochastic scheduler the distance of its distribution."""
         if cell.error is not None:
-            return figure(cell.error)
+            return number_text(cell.error)
         distance = cell.metrics.get("sliced_wasserstein")
-        return "" if distance is None else f"W {figure(distance)}"
+        return "" if distance is None else f"W {number_text(distance)}"
 
     def _bar(self, error: float | None) -> float | None:
         """The length of a bar from 0 to 100: the error between the smallest and largest, on a logarithmic scale."""
@@ -354,7 +354,7 @@ def _setting(results: Results, prompt: str, guidance: float) -> dict[str, Any]:
         about = f"{title}: a curve for each of {len(series)} schedulers; a table of the figures follows"
         svg = plots.curves(series, about, x_label, y_label, floor, floor_label)
         if svg is not None:
-            figures = [(s.style, s.name, [(figure(p.x), _between(p)) for p in s.points]) for s in series]
+            figures = [(s.style, s.name, [(number_text(p.x), _between(p)) for p in s.points]) for s in series]
             drawn.append({"title": title, "svg": svg, "x": x_label, "y": y_label, "figures": figures})
 
     floor = results.reference.error or None
@@ -469,7 +469,7 @@ def _distribution(results: Results) -> dict[str, Any] | None:
             "nfe": row.nfe,
             "guidance": f"{row.guidance:g}",
             "style": styles[_key(row)],
-            "figures": [figure((row.values or {}).get(name)) for name in names],
+            "figures": [number_text((row.values or {}).get(name)) for name in names],
             "reason": row.reason,
         }
 

@@ -38,7 +38,7 @@ def name_of(entry: OnGrid) -> str:
     return f"{entry.label} on {entry.grid}"
 
 
-def figure(value: float | None) -> str:
+def number_text(value: float | None) -> str:
     """A number with three digits, or a dash."""
     return "–" if value is None else f"{value:.3g}"
 
@@ -47,12 +47,12 @@ def with_interval(value: Interval | None) -> str:
     """A mean with half of its interval."""
     if value is None:
         return "–"
-    return figure(value.mean) + ("" if value.high is None else f" ± {value.high - value.mean:.2g}")
+    return number_text(value.mean) + ("" if value.high is None else f" ± {value.high - value.mean:.2g}")
 
 
 def floor_text(scale: Scale) -> str:
     """The value for real pictures, with its standard deviation over several draws, where there is one."""
-    return figure(scale.floor) + ("" if scale.deviation is None else f" ± {scale.deviation:.2g}")
+    return number_text(scale.floor) + ("" if scale.deviation is None else f" ± {scale.deviation:.2g}")
 
 
 def as_csv(cells: Sequence[CellResult]) -> str:
@@ -82,7 +82,7 @@ def as_table(results: Results) -> Iterator[list[str]]:
             with_interval(row.error),
             "" if row.rank is None else f"{row.rank}{'*' if row.rank == 1 else ''}",
             *(
-                figure(None if value is None else value.mean)
+                number_text(None if value is None else value.mean)
                 for value in (row.seconds, *(row.metrics.get(name) for name in names))
             ),
             ", ".join(notes),
@@ -90,7 +90,7 @@ def as_table(results: Results) -> Iterator[list[str]]:
 
 
 def _mean(value: Interval | None) -> str:
-    return figure(None if value is None else value.mean)
+    return number_text(None if value is None else value.mean)
 
 
 def _error_or_last(row: RowResult) -> float:
@@ -102,6 +102,6 @@ def distribution_table(distribution: DistributionResult) -> Iterator[list[str]]:
     names = list(distribution.better)
     yield ["scheduler", "grid", "NFE", *names]
     for row in distribution.rows:
-        figures = [figure((row.values or {}).get(name)) for name in names]
+        figures = [number_text((row.values or {}).get(name)) for name in names]
         yield [row.label, row.grid, str(row.nfe), *figures, *([row.reason] if row.reason else [])]
     yield ["real pictures", "", "", *(floor_text(distribution.scales[name]) for name in names)]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
-from diffgen.errors import UsageError, check_keywords
+from diffgen.errors import UsageError, checked_arguments
 from diffgen.generation.checks import check_int
 from diffgen.images.publish import Exists, cannot_write, publish
 from schedulers.explicit import is_grid_file
@@ -35,6 +34,7 @@ class SearchStart:
     warnings: Sequence[str]
 
 
+@checked_arguments()
 def tune(
     prompts: str | Sequence[str] = (),
     *,
@@ -53,7 +53,6 @@ def tune(
     on_start: Callable[[SearchStart], None] | None = None,
     on_step: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    **unknown: Any,
 ) -> TunedGrid:
     """Learn a grid: at which times a solver evaluates a model, for one budget and guidance scale.
 
@@ -77,7 +76,6 @@ def tune(
 
     Raises NotBetter if no better grid was found, UsageError for an option, InputError for a model, CannotWrite.
     """
-    check_keywords(unknown, "tune", [name for name in inspect.signature(tune).parameters if name != "unknown"])
     device, dtype = device_name(device), dtype_name(dtype)
     entry = plan.parse_entries([scheduler])[0]
     if entry.stochastic:

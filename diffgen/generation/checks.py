@@ -71,7 +71,7 @@ def check_share(what: str, value: Any) -> float:
     return float(value)
 
 
-def parse_interval(value: str | Sequence[float]) -> tuple[float, float]:
+def check_interval(what: str, value: str | Sequence[float]) -> tuple[float, float]:
     """A part of the steps as (from, to), from "A,B" or the numbers, 0 ≤ A < B ≤ 1. Raises UsageError."""
     try:
         low, high = (float(part) for part in (value.split(",") if isinstance(value, str) else value))
@@ -79,7 +79,7 @@ def parse_interval(value: str | Sequence[float]) -> tuple[float, float]:
         low, high = math.nan, math.nan
     if not 0 <= low < high <= 1:
         raise UsageError(
-            f"--guidance-interval must be A,B with 0 ≤ A < B ≤ 1 (got {value!r})",
+            f"{what} must be A,B with 0 ≤ A < B ≤ 1 (got {value!r})",
             "0.2,0.8: not in the first and last fifth",
         )
     return low, high

@@ -16,7 +16,7 @@ from diffgen.errors import UsageError, check_keywords
 from diffgen.images.readers.picture_info import plain_number
 
 from . import recorded
-from .checks import check_bool, in_range, whole_number
+from .checks import check_bool, check_interval, in_range, whole_number
 from .recorded import Files, Fits, Record
 
 Source = str | os.PathLike[str] | Image.Image
@@ -38,6 +38,7 @@ class Option:
     fits: Fits | None = None  # is a value of that key possible? By default, what `check` accepts
     read: Callable[[Record, Files], Any] | None = None  # its value from a record; by default, the key's
     flag: str = ""  # of the command, where it is not the name
+    guided: bool = False  # it acts on guidance: nothing without it, refused where the network reads the scale itself
 
     def possible(self, value: Any) -> bool:
         """Can a record have this value at the option's key?"""
@@ -111,10 +112,10 @@ class Options(TypedDict, total=False):
     upscale_mode: Annotated[str | None, Option(models=PROMPTS, read=recorded.entry("upscale", "mode"))]
     upscale_strength: Annotated[float | None, Option(models=PROMPTS, read=recorded.entry("upscale", "strength"))]
     prompt_syntax: Annotated[str, Option("a1111", per_line=True, record="prompt_syntax", fits=recorded.name)]
-    guidance_rescale: Annotated[float, Option(0.0, PROMPTS, False, in_range(0, 1), "guidance_rescale")]
+    guidance_rescale: Annotated[float, Option(0.0, PROMPTS, False, in_range(0, 1), "guidance_rescale", guided=True)]
     guidance_interval: Annotated[  # (from, to), shares of the steps
         str | Sequence[float] | None,
-        Option((0.0, 1.0), PROMPTS, record="guidance_interval", fits=recorded.numbers(2, 0, 1)),
+        Option((0.0, 1.0), PROMPTS, False, check_interval, "guidance_interval", recorded.numbers(2, 0, 1), guided=True),
     ]
     image: Annotated[
         Source | None,
@@ -222,6 +223,12 @@ def checked_values(options: Options) -> Options:
             value = options.get(name)
             values[name] = option.neutral if value is None else option.check(flag_of(name), value)
     return cast(Options, values)
+
+
+def guided_flags(values: Options) -> list[str]:
+    """The flags of the checked options that act on guidance and are not neutral."""
+    rows = ((name, option) for name, option in OPTIONS.items() if option.guided)
+    return [flag_of(name) for name, option in rows if values.get(name) != option.neutral]
 
 
 def json_types() -> dict[str, tuple[type, ...]]:

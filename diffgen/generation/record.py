@@ -170,7 +170,7 @@ def of_record(record: Record) -> PictureInfo:
         syntax="ours",
         cpu_noise=True,
     )
-    if record.get("family") != "run":
+    if not of_run(record):
         info.more = words_of(read_options(record, "prompts", Names()))
         of_file = any(":" not in name for name in record.get("model_files") or ())  # folders' are part:name
         unclear = of_file and (record.get("family") == "sd2" or record.get("prediction") == "v_prediction")
@@ -180,6 +180,11 @@ def of_record(record: Record) -> PictureInfo:
     if record.get("cut"):
         info.notes.append("the record was too long for the file, and is not complete")
     return info
+
+
+def of_run(record: Record) -> bool:
+    """Whether a run of `diffgen train` made the picture, not a pipeline."""
+    return bool(record.get("family") == "run")
 
 
 class Names:

@@ -83,7 +83,7 @@ class DiT(nn.Module):
             "classes": classes,
             "text_width": text_width,
         }
-        check(self.config)
+        _check_arguments(self.config)
         out_channels = self.config["out_channels"]
         self.condition = Condition(width, width, classes)
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
@@ -118,7 +118,7 @@ class DiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).reshape(B, -1, rows * patch, columns * patch)[:, :, :H, :W]
 
 
-def check(config: dict[str, Any]) -> None:
+def _check_arguments(config: dict[str, Any]) -> None:
     """Raise ValueError for an argument of `DiT` that doesn't fit."""
     check_common(config)
     check_whole("patch", config["patch"], 1, 64)

@@ -153,7 +153,7 @@ class UNet(nn.Module):
             "classes": classes,
             "text_width": text_width,
         }
-        check(self.config)
+        _check_arguments(self.config)
         condition = 4 * width
         levels = [(width * multiplier, here) for multiplier, here in zip(multipliers, attention, strict=True)]
 
@@ -207,7 +207,7 @@ class UNet(nn.Module):
         return self.last(F.silu(self.norm(x)))[:, :, :H, :W]
 
 
-def check(config: dict[str, Any]) -> None:
+def _check_arguments(config: dict[str, Any]) -> None:
     """Raise ValueError for an argument of `UNet` that doesn't fit."""
     check_common(config)
     check_whole("blocks", config["blocks"], 1, 64)

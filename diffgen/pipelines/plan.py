@@ -16,11 +16,10 @@ from diffgen.generation.checks import (
     MAX_SIDE,
     check_int,
     check_sampling,
-    parse_interval,
     parse_size,
     which_seeds,
 )
-from diffgen.generation.options import Options, checked_values, flag_of, unsupported, with_our_names
+from diffgen.generation.options import Options, checked_values, flag_of, guided_flags, unsupported, with_our_names
 from diffgen.models.families import REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
@@ -53,7 +52,6 @@ class Plan(plan.Plan):
     vocabulary: frozenset[str] | None = None  # the words that the model was trained on
     prompt_syntax: str = "a1111"
     styles: tuple[str, ...] = ()
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
     image: Input | None = None
     strength: float = 1.0
     mask: Input | None = None
@@ -167,12 +165,10 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
     notes += grid_files.grid_notes(chosen)
     if negative.strip() and (embedded or chosen["guidance"] == 1):
         notes.append("the negative prompt is not read: guidance is off, or an input of this model")
-    if (
-        chosen["guidance"] == 1
-        and not embedded
-        and (options.get("guidance_rescale") or options.get("guidance_interval"))
-    ):
-        notes.append("guidance is off: its rescale and its interval change nothing")
+    if chosen["guidance"] == 1 and not embedded:
+        notes += [
+            f"guidance is off: {flag} changes nothing" for flag in guided_flags(checked_options.values["options"])
+        ]
     plan = Plan(
         model=model,
         checked=checked,
@@ -204,7 +200,7 @@ def _check_together(plan: Plan) -> None:
         return
     class_of(family, plan.task)
     embedded, tile = plan.checked.guidance_is_input, plan.options["tile"]
-    rescale, interval = plan.options["guidance_rescale"], plan.guidance_interval != (0, 1)
+    guided = " and ".join(guided_flags(plan.options)) if embedded else ""
     for is_wrong, reason in (
         (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
         (plan.task == "mask" and plan.controls, "an inpainting model takes no --control"),
@@ -212,8 +208,7 @@ def _check_together(plan: Plan) -> None:
         (tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),
         (tile and plan.options["vae_tiling"], "--tile and --vae-tiling exclude each other: seams would show"),
         (plan.embeddings and transformer, f"--embedding is not supported for {family}"),
-        (embedded and rescale, "--guidance-rescale is not for a network that takes the guidance as an input"),
-        (embedded and interval, "--guidance-interval is not for a network that takes the guidance as an input"),
+        (guided, f"{guided} is not for a network that takes the guidance as an input"),
         (plan.refiner and plan.checked.row.refiner is None, f"--refiner is for Stable Diffusion XL, not for {family}"),
         (plan.attention and transformer, f"--attention is not supported for {family}: it has no cross-attention"),
         (plan.refiner and (plan.task != "text" or plan.upscale), "--refiner is for text to image alone"),
@@ -252,7 +247,6 @@ class CheckedOptions:
         self.styles = (style,) if isinstance(style, str) else tuple(style or ())
         folders = options.get("wildcards")
         self.wildcards = Wildcards(None if folders is None else list(folders))
-        window = options.get("guidance_interval")
         self.values: dict[str, Any] = {
             "given": frozenset(key for key, value in options.items() if value is not None),
             **which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds")),
@@ -261,7 +255,6 @@ class CheckedOptions:
             "prompt_syntax": self.prompt_syntax,
             "styles": self.styles,
             "wildcards": self.wildcards,
-            "guidance_interval": (0.0, 1.0) if window is None else parse_interval(window),
             "upscale": inputs.check_upscale(
                 options.get("upscale"), options.get("upscale_mode"), options.get("upscale_strength")
             ),

@@ -87,7 +87,7 @@ def sweep(run: Path) -> None:
             leftover.unlink()
 
 
-def read(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Read a weights file to the CPU; raises InputError unless names and shapes are those expected."""
     shapes = {key: tensor.shape for key, tensor in read_header(path).items()}
     for key in sorted(shapes.keys() ^ expected.keys()):

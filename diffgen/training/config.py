@@ -129,7 +129,7 @@ class Config:
     sample: Sample = Sample()
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     """Read the tables of a TOML file, unchecked. Raises InputError."""
     try:
         with path.open("rb") as file:
@@ -193,7 +193,7 @@ def _table(values: Any, kind: Any, where: str, prefix: str, root: Any) -> Any:
     read_values = {}
     for name, value in values.items():
         if name not in fields:
-            raise InputError(f"{where}: unknown key {prefix + name}", nearest(name, prefix, kind, root))
+            raise InputError(f"{where}: unknown key {prefix + name}", key_hint(name, prefix, kind, root))
         expected, key = types_of[name], f"{where}: {prefix}{name}"
         if dataclasses.is_dataclass(expected):
             read_values[name] = _table(value, expected, where, f"{prefix}{name}.", root)
@@ -202,7 +202,7 @@ def _table(values: Any, kind: Any, where: str, prefix: str, root: Any) -> Any:
     return kind(**read_values)
 
 
-def nearest(name: str, prefix: str, kind: Any, root: Any) -> str:
+def key_hint(name: str, prefix: str, kind: Any, root: Any) -> str:
     """A hint for an unknown key: the nearest one of the table `kind` or of the configuration `root`, or all keys."""
     here = [f.name for f in dataclasses.fields(kind)]
     if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffgen import environment
 from diffgen.devices import device_name
-from diffgen.errors import UsageError, check_keywords
+from diffgen.errors import UsageError, checked_arguments
 from diffgen.images.publish import Exists, cannot_write, publish
 
 from .evaluate_plan import OPTIONS, make_evaluation_plan
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .evaluation import EvaluationResult
 
 
+@checked_arguments(*OPTIONS)
 def evaluate(
     run: str | os.PathLike[str],
     data: str | os.PathLike[str] | DataSet,
@@ -55,7 +56,6 @@ def evaluate(
     Raises, from `diffgen.errors`: UsageError for an invalid option, InputError for an invalid run or data that do not
     match it, CannotWrite, OutOfMemory, InvalidOutput if a sample is not finite.
     """
-    check_keywords(options, "evaluate", (*OPTIONS, "out", "overwrite", "device", "listener"))
     device, listener = device_name(device), listener or Listener()
     picture_file, figures_file = _files(out, overwrite)
     plan = make_evaluation_plan(run, **options)

@@ -1,6 +1,7 @@
 """What a training job is, and the table of all jobs: a new one is its own file and a row here. No torch at import.
 
-A job owns the data, the networks and the loss; the trainer and the loop own everything else.
+A job owns the data, the networks and the loss; the trainer and the loop own everything else. A row names its classes
+as text, since jobs on diffusers' networks are in `diffgen.pipelines`, which is built on this package.
 """
 
 from __future__ import annotations

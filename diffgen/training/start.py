@@ -281,7 +281,7 @@ def initialise(trainer: Trainer, path: Path) -> None:
     if path.is_dir() and not is_run(path):
         trainer.load_model(trainer.job.first_weights(path, own))
     else:
-        trainer.load_model(checkpoint.read(init_files(path)[0], own))
+        trainer.load_model(checkpoint.read_weights(init_files(path)[0], own))
 
 
 def estimate(request: TrainRequest, job: Job, ranks: Ranks) -> TrainEstimate:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffgen import environment
 from diffgen.devices import device_name
-from diffgen.errors import InputError, UsageError, check_keywords
+from diffgen.errors import InputError, UsageError, checked_arguments
 from diffgen.generation.checks import MAX_SEED, check_int
 
 from . import config as configuration
@@ -38,9 +38,9 @@ OPTIONS: dict[str, tuple[int, int] | None] = {
     "compile": None,
     "parallel": None,
 }
-KEYWORDS = ("config", *OPTIONS, "resume", "init", "device", "dry_run", "listener", "stopping")
 
 
+@checked_arguments(*OPTIONS)
 def train(
     data: str | os.PathLike[str] | TrainingData,
     out: str | os.PathLike[str],
@@ -72,7 +72,6 @@ def train(
     InputError for an invalid configuration or data; CannotWrite, InvalidOutput if the training diverges, OutOfMemory.
     Under torchrun also `parallel.Lost`, if another process ends, and FailedElsewhere, if rank 0 fails.
     """
-    check_keywords(options, "train", KEYWORDS)
     device, folder, listener = device_name(device), Path(out), listener or Listener()
     values = _checked(options)
     where, chosen = _configuration(config, values, folder, resume)
@@ -128,7 +127,7 @@ def _configuration(
     if isinstance(config, Mapping):
         where, tables = "the configuration", config
     elif config is not None:
-        where, tables = os.fspath(config), configuration.read(Path(config))
+        where, tables = os.fspath(config), configuration.read_toml(Path(config))
     elif resume and is_run(folder):
         where, tables = str(folder / "run.json"), read_run(folder).config
     else:

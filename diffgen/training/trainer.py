@@ -191,7 +191,9 @@ class Trainer:
                 **{slot: torch.zeros_like(p) for slot in MOMENTS},
             }
         expected = self.files()
-        files = {name: checkpoint.read(folder / f"{name}.safetensors", tensors) for name, tensors in expected.items()}
+        files = {
+            name: checkpoint.read_weights(folder / f"{name}.safetensors", tensors) for name, tensors in expected.items()
+        }
         self.load_model(files["model"])
         for average, name in zip(self.averages, list(expected)[1:-1], strict=True):
             for value, key in zip(average.values, self.weights, strict=True):

@@ -200,8 +200,7 @@ class Batches:
         settings = Settings(
             steps=plan.steps,
             guidance=plan.guidance,
-            rescale=plan.options["guidance_rescale"],
-            interval=plan.guidance_interval,
+            options=plan.options,
             controls=[fit.cover(control.map, size) for control in plan.controls],
             scales=[control.scale for control in plan.controls],
         )

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffgen.diffusion.guidance import rescale as guidance_rescaled
+from diffgen.generation.options import Options
 from diffgen.models.families import FAMILIES, Family, class_of, guidance_is_input
 from schedulers.scheduler import Scheduler
 
@@ -142,8 +143,7 @@ class Settings:
 
     steps: int
     guidance: float
-    rescale: float = 0.0
-    interval: tuple[float, float] = (0.0, 1.0)
+    options: Options  # the checked values of a plan
     controls: Sequence[Any] = ()  # the ControlNets' pictures, of the size of the result
     scales: Sequence[float] = ()  # how strong each of them is
 
@@ -165,7 +165,7 @@ def call(
     """
     height, width = (side * pipeline.vae_scale_factor for side in start.noise.shape[-2:])
     parameters = inspect.signature(pipeline.__call__).parameters
-    pipeline.start, pipeline.interval, pipeline.position = start, settings.interval, 0.0
+    pipeline.start, pipeline.interval, pipeline.position = start, settings.options["guidance_interval"], 0.0
     arguments: dict[str, Any] = {**embeddings, **more}
     if start.clean is None:
         arguments["latents"] = pipeline.codec.pack(start.noise)
@@ -191,7 +191,7 @@ def call(
             return {}
         return {"latents": blend(pipe, start, times, i, tensors["latents"])}
 
-    with rescaling(pipeline, settings.rescale):
+    with rescaling(pipeline, settings.options["guidance_rescale"]):
         latents = pipeline(
             **arguments,
             num_inference_steps=settings.steps,
