@@ -67,6 +67,7 @@ def test_checked_values_fill_in_the_neutral_ones() -> None:
     assert values == {
         "clip_skip": 2,
         "guidance_rescale": 0.0,
+        "guidance_interval": (0.0, 1.0),
         "tile": True,
         "safety": True,
         "vae_tiling": False,
