@@ -25,7 +25,7 @@ def test_there_is_one_for_each_job():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configuration(path):
     """It parses, its network and process are built, and the loss of a step has a gradient."""
-    config = configuration.parse(configuration.read(path), path)
+    config = configuration.parse(configuration.read_toml(path), path)
     small = configuration.with_values(configuration.to_dict(config), {"train.batch_size": 2})
     job = PixelJob(configuration.parse(small, path), open_data(DATA.get(path.name, "digits")))
     assert (job.classes is None) == (path.stem in ("digits", "learned-variance"))

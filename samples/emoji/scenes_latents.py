@@ -96,7 +96,7 @@ if __name__ == "__main__":
     a = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    tables = configuration.read(a.config)
+    tables = configuration.read_toml(a.config)
     if a.steps:
         tables["train"]["steps"] = a.steps
     tables["autoencoder"] = str(a.autoencoder or a.work / "scenes-vae")

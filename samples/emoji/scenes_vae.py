@@ -194,7 +194,7 @@ if __name__ == "__main__":
     if a.measure:
         print(json.dumps(measure(a.work, a.out, a.each, a.sheet), indent=1))
         raise SystemExit
-    tables = configuration.read(a.config)
+    tables = configuration.read_toml(a.config)
     if a.channels:
         tables["network"]["block_out_channels"] = [int(n) for n in a.channels.split(",")]
     if a.latent:
