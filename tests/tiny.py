@@ -9,6 +9,7 @@ import string
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,6 @@ WORDS = [
 ]
 CONCEPTS = ["red apple", "green circle", "piñata"]
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-
-FAMILIES = (
-    "sd1", "lcm", "sd2", "sdxl", "sdxl-refiner", "sd3", "sd3-without-t5", "flux", "flux-schnell", "unconditional",
-)  # fmt: skip
 TABLE: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -52,7 +48,7 @@ def build(folder: Path, closed: bool = False, family: str = "sd1") -> Path:
     import torch
 
     torch.manual_seed(0)
-    pipeline(family).save_pretrained(folder)
+    PIPELINES[family]().save_pretrained(folder)
     if closed:
         card = {
             "licence": "CC0-1.0",
@@ -83,107 +79,120 @@ def changed(folder: Path, copy: Path, file: str, change: Callable[[Any], Any]) -
     return copy
 
 
-def pipeline(family: str) -> Any:
-    """A pipeline of diffusers' own class, its weights drawn from the global generator."""
+# One function for each kind of pipeline. A function builds its parts in a fixed order: the weights depend on it.
+
+
+def stable_diffusion(
+    width: int = 16, layers: int = 2, prediction: str = "epsilon", time_cond_proj_dim: int | None = None
+) -> Any:
+    """Stable Diffusion 1 and 2. The width of the texts decides the family."""
     import diffusers
 
-    no_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if family in ("sd1", "sd2", "lcm"):  # lcm: guidance is an input of the UNet
-        width = 1024 if family == "sd2" else 16  # which decides the family
-        prediction = "v_prediction" if family == "sd2" else "epsilon"
-        # In this order: what the weights are depends on it.
-        tokenizer = clip_tokenizer()
-        denoiser = unet(
-            cross_attention_dim=width,
-            use_linear_projection=family == "sd2",
-            time_cond_proj_dim=8 if family == "lcm" else None,
-        )
-        return diffusers.StableDiffusionPipeline(
-            vae=vae(),
-            text_encoder=clip(width, layers=1 if family == "sd2" else 2),
-            tokenizer=tokenizer,
-            unet=denoiser,
-            scheduler=diffusers.DDIMScheduler(**TABLE, prediction_type=prediction),
-            **no_checker,
-        )
-    if family in ("sdxl", "sdxl-refiner"):
-        refiner = family == "sdxl-refiner"
-        denoiser = unet(
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2),
-            cross_attention_dim=24 if refiner else 40,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=12 + 4 * (5 if refiner else 6),
-        )
-        cls = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else diffusers.StableDiffusionXLPipeline
-        more: dict[str, Any] = {"requires_aesthetics_score": True} if refiner else {}
-        return cls(
-            vae=vae(),
-            text_encoder=None if refiner else clip(16),
-            tokenizer=None if refiner else clip_tokenizer(),
-            text_encoder_2=clip(24, projected=12),
-            tokenizer_2=clip_tokenizer(pad_token="!"),
-            unet=denoiser,
-            scheduler=diffusers.EulerDiscreteScheduler(**{k: v for k, v in TABLE.items() if k != "clip_sample"}),
-            force_zeros_for_empty_prompt=not refiner,
-            add_watermarker=False,
-            **more,
-        )
-    if family.startswith("sd3"):
-        denoiser = diffusers.SD3Transformer2DModel(
-            sample_size=4,
-            patch_size=2,
-            in_channels=8,
-            out_channels=8,
-            num_layers=3,
-            attention_head_dim=4,
-            num_attention_heads=4,
-            joint_attention_dim=48,
-            caption_projection_dim=16,
-            pooled_projection_dim=40,
-            pos_embed_max_size=6,
-            dual_attention_layers=(0, 1),
-            qk_norm="rms_norm",
-        )
-        without = family == "sd3-without-t5"
-        return diffusers.StableDiffusion3Pipeline(
-            vae=vae(latent_channels=8, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
-            text_encoder=clip(16, projected=16),
-            tokenizer=clip_tokenizer(),
-            text_encoder_2=clip(24, projected=24),
-            tokenizer_2=clip_tokenizer(pad_token="!"),
-            text_encoder_3=None if without else t5(48),
-            tokenizer_3=None if without else t5_tokenizer(),
-            transformer=denoiser,
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        )
-    if family.startswith("flux"):
-        schnell = family == "flux-schnell"
-        denoiser = diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=48,
-            pooled_projection_dim=16,
-            guidance_embeds=not schnell,
-            axes_dims_rope=(4, 2, 2),
-        )
-        return diffusers.FluxPipeline(
-            vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
-            text_encoder=clip(16),
-            tokenizer=clip_tokenizer(),
-            text_encoder_2=t5(48),
-            tokenizer_2=t5_tokenizer(),
-            transformer=denoiser,
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=not schnell),
-        )
-    assert family == "unconditional", family
+    tokenizer = clip_tokenizer()
+    denoiser = unet(
+        cross_attention_dim=width, use_linear_projection=width == 1024, time_cond_proj_dim=time_cond_proj_dim
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip(width, layers=layers),
+        tokenizer=tokenizer,
+        unet=denoiser,
+        scheduler=diffusers.DDIMScheduler(**TABLE, prediction_type=prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(refiner: bool = False) -> Any:
+    import diffusers
+
+    denoiser = unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=24 if refiner else 40,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=12 + 4 * (5 if refiner else 6),
+    )
+    cls = diffusers.StableDiffusionXLImg2ImgPipeline if refiner else diffusers.StableDiffusionXLPipeline
+    more: dict[str, Any] = {"requires_aesthetics_score": True} if refiner else {}
+    return cls(
+        vae=vae(),
+        text_encoder=None if refiner else clip(16),
+        tokenizer=None if refiner else clip_tokenizer(),
+        text_encoder_2=clip(24, projected=12),
+        tokenizer_2=clip_tokenizer(pad_token="!"),
+        unet=denoiser,
+        scheduler=diffusers.EulerDiscreteScheduler(**{k: v for k, v in TABLE.items() if k != "clip_sample"}),
+        force_zeros_for_empty_prompt=not refiner,
+        add_watermarker=False,
+        **more,
+    )
+
+
+def stable_diffusion_3(with_t5: bool = True) -> Any:
+    import diffusers
+
+    denoiser = diffusers.SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=2,
+        in_channels=8,
+        out_channels=8,
+        num_layers=3,
+        attention_head_dim=4,
+        num_attention_heads=4,
+        joint_attention_dim=48,
+        caption_projection_dim=16,
+        pooled_projection_dim=40,
+        pos_embed_max_size=6,
+        dual_attention_layers=(0, 1),
+        qk_norm="rms_norm",
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        vae=vae(latent_channels=8, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.06),
+        text_encoder=clip(16, projected=16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(24, projected=24),
+        tokenizer_2=clip_tokenizer(pad_token="!"),
+        text_encoder_3=t5(48) if with_t5 else None,
+        tokenizer_3=t5_tokenizer() if with_t5 else None,
+        transformer=denoiser,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux(schnell: bool = False) -> Any:
+    import diffusers
+
+    denoiser = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        pooled_projection_dim=16,
+        guidance_embeds=not schnell,
+        axes_dims_rope=(4, 2, 2),
+    )
+    return diffusers.FluxPipeline(
+        vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(48),
+        tokenizer_2=t5_tokenizer(),
+        transformer=denoiser,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=not schnell),
+    )
+
+
+def unconditional() -> Any:
+    import diffusers
+
     return diffusers.DDPMPipeline(
         unet=diffusers.UNet2DModel(
             sample_size=8,
@@ -196,6 +205,23 @@ def pipeline(family: str) -> Any:
         ),
         scheduler=diffusers.DDPMScheduler(),
     )
+
+
+# A family, or a variant of one, and the function that makes its pipeline of diffusers' own class. The weights are drawn
+# from torch's global generator.
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "sd1": stable_diffusion,
+    "lcm": partial(stable_diffusion, time_cond_proj_dim=8),  # guidance is an input of the UNet
+    "sd2": partial(stable_diffusion, width=1024, layers=1, prediction="v_prediction"),
+    "sdxl": stable_diffusion_xl,
+    "sdxl-refiner": partial(stable_diffusion_xl, refiner=True),
+    "sd3": stable_diffusion_3,
+    "sd3-without-t5": partial(stable_diffusion_3, with_t5=False),
+    "flux": flux,
+    "flux-schnell": partial(flux, schnell=True),
+    "unconditional": unconditional,
+}
+FAMILIES = tuple(PIPELINES)
 
 
 def unet(**changes: Any) -> Any:
