@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import build
 
     return build(tmp_path_factory.mktemp("models") / "tiny", closed=True)
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build the tiny folder of a family, once; not to be changed."""
+    from tiny import build
+
+    where = tmp_path_factory.mktemp("families")
+    return cache(lambda family: build(where / family, family=family))
 
 
 @pytest.fixture

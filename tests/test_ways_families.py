@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import build
 
 import diffgen
 from diffgen.errors import InputError, UsageError
@@ -28,15 +27,8 @@ PROMPT, SEED, STEPS, GUIDANCE = "a red apple", 5, 4, 3.0
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Build the tiny model of a family, once."""
-    root = tmp_path_factory.mktemp("families")
-    return cache(lambda family: build(root / family, family=family))
-
-
-@pytest.fixture(scope="module")
-def load(folder: Callable[[str], Path]) -> Callable[[str], ImageGenerator]:
-    return cache(lambda family: diffgen.load(str(folder(family)), device="cpu"))
+def load(family_folder: Callable[[str], Path]) -> Callable[[str], ImageGenerator]:
+    return cache(lambda family: diffgen.load(str(family_folder(family)), device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +170,10 @@ def test_second_passes_and_batches(load: Callable[[str], ImageGenerator], family
 
 
 def test_the_refiner_continues_where_the_model_stops(
-    load: Callable[[str], ImageGenerator], folder: Callable[[str], Path]
+    load: Callable[[str], ImageGenerator], family_folder: Callable[[str], Path]
 ) -> None:
     """As Stable Diffusion XL's authors do it: the refiner does the last fifth of the denoising."""
-    generator, refiner = load("sdxl"), str(folder("sdxl-refiner"))
+    generator, refiner = load("sdxl"), str(family_folder("sdxl-refiner"))
     options: dict[str, Any] = {"seed": SEED, "steps": 10, "guidance": 3.0, "scheduler": "euler", "size": 32}
     (ours,) = generator.generate(PROMPT, refiner=refiner, **options)
     generator_ = torch.Generator().manual_seed(SEED)
@@ -198,24 +190,24 @@ def test_the_refiner_continues_where_the_model_stops(
 
 def test_a_refined_picture_is_reproduced(
     load: Callable[[str], ImageGenerator],
-    folder: Callable[[str], Path],
+    family_folder: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The refiner is found by its hash, among the files of --file or in the user's list."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    refiner, path = folder("sdxl-refiner"), tmp_path / "x.png"
+    refiner, path = family_folder("sdxl-refiner"), tmp_path / "x.png"
     options: dict[str, Any] = {"seed": SEED, "steps": 5, "scheduler": "euler", "size": 32}
     plan = make_plan(load("sdxl").model, PROMPT, refiner=str(refiner), **options)
     (picture,) = load("sdxl").pictures(plan)
     assert picture.image is not None
     path.write_bytes(encode_png(picture.image, picture.record))
     with pytest.raises(InputError, match=r"the refiner 'sdxl-refiner' .* is not among"):
-        reproduce(path, str(folder("sdxl")), [folder("sdxl")])
-    assert reproduce(path, str(folder("sdxl")), [refiner]).identical
+        reproduce(path, str(family_folder("sdxl")), [family_folder("sdxl")])
+    assert reproduce(path, str(family_folder("sdxl")), [refiner]).identical
     (tmp_path / "diffgen").mkdir()
     (tmp_path / "diffgen" / "models.toml").write_text(f'mine = "{refiner}"\n')
-    assert reproduce(path, str(folder("sdxl"))).identical
+    assert reproduce(path, str(family_folder("sdxl"))).identical
 
 
 def test_pixels_without_a_prompt(load: Callable[[str], ImageGenerator]) -> None:
@@ -251,7 +243,7 @@ def test_pixels_without_a_prompt(load: Callable[[str], ImageGenerator]) -> None:
     ],
 )
 def test_unsupported_options_of_a_family_are_refused(
-    folder: Callable[[str], Path], tmp_path: Path, family: str, options: dict[str, Any], text: str
+    family_folder: Callable[[str], Path], tmp_path: Path, family: str, options: dict[str, Any], text: str
 ) -> None:
     from safetensors.torch import save_file
 
@@ -259,11 +251,11 @@ def test_unsupported_options_of_a_family_are_refused(
 
     save_file({"emb_params": torch.zeros(1, 16)}, tmp_path / "x.safetensors")
     options = {key: [v.replace("EMBEDDING", str(tmp_path / "x.safetensors")) for v in value] if key == "embeddings"
-               else str(folder("sdxl-refiner")) if value == "REFINER" else value
+               else str(family_folder("sdxl-refiner")) if value == "REFINER" else value
                for key, value in options.items()}  # fmt: skip
     prompts: Any = () if family == "unconditional" else PROMPT
     with pytest.raises(UsageError, match=text):
-        make_plan(find(str(folder(family))), prompts, **options)
+        make_plan(find(str(family_folder(family))), prompts, **options)
 
 
 def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator], photo: Image.Image) -> None:
@@ -300,8 +292,8 @@ def test_guidance_is_rescaled_in_every_way(load: Callable[[str], ImageGenerator]
     assert (images[0] != images[1]).any()
 
 
-def test_prompts_and_refiners_that_do_not_fit_are_refused(folder: Callable[[str], Path]) -> None:
+def test_prompts_and_refiners_that_do_not_fit_are_refused(family_folder: Callable[[str], Path]) -> None:
     with pytest.raises(UsageError, match="reads no prompts"):
-        diffgen.load(str(folder("unconditional")), device="cpu").generate("a")
+        diffgen.load(str(family_folder("unconditional")), device="cpu").generate("a")
     with pytest.raises(InputError, match="not a refiner"):
-        diffgen.load(str(folder("sdxl")), device="cpu").generate("a", refiner=str(folder("sd2")))
+        diffgen.load(str(family_folder("sdxl")), device="cpu").generate("a", refiner=str(family_folder("sd2")))
