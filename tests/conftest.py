@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,3 +47,15 @@ def diffgen_(
         return code, captured.out, captured.err
 
     return command
+
+
+@pytest.fixture
+def inspect(diffgen_: Callable[..., tuple[int, str, str]]) -> Callable[[Path], dict[str, Any]]:
+    """Run `inspect --json` on a file and return the result."""
+
+    def inspected(path: Path) -> dict[str, Any]:
+        code, out, err = diffgen_("inspect", path, "--json")
+        assert code == 0, err
+        return json.loads(out)["result"]
+
+    return inspected
