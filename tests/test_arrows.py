@@ -157,5 +157,5 @@ assert loaded == {commands!r}, loaded
 
 def assert_runs(code: str) -> None:
     """Run the code in a fresh Python."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

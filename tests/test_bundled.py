@@ -137,9 +137,9 @@ def test_words_it_never_saw_are_named_and_it_draws_all_the_same(tmp_path: Path):
             name,
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)["result"] | {"stderr": done.stderr}
+        process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout)["result"] | {"stderr": process.stderr}
 
     unknown = run("a zeppelin and a red apple", "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -46,7 +46,7 @@ def same_pixels(a: Image.Image, path: str | Path) -> bool:
 def test_the_command_equals_load_and_generate(tiny: Path, tmp_path: Path) -> None:
     """In its own process, where the environment asks for colour: same pixels, same metadata, no colour codes."""
     options = ["--seed", "7", "-n", "2", "--scheduler", "DPM++ 2M Karras", "--steps", "4", "--guidance", "3", "--json"]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "diffgen", "generate", "a red \x1b[31m apple", "-m", tiny, "-o", "made/", *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1", "GITHUB_ACTIONS": "1"},
@@ -54,9 +54,9 @@ def test_the_command_equals_load_and_generate(tiny: Path, tmp_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert ESC not in done.stdout + done.stderr
-    document = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    assert ESC not in process.stdout + process.stderr
+    document = json.loads(process.stdout)
     assert (document["schema"], document["ok"], document["command"]) == ("diffgen.result/1", True, "generate")
     result = document["result"]
     assert (result["scheduler"], result["grid"], result["steps"], result["nfe"], result["model"]) == (
@@ -265,14 +265,14 @@ def test_errors_are_one_line_or_one_document(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
     if args[0] == "generate" and "-m" not in args:
         args = [*args, "-m", str(tiny)]
-    done, out, err = diffgen_(*args)
-    assert (done, out) == (code, "")
+    exit_code, out, err = diffgen_(*args)
+    assert (exit_code, out) == (code, "")
     assert re.fullmatch(r"error: .+\n", err), err
     assert text in err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
-    done, out, err = diffgen_(*args, "--json")
+    exit_code, out, err = diffgen_(*args, "--json")
     document = json.loads(out)
-    assert (done, document["ok"], document["schema"]) == (code, False, "diffgen.result/1")
+    assert (exit_code, document["ok"], document["schema"]) == (code, False, "diffgen.result/1")
     assert document["error"]["code"] == code
     assert " ".join(args).startswith(document["command"])
     assert text in document["error"]["message"] + document["error"]["hint"]
@@ -356,7 +356,7 @@ def test_a_closed_pipe_is_silent_and_a_full_disk_is_one_line(tiny: Path, option:
     os.close(reader)
     full = os.open("/dev/full", os.O_WRONLY)
     for target, code, error in ((writer, 1, ""), (full, 6, "error: .*No space left.*\n")):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "diffgen", "models", "info", tiny, option],
             cwd=ROOT,
             stdout=target,
@@ -365,8 +365,8 @@ def test_a_closed_pipe_is_silent_and_a_full_disk_is_one_line(tiny: Path, option:
             check=False,
         )
         os.close(target)
-        assert done.returncode == code
-        assert re.fullmatch(error, done.stderr), done.stderr
+        assert process.returncode == code
+        assert re.fullmatch(error, process.stderr), process.stderr
 
 
 def test_a_traceback_only_with_debug(diffgen_: Callable[..., Result], tiny: Path) -> None:

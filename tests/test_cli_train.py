@@ -38,10 +38,10 @@ for line, code in (
     assert run(line.split()) == code, line
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "error: bad.toml: unknown key train.stepz; did you mean train.steps?" in done.stderr
-    assert "error: range.toml: train.learning_rate is -1.0: it must lie between 0 and 10" in done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "error: bad.toml: unknown key train.stepz; did you mean train.steps?" in process.stderr
+    assert "error: range.toml: train.learning_rate is -1.0: it must lie between 0 and 10" in process.stderr
     assert sorted(os.listdir(tmp_path)) == ["bad.toml", "range.toml"]
 
 
@@ -49,8 +49,8 @@ assert "torch" not in sys.modules
 def test_one_process_of_torchrun_prints_the_document(tmp_path: Path, rank: str, documents: int) -> None:
     command = [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--steps", "0", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": rank}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.count('"ok": false')) == (2, documents)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout.count('"ok": false')) == (2, documents)
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,8 @@ def test_errors_with_torch(diffgen_: Callable[..., Result], args: list[str], cod
     Path("size.toml").write_text("[data]\nsize = 32\n")
     Path("file").write_text("")
     Path("none").mkdir()
-    done, out, err = diffgen_("train", *args)
-    assert (done, out) == (code, ""), err
+    exit_code, out, err = diffgen_("train", *args)
+    assert (exit_code, out) == (code, ""), err
     assert text in err
     assert not Path("run").exists()
 

@@ -92,9 +92,9 @@ def test_the_recorded_command_makes_the_same_comparison(diffgen_, tmp_path: Path
     ],
 )
 def test_compare_refuses(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         diffgen.compare(**({"out": tmp_path / "c"} | options))
-    assert message in f"{caught.value.message}; {caught.value.hint}"
+    assert message in f"{excinfo.value.message}; {excinfo.value.hint}"
     assert not (tmp_path / "c").exists()
 
 
@@ -142,9 +142,9 @@ def test_wrong_results_are_refused_with_their_place(
     for name in place[:-1]:
         inner = inner[name]
     inner[place[-1]] = value
-    with pytest.raises(ValueError, match="expected") as caught:
+    with pytest.raises(ValueError, match="expected") as excinfo:
         Results.from_json(content)
-    assert message in str(caught.value)
+    assert message in str(excinfo.value)
 
 
 # tune
@@ -165,9 +165,9 @@ def test_tune_returns_what_it_writes(tmp_path: Path) -> None:
     assert grid.picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(CannotWrite):
         diffgen.tune(**options, nfe=4, out=tmp_path / "g.json")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         diffgen.tune(**options, nfe=4, out=tmp_path / "h.json", iteration=3)
-    assert caught.value.hint == "did you mean 'iterations'?"
+    assert excinfo.value.hint == "did you mean 'iterations'?"
 
 
 # The plot of grids

@@ -329,15 +329,15 @@ def test_guidance_without_classes(runs):
 
 
 def test_an_unknown_keyword(runs):
-    with pytest.raises(UsageError, match="evaluate takes no keyword 'sampels'") as caught:
+    with pytest.raises(UsageError, match="evaluate takes no keyword 'sampels'") as excinfo:
         diffgen.evaluate(runs / "digits", "digits", sampels=3)
-    assert caught.value.hint == "did you mean 'samples'?"
+    assert excinfo.value.hint == "did you mean 'samples'?"
 
 
 def test_an_unknown_keyword_is_named_before_a_missing_argument(runs):
-    with pytest.raises(UsageError, match="evaluate takes no keyword 'dta'") as caught:
+    with pytest.raises(UsageError, match="evaluate takes no keyword 'dta'") as excinfo:
         diffgen.evaluate(run=runs / "digits", dta="digits")
-    assert caught.value.hint == "did you mean 'data'?"
+    assert excinfo.value.hint == "did you mean 'data'?"
     with pytest.raises(UsageError, match="evaluate: missing a required argument: 'data'"):
         diffgen.evaluate(runs / "digits")
     with pytest.raises(UsageError, match="tune takes no keyword 'schedulr'"):

@@ -375,9 +375,9 @@ def test_diffusers_names_are_aliases(generator: ImageGenerator) -> None:
 def test_unknown_and_doubled_names_are_refused(
     generator: ImageGenerator, options: dict[str, Any], message: str, hint: str
 ) -> None:
-    with pytest.raises(UsageError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as excinfo:
         generator.generate("a red apple", seed=3, **options)
-    assert hint in caught.value.hint
+    assert hint in excinfo.value.hint
 
 
 # Callbacks
@@ -410,6 +410,6 @@ def test_an_error_in_a_callback_ends_the_work_within_one_step(
 
 
 def test_load_refuses_an_unknown_keyword() -> None:
-    with pytest.raises(UsageError, match="load takes no keyword 'devce'") as caught:
+    with pytest.raises(UsageError, match="load takes no keyword 'devce'") as excinfo:
         diffgen.load("emoji", devce="cpu")
-    assert caught.value.hint == "did you mean 'device'?"
+    assert excinfo.value.hint == "did you mean 'device'?"

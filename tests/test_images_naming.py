@@ -159,11 +159,11 @@ def test_bad_templates(out):
 
 
 def test_an_unknown_field_lists_the_fields():
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         Outputs("{sed}.png", 1)
-    assert "{sed}" in caught.value.message
+    assert "{sed}" in excinfo.value.message
     for field in ("index", "seed", "prompt", "model", "scheduler", "steps", "date"):
-        assert f"{{{field}}}" in caught.value.hint
+        assert f"{{{field}}}" in excinfo.value.hint
 
 
 def test_names_that_are_too_long():

@@ -366,9 +366,9 @@ def test_invalid_combinations_are_named(place: Path, tmp_path: Path) -> None:
         if tables is LATENTS and changed and "autoencoder" not in changed:
             changed = {"autoencoder": str(place / "vae"), "text": {"tokenizer": str(place / "tokenizer")}, **changed}
         kind: Any = AutoencoderJob if tables is VAE else LatentJob
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as excinfo:
             kind(config_of(tables, **changed), data, "a.toml")
-        assert message in f"{caught.value.message} {caught.value.hint}"
+        assert message in f"{excinfo.value.message} {excinfo.value.hint}"
     with pytest.raises(InputError, match="no captions"):
         LatentJob(config_of(LATENTS), dataclasses.replace(data, captions=None))
     with pytest.raises(InputError, match="8x16 pixels, not squares"):

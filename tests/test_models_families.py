@@ -157,9 +157,9 @@ def test_damaged_weights_of_any_part_are_named(tmp_path):
     for path in sorted(folder.rglob("*.safetensors")):
         data = path.read_bytes()
         path.write_bytes(data[:-1])
-        with pytest.raises(InputError, match="cut off") as caught:
+        with pytest.raises(InputError, match="cut off") as excinfo:
             check_folder(folder)
-        assert str(path) in caught.value.message
+        assert str(path) in excinfo.value.message
         path.write_bytes(data)
 
 

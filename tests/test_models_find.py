@@ -114,18 +114,18 @@ def test_what_is_no_model(here, name, message, hint):
     (here / "file").write_text("")
     os.mkfifo(here / "pipe")
     (here / "x.safetensors").write_bytes(b"")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         find(name)
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    assert message in excinfo.value.message
+    assert hint in excinfo.value.hint
 
 
 def test_a_folder_of_another_pipeline_is_refused(here):
     make_folder(here / "video")
     (here / "video/model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(InputError, match="WanPipeline") as caught:
+    with pytest.raises(InputError, match="WanPipeline") as excinfo:
         find("video")
-    assert "StableDiffusionPipeline" in caught.value.hint
+    assert "StableDiffusionPipeline" in excinfo.value.hint
 
 
 def test_without_the_bundled_model(here, monkeypatch):
@@ -171,5 +171,5 @@ def test_neither_room_imports_torch():
     assert len(names) >= 10
     code = f"import sys, {', '.join(names)}; print({{'torch', 'diffusers', 'transformers'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(rooms[0].parent.parent)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout == "set()\n"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert process.stdout == "set()\n"

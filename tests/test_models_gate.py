@@ -251,9 +251,9 @@ def test_a_pickle_named_safetensors_is_refused(folder, tmp_path, protocol, compo
             archive.writestr("archive/data.pkl", pickle.dumps(Evil(canary)))
     else:
         path.write_bytes(pickle.dumps(Evil(canary), protocol))
-    with pytest.raises(InputError, match=path.name) as caught:
+    with pytest.raises(InputError, match=path.name) as excinfo:
         check_folder(folder)
-    assert "convert" in caught.value.hint
+    assert "convert" in excinfo.value.hint
     assert not canary.exists()
     pickle.loads(pickle.dumps(Evil(canary), 2)).close()
     assert canary.exists()  # the trap itself works
@@ -263,10 +263,10 @@ def test_a_pickle_named_safetensors_is_refused(folder, tmp_path, protocol, compo
 def test_a_folder_with_pickles_only_is_refused_with_the_way_out(folder, tmp_path, name):
     (folder / "unet" / UNET).unlink()
     (folder / "unet" / name).write_bytes(pickle.dumps(Evil(tmp_path / "canary")))
-    with pytest.raises(InputError, match="pickle") as caught:
+    with pytest.raises(InputError, match="pickle") as excinfo:
         check_folder(folder)
-    assert name in caught.value.message
-    assert "safetensors" in caught.value.hint
+    assert name in excinfo.value.message
+    assert "safetensors" in excinfo.value.hint
     assert not (tmp_path / "canary").exists()
 
 
@@ -338,19 +338,19 @@ def test_other_spellings_are_not_weights(folder):
 def test_crafted_weights_are_refused_by_name(folder, data, match):
     path = folder / "unet" / UNET
     path.write_bytes(data)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as excinfo:
         check_folder(folder)
-    assert str(path) in caught.value.message
-    assert len(caught.value.message) < len(str(path)) + 300
+    assert str(path) in excinfo.value.message
+    assert len(excinfo.value.message) < len(str(path)) + 300
 
 
 def test_names_in_messages_cannot_play_tricks(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(pack({"\x1b[2J\n" + "n" * 10_000: entry(0, 4)}, bytes(4)))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         read_header(path)
-    assert caught.value.message.isprintable()
-    assert len(caught.value.message) < 400
+    assert excinfo.value.message.isprintable()
+    assert len(excinfo.value.message) < 400
 
 
 @settings(max_examples=150, deadline=None)
@@ -425,9 +425,9 @@ def test_memory_stays_bounded(tmp_path, kind):
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 def test_broken_configurations(folder, name, text, match):
     (folder / name).write_text(text)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as excinfo:
         check_folder(folder)
-    assert str(folder / name) in caught.value.message
+    assert str(folder / name) in excinfo.value.message
 
 
 def test_json_is_what_the_standard_parser_reads(tmp_path):
@@ -446,9 +446,9 @@ def test_json_is_what_the_standard_parser_reads(tmp_path):
 def test_missing_files_are_named(folder, name):
     path = folder / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         check_folder(folder)
-    assert Path(name).name.removesuffix(".safetensors") in caught.value.message
+    assert Path(name).name.removesuffix(".safetensors") in excinfo.value.message
 
 
 @pytest.mark.parametrize(
@@ -464,9 +464,9 @@ def test_only_regular_files(folder, name, kind):
         path.mkdir()
     else:
         path.symlink_to("/dev/zero" if kind == "device" else "nowhere")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         check_folder(folder)
-    assert path.parent.name in caught.value.message
+    assert path.parent.name in excinfo.value.message
 
 
 def test_tokenizer_files_are_bounded(folder):

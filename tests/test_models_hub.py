@@ -349,8 +349,8 @@ def codes(tmp_path, hub, lines, **more):
     """(exit codes, stderr) of command lines in a process where every connection raises."""
     env = environment(tmp_path, HF_HOME=str(tmp_path / "hf"), HF_ENDPOINT=hub.url, **more)
     command = [sys.executable, "-c", f"import json, sys{NO_SOCKETS}{LINES}", json.dumps(lines)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=True)
-    return [int(line) for line in done.stdout.splitlines() if line.isdigit()], done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=True)
+    return [int(line) for line in process.stdout.splitlines() if line.isdigit()], process.stderr
 
 
 def test_offline_makes_no_connection(hub, tmp_path):
@@ -377,9 +377,9 @@ def test_room_on_the_disk(tmp_path):
     module.check_room(tmp_path / "not/there", 0)
     module.check_room(tmp_path, 1)
     free = shutil.disk_usage(tmp_path).free
-    with pytest.raises(CannotWrite, match="are free") as caught:
+    with pytest.raises(CannotWrite, match="are free") as excinfo:
         module.check_room(tmp_path / "not/there", free)
-    assert "HF_HOME" in caught.value.hint
+    assert "HF_HOME" in excinfo.value.hint
 
 
 def test_the_cache_is_where_the_hubs_own_library_has_it(tmp_path):
@@ -404,8 +404,8 @@ for case in json.loads(sys.argv[1]):
 print("same")
 """
     command = [sys.executable, "-c", code, json.dumps(cases)]
-    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
-    assert done.stdout == "same\n", done.stderr
+    process = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    assert process.stdout == "same\n", process.stderr
 
 
 @pytest.mark.parametrize(

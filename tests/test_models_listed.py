@@ -83,9 +83,9 @@ def test_the_order_of_places(here, tmp_path):
     make_folder(tmp_path / "here/mine")
     assert find("mine").source == "folder"
     shutil.rmtree(tmp_path / "here/mine")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         find("mime")
-    assert "did you mean 'mine'?" in caught.value.hint
+    assert "did you mean 'mine'?" in excinfo.value.hint
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_the_order_of_places(here, tmp_path):
 def test_wrong_lists(here, tmp_path, text, match):
     write(tmp_path / "file.safetensors", unet(768))
     here(text)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as excinfo:
         find("a")
-    assert caught.value.message.isprintable()
+    assert excinfo.value.message.isprintable()
 
 
 def test_entries_are_taken_out_and_all_else_stays(here, tmp_path):
@@ -138,9 +138,9 @@ def test_entries_are_taken_out_and_all_else_stays(here, tmp_path):
         '[b]\npath="""\n[a]\n"""\n[a]\npath="x"\n',
     ):
         here(strange)
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as excinfo:
             listed.without("a")
-        assert caught.value.hint == "edit the file"
+        assert excinfo.value.hint == "edit the file"
 
 
 @settings(max_examples=40, deadline=None)

@@ -216,9 +216,9 @@ def test_configurations_follow_the_header(tmp_path):
 def test_what_the_network_predicts(tmp_path, name, shapes, metadata, option, prediction):
     path = write(tmp_path / f"{name}.safetensors", shapes, metadata)
     if prediction is None:
-        with pytest.raises(InputError, match="neither the file nor its name") as caught:
+        with pytest.raises(InputError, match="neither the file nor its name") as excinfo:
             check_file(path)
-        assert "prediction" in caught.value.hint
+        assert "prediction" in excinfo.value.hint
         return
     checked = check_file(path, prediction=option)
     config = checked.components["scheduler"].config
@@ -232,9 +232,9 @@ def test_what_the_network_predicts(tmp_path, name, shapes, metadata, option, pre
 
 def test_a_base_beside_the_file_supplies_what_lacks(tmp_path):
     path = write(tmp_path / "x.safetensors", unet(768))
-    with pytest.raises(InputError, match="lacks vae, text_encoder") as caught:
+    with pytest.raises(InputError, match="lacks vae, text_encoder") as excinfo:
         check_file(path)
-    assert "x/" in caught.value.hint
+    assert "x/" in excinfo.value.hint
     base = make_folder(tmp_path / "x")
     checked = check_file(path)
     assert checked.components["unet"].weights == (path,)
@@ -270,9 +270,9 @@ def test_t5_comes_with_its_tokenizer(tmp_path, shapes, family, encoder):
     if family == "sd3":
         assert {encoder, "tokenizer_3"}.isdisjoint(check_file(write(tmp_path / "y.safetensors", without)).components)
     else:
-        with pytest.raises(InputError, match="lacks text_encoder_2") as caught:
+        with pytest.raises(InputError, match="lacks text_encoder_2") as excinfo:
             check_file(write(tmp_path / "flux.safetensors", without))
-        assert "flux/" in caught.value.hint
+        assert "flux/" in excinfo.value.hint
 
 
 def test_fluxs_configuration_follows_the_header(tmp_path):
@@ -343,9 +343,9 @@ def test_what_is_no_checkpoint_is_told_with_the_way_on(tmp_path, name):
     contents = recognise(path)
     assert (contents.kind, contents.family) == (kind, family)
     for look in (check_file, lambda path: find(str(path))):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as excinfo:
             look(path)
-        text = f"{caught.value.message}; {caught.value.hint}"
+        text = f"{excinfo.value.message}; {excinfo.value.hint}"
         assert words in text
         assert "not a checkpoint diffgen can read: " in text
         assert str(path) in text
@@ -362,9 +362,9 @@ def test_what_is_no_checkpoint_is_told_with_the_way_on(tmp_path, name):
 )
 def test_other_files(tmp_path, name, data, match):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=match) as caught:
+    with pytest.raises(InputError, match=match) as excinfo:
         find(str(tmp_path / name))
-    assert "safetensors" in caught.value.hint
+    assert "safetensors" in excinfo.value.hint
 
 
 def test_empty_tensors_are_marks_only(tmp_path):
@@ -374,9 +374,9 @@ def test_empty_tensors_are_marks_only(tmp_path):
 
 
 def test_names_in_messages_are_escaped(tmp_path):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         check_file(write(tmp_path / "x.safetensors", {"\x1b[2J": (3, 768)}))
-    assert caught.value.message.isprintable()
+    assert excinfo.value.message.isprintable()
 
 
 def test_find_and_info_of_a_file(tmp_path, monkeypatch):

@@ -307,8 +307,8 @@ def test_what_cannot_be_written_is_refused_before_any_work(
     diffgen_: Callable[..., Result], tiny: Path, args: list[str], code: int, text: str
 ) -> None:
     Path("file").write_text("")
-    done, out, err = diffgen_("generate", "a", "-m", tiny, *args, "--dry-run")
-    assert (done, out) == (code, ""), err
+    exit_code, out, err = diffgen_("generate", "a", "-m", tiny, *args, "--dry-run")
+    assert (exit_code, out) == (code, ""), err
     assert text in err
 
 

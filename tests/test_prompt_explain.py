@@ -139,8 +139,8 @@ def test_it_needs_no_torch() -> None:
         "assert run(['prompt', 'explain', 'a (red:1.2) {apple|pear}']) == 0 and run(['prompt', '--help']) == 0\n"
         "assert not {'torch', 'transformers', 'diffusers'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_bundled_model_says_what_it_reads(diffgen_: Command) -> None:

@@ -72,9 +72,9 @@ def test_every_option_is_read(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, content: str | bytes, message: str, hint: str) -> None:
     content = content.encode() if isinstance(content, str) else content
-    with pytest.raises(InputError, match=f"prompts.txt, line 3: {message}") as caught:
+    with pytest.raises(InputError, match=f"prompts.txt, line 3: {message}") as excinfo:
         lines_of(tmp_path, b"a\n\n" + content)
-    assert hint in caught.value.hint
+    assert hint in excinfo.value.hint
 
 
 def test_in_a_jsonl_file_every_line_is_an_object(tmp_path: Path) -> None:
@@ -136,12 +136,12 @@ def test_styles_of_this_folder_override_the_users(tmp_path: Path, monkeypatch: p
 def test_an_unknown_style_is_refused_with_similar_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "styles.toml").write_text(STYLES)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no style 'inc'") as caught:
+    with pytest.raises(UsageError, match="no style 'inc'") as excinfo:
         apply_styles(["inc"], "a")
-    assert caught.value.hint == "did you mean 'ink'?"
-    with pytest.raises(UsageError) as caught:
+    assert excinfo.value.hint == "did you mean 'ink'?"
+    with pytest.raises(UsageError) as excinfo:
         apply_styles(["qqqq"], "a")
-    assert "ink, soft, two words" in caught.value.hint
+    assert "ink, soft, two words" in excinfo.value.hint
 
 
 @pytest.mark.parametrize(

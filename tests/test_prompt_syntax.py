@@ -178,9 +178,9 @@ def test_what_is_refused(text: str, message: str) -> None:
 
 
 def test_a_lora_in_the_prompt_is_told_its_option() -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         parse("a cat <lora:thing:0.8>")
-    assert "--lora thing.safetensors:0.8" in caught.value.hint
+    assert "--lora thing.safetensors:0.8" in excinfo.value.hint
 
 
 def test_an_unknown_syntax_is_refused() -> None:

@@ -204,9 +204,9 @@ def test_all_that_could_be_chosen_side_by_side(folder: Path) -> None:
 
 
 def test_near_names_are_told(folder: Path) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         Wildcards([folder]).check("{a|__anmals__}")
-    assert "__animals__" in caught.value.hint
+    assert "__animals__" in excinfo.value.hint
     with pytest.raises(InputError, match="no wildcards folder"):
         Wildcards([folder / "nowhere"])
 

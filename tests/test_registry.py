@@ -153,9 +153,9 @@ def test_what_other_tools_call_a_grid(grid: str, canonical: str) -> None:
     ],
 )
 def test_unknown_names(make: Any, says: str) -> None:
-    with pytest.raises(schedulers.UnknownName) as caught:
+    with pytest.raises(schedulers.UnknownName) as excinfo:
         make()
-    assert says in str(caught.value)
+    assert says in str(excinfo.value)
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ assert "torch" in sys.modules
 def python(code: str, path: Path) -> Any:
     """Run code in a second process with the packages in `path`; return the JSON that it prints."""
     code = f"import sys\nsys.path[:0] = [{str(ROOT)!r}, {str(path)!r}]\nimport json, schedulers\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run([sys.executable, "-c", code], cwd=path, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_the_sample_plugin_is_installed_and_run_by_name(tmp_path: Path) -> None:

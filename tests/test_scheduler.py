@@ -180,10 +180,10 @@ def test_non_finite_output_is_named() -> None:
             output[1, 0, 0, 0] = math.nan
         return output
 
-    with pytest.raises(NonFinite, match=r"not finite from evaluation 3 on, at t = 699, in image 1") as caught:
+    with pytest.raises(NonFinite, match=r"not finite from evaluation 3 on, at t = 699, in image 1") as excinfo:
         s.sample(network, start(s), 10)
-    assert (caught.value.step, caught.value.t, caught.value.images) == (3, 699, [1])
-    assert isinstance(caught.value, ArithmeticError)
+    assert (excinfo.value.step, excinfo.value.t, excinfo.value.images) == (3, 699, [1])
+    assert isinstance(excinfo.value, ArithmeticError)
     assert len(calls) == 10  # read after the loop
 
 

@@ -159,7 +159,7 @@ def shell_process(args: list[str], folder: str, io: str, terminal: str | None) -
 def test_a_script(tmp_path: Path) -> None:
     lines = ("# two", "a red apple --seed 7 --steps 2", "", ":set steps 3", "a cat -o cats/ --seed 1", "a --steps 0",
              ":nope", ":quit", "never")  # fmt: skip
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "diffgen", "shell", "-o", "made/"],
         cwd=tmp_path,
         env={
@@ -173,13 +173,13 @@ def test_a_script(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 2  # of the last line that failed
-    assert done.stdout.splitlines() == ["made/000001-7-a-red-apple.png", "cats/000001-1-a-cat.png"]
-    assert done.stderr.count("error: ") == 2
-    assert "error: --steps must be" in done.stderr
-    assert "error: there is no :nope" in done.stderr
+    assert process.returncode == 2  # of the last line that failed
+    assert process.stdout.splitlines() == ["made/000001-7-a-red-apple.png", "cats/000001-1-a-cat.png"]
+    assert process.stderr.count("error: ") == 2
+    assert "error: --steps must be" in process.stderr
+    assert "error: there is no :nope" in process.stderr
     image = diffgen.load("emoji", device="cpu").generate("a red apple", seed=7, steps=2)[0]
-    with Image.open(tmp_path / done.stdout.split()[0]) as picture:
+    with Image.open(tmp_path / process.stdout.split()[0]) as picture:
         assert picture.tobytes() == image.tobytes()
         assert json.loads(picture.info["diffgen"])["steps"] == 2
     assert sorted(os.listdir(tmp_path)) == ["cats", "made"]  # no history

@@ -72,11 +72,11 @@ def broken(kind: str, stochastic: bool = False, order: int = 1) -> Any:
 def test_what_is_broken_does_not_conform(kind: str, extra: dict[str, Any], says: str) -> None:
     function = broken(kind, **extra)
     try:
-        with pytest.raises(AssertionError) as caught:
+        with pytest.raises(AssertionError) as excinfo:
             check_solver(function)
     finally:
         del SOLVERS[function.__name__]
-    assert says in str(caught.value), str(caught.value)
+    assert says in str(excinfo.value), str(excinfo.value)
 
 
 def test_what_is_no_solver_does_not_conform() -> None:

@@ -85,10 +85,10 @@ def test_every_key_arrives_with_its_type() -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_file_and_key(text: str, message: str, hint: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         toml(text)
-    assert caught.value.message.startswith(f"a.toml: {message}")
-    assert hint in caught.value.hint
+    assert excinfo.value.message.startswith(f"a.toml: {message}")
+    assert hint in excinfo.value.hint
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_the_samples_are_configurations(path: Path) -> None:
     ],
 )
 def test_other_jobs_have_their_own_keys(text: str, message: str, hint: str) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         parse(tomllib.loads(text), "a.toml", LatentConfig)
-    assert caught.value.message.startswith(f"a.toml: {message}")
-    assert hint in caught.value.hint
+    assert excinfo.value.message.startswith(f"a.toml: {message}")
+    assert hint in excinfo.value.hint
     assert parse({"sample": {"prompts": ["a", "a"]}}, "", LatentConfig).sample.prompts == ("a", "a")
 
 

@@ -161,9 +161,9 @@ def test_mixed_sizes_are_scaled_and_cropped_in_the_middle(write):
     wide = Image.new("RGB", (40, 10), "red")
     wide.paste("blue", (15, 0, 25, 10))  # the middle square
     folder = write({"wide.png": wide, "small.png": Image.new("RGB", (4, 4), "green"), "x.png": picture(0, (10, 10))})
-    with pytest.raises(InputError, match="3 sizes, with sides from 4 to 40 pixels") as caught:
+    with pytest.raises(InputError, match="3 sizes, with sides from 4 to 40 pixels") as excinfo:
         open_data(folder)
-    assert "size = 4" in caught.value.hint
+    assert "size = 4" in excinfo.value.hint
     data = open_data(folder, size=10)
     assert data.size == (10, 10)
     assert torch.equal(data.images[1], values(Image.new("RGB", (10, 10), "blue")))
@@ -240,10 +240,10 @@ def test_large_pictures_need_a_size(write):
 def test_what_is_no_data_set(tmp_path, monkeypatch, name, message, hint):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         open_data(name)
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    assert message in excinfo.value.message
+    assert hint in excinfo.value.hint
 
 
 GOOD = '{"file_name": "a.png", "text": "a"}\n'

@@ -211,8 +211,10 @@ loaded = sorted({{name.split(".")[0] for name in sys.modules}} & {{"diffusers", 
 assert not loaded, loaded
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
     three = sorted((tmp_path / "three").iterdir())
     assert len(three) == 3
     assert Image.open(three[1]).tobytes() == Image.open(tmp_path / "one.png").tobytes()
@@ -232,9 +234,11 @@ assert run(["schedulers", "list", *where]) == 0
 assert "torch" not in sys.modules
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Piñata" in done.stdout
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Piñata" in process.stdout
 
 
 # Classes
@@ -251,10 +255,10 @@ def test_classes_by_name(by_class):
     ("prompt", "near"), [("dgo", "did you mean 'dog'?"), ("xylophone", "there are"), ("", "there are")]
 )
 def test_unknown_classes(by_class, prompt, near):
-    with pytest.raises(UsageError, match="has no class") as caught:
+    with pytest.raises(UsageError, match="has no class") as excinfo:
         by_class.generate(["cat", prompt])
-    assert near in caught.value.hint
-    assert "cat, dog, Piñata" in caught.value.hint
+    assert near in excinfo.value.hint
+    assert "cat, dog, Piñata" in excinfo.value.hint
 
 
 def test_the_seed_draws_a_missing_class(by_class):
@@ -420,9 +424,9 @@ def test_diffusers_names_and_unknown_ones(by_class):
     ours = by_class.generate("dog", seed=3, steps=2, guidance=2.0, count=2)
     theirs = by_class.generate("dog", seed=3, num_inference_steps=2, guidance_scale=2.0, num_images_per_prompt=2)
     assert pixels(ours) == pixels(theirs)
-    with pytest.raises(UsageError, match="takes no keyword 'stepps'") as caught:
+    with pytest.raises(UsageError, match="takes no keyword 'stepps'") as excinfo:
         by_class.generate("dog", stepps=3)
-    assert "'steps'" in caught.value.hint
+    assert "'steps'" in excinfo.value.hint
     with pytest.raises(UsageError, match="num_inference_steps and steps set the same option"):
         by_class.generate("dog", steps=3, num_inference_steps=3)
     with pytest.raises(UsageError, match="--negative is not supported for a run"):

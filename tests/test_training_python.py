@@ -91,10 +91,10 @@ def test_a_dry_run_returns_an_estimate(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_are_refused(tmp_path: Path, options: dict[str, Any], message: str, hint: str) -> None:
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError) as excinfo:
         diffgen.train("digits", tmp_path / "run", **options)
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    assert message in excinfo.value.message
+    assert hint in excinfo.value.hint
     with pytest.raises(InputError, match=r"the configuration: train\.steps"):
         diffgen.train("digits", tmp_path / "run", config={"train": {"steps": "many"}})
 

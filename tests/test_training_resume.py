@@ -220,8 +220,8 @@ def test_a_run_goes_on_only_as_it_was_begun(
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
     write_config(tmp_path, dropout=0.0).rename(tmp_path / "other.toml")
-    done, out, err = run(tmp_path, "train", "digits", "-o", "run", *args)
-    assert (done, out) == (code, "")
+    exit_code, out, err = run(tmp_path, "train", "digits", "-o", "run", *args)
+    assert (exit_code, out) == (code, "")
     assert message in err
     assert contents(tmp_path / "run") == contents(finished)
 
@@ -299,9 +299,9 @@ def test_the_command_itself_in_an_empty_folder(finished: Path, tmp_path: Path) -
     """`python -m diffgen train`, not forked: --dry-run writes nothing, and the real thing makes the same bytes."""
     train = [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--config", write_config(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*train, "--dry-run", "--json"], cwd=tmp_path, env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)["result"]
+    process = subprocess.run([*train, "--dry-run", "--json"], cwd=tmp_path, env=environment, capture_output=True)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)["result"]
     assert result["parameters"] == result["bytes"]["weights"] // 4
     assert result["bytes"]["moments"] == result["bytes"]["averages"] == 2 * result["bytes"]["weights"]
     assert result["bytes"]["activations"] > 0

@@ -79,9 +79,9 @@ def test_the_network_is_the_one_that_was_saved(finished: Path, which: str) -> No
 
 def test_weights_that_are_not_there(finished: Path) -> None:
     for which in ("ema-0.2", "../model", "optimizer"):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as excinfo:
             load_network(read_run(finished), which)
-        assert "ema" in caught.value.hint
+        assert "ema" in excinfo.value.hint
 
 
 @pytest.mark.parametrize(
@@ -151,9 +151,9 @@ def test_a_damaged_checkpoint_is_ignored_with_a_warning(copy: Path) -> None:
     assert load_network(run)[1] == 10
     shutil.rmtree(copy / "checkpoints/10")
     assert run.latest() is None
-    with pytest.raises(InputError, match="no checkpoint") as caught:
+    with pytest.raises(InputError, match="no checkpoint") as excinfo:
         load_network(run)
-    assert "--resume" in caught.value.hint
+    assert "--resume" in excinfo.value.hint
 
 
 @pytest.mark.parametrize(

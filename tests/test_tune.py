@@ -107,9 +107,9 @@ def test_errors_are_counted_for_each_seed() -> None:
 
 
 def test_nothing_better_is_no_file() -> None:
-    with pytest.raises(NotBetter, match="no better grid") as caught:
+    with pytest.raises(NotBetter, match="no better grid") as excinfo:
         tune("dpmpp_2m", 5, Settings(iterations=1, noises=1, held_out=2, margin=0.9))
-    assert caught.value.code == 1
+    assert excinfo.value.code == 1
 
 
 def test_what_cannot_be_tuned() -> None:

@@ -264,6 +264,6 @@ def test_what_is_no_embedding_is_refused(
     generator: ImageGenerator, tmp_path: Path, tensors: dict[str, Tensor], word: str, text: str
 ) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as excinfo:
         generator.generate("a", embeddings=[f"{word}={tmp_path / 'x.safetensors'}"])
-    assert text in f"{caught.value.message} {caught.value.hint}"
+    assert text in f"{excinfo.value.message} {excinfo.value.hint}"

@@ -197,8 +197,8 @@ def test_errors_are_reported_before_any_work(
     diffgen_: Callable[..., Result], tiny: Path, files: Path, args: list[str], code: int, text: str
 ) -> None:
     args = [arg.replace("@", f"{files}/") for arg in args]
-    done, out, err = diffgen_("generate", "a red apple", "-m", tiny, "-o", "x.png", *args)
-    assert (done, out) == (code, ""), err
+    exit_code, out, err = diffgen_("generate", "a red apple", "-m", tiny, "-o", "x.png", *args)
+    assert (exit_code, out) == (code, ""), err
     assert err.splitlines()[-1].startswith("error: ")
     assert text in err.splitlines()[-1]
     assert not Path("x.png").exists()

@@ -62,7 +62,7 @@ print(json.dumps({"memory": [picture.record["memory"] for picture in pictures], 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's limits")
 def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", CHILD, str(tiny)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -71,8 +71,8 @@ def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
     assert all(1 <= memory["batch_size"] < 64 for memory in report["memory"]), report
     assert report["apart"] <= 1, report
     assert report["steps"] == [[1, -(-64 // report["memory"][0]["batch_size"])]]
