@@ -6,8 +6,13 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 samples/emoji/scenes_latents.py …        # two processes
 
-Scenes come in the order of their numbers, a window at a time, so a curriculum is a function of the number: the first
-`FIRST` parts of the run show one thing a scene more often, and `--jitter 0` keeps all things in their slots.
+The networks begin with the weights of the bundled model: it knows the things at half of the side, and its latents are
+almost those of the autoencoder of scenes, which began with its autoencoder. `--init FOLDER` begins with another model,
+`--from-scratch` with none.
+
+Scenes come in the order of their numbers, a window at a time, so a curriculum is a function of the number: with
+`--curriculum`, the first `FIRST` parts of the run show one thing a scene more often. `--jitter 0` keeps all things in
+their slots.
 """
 
 from __future__ import annotations
@@ -17,10 +22,14 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import captions as names_of
 import torch
+from diffusers import UNet2DConditionModel
 from scenes import (
     CHINESE_COLOURS,
     CHINESE_STYLES,
@@ -41,6 +50,7 @@ from scenes_vae import Screen, until_signal
 from tokenizer import build_tokenizer
 
 import diffgen
+from diffgen.models.find import find
 from diffgen.training import config as configuration
 from diffgen.training.data.procedural import ProceduralData
 
@@ -81,6 +91,28 @@ def scenes_data(
     )
 
 
+def first_model(folder: Path, network: dict[str, Any], side: int, out: Path) -> Path:
+    """Write a model's folder with another UNet to `out`: it has the layers of the model's UNet that have the same names
+    and shapes, and fresh ones. The other parts are the model's."""
+    theirs = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        in_channels=theirs.config.in_channels,
+        out_channels=theirs.config.out_channels,
+        cross_attention_dim=theirs.config.cross_attention_dim,
+        **network,
+    )
+    own, known = unet.state_dict(), theirs.state_dict()
+    fits = {name: known[name] for name, tensor in own.items() if name in known and known[name].shape == tensor.shape}
+    unet.load_state_dict({**own, **fits})
+    print(f"{len(fits)} of {len(own)} tensors of the UNet from {folder.name}", flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("unet", "grids", "card.json"))
+    unet.save_pretrained(out / "unet")
+    return out
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
@@ -90,8 +122,11 @@ if __name__ == "__main__":
     parser.add_argument("--things", type=int, help="only the first so many things")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--jitter", type=float, default=1.0)
-    parser.add_argument("--no-curriculum", action="store_true")
+    parser.add_argument("--curriculum", action="store_true")
     parser.add_argument("--no-places", action="store_true")
+    parser.add_argument("--noise", help="the noise schedule [as configured]")
+    parser.add_argument("--init", type=Path, help="a model's folder to begin with [the bundled model]")
+    parser.add_argument("--from-scratch", action="store_true")
     parser.add_argument("--device", default="auto")
     a = parser.parse_args()
     if "OMP_NUM_THREADS" in os.environ:
@@ -99,14 +134,20 @@ if __name__ == "__main__":
     tables = configuration.read_toml(a.config)
     if a.steps:
         tables["train"]["steps"] = a.steps
+    if a.noise:
+        tables["diffusion"]["noise"] = a.noise
     tables["autoencoder"] = str(a.autoencoder or a.work / "scenes-vae")
     tokenizer = a.work / "scenes-tokenizer"
     if not tokenizer.exists() and os.environ.get("RANK", "0") == "0":
-        build_tokenizer(texts(), tokenizer, LENGTH)
+        build_tokenizer([*texts(), *names_of.every(names_of.names(a.work))], tokenizer, LENGTH)
     tables["text"]["tokenizer"] = str(tokenizer)
     train, repeats = tables["train"], tables["data"]["repeats"]
-    first = 0 if a.no_curriculum else int(FIRST * train["steps"] * train["batch_size"] / repeats)
+    first = int(FIRST * train["steps"] * train["batch_size"] / repeats) if a.curriculum else 0
     data = scenes_data(a.work, list(things())[: a.things] if a.things else None, a.jitter, first, not a.no_places)
+    init = None
+    if not a.from_scratch and not (a.out / "run.json").exists():
+        folder = a.init or find("emoji").folder
+        init = first_model(folder, tables["network"], data.size[0] // 8, a.work / f"{a.out.name}-init")
     print(diffgen.train(
-        data, a.out, config=tables, resume=True, device=a.device, listener=Screen(), stopping=until_signal()
+        data, a.out, config=tables, resume=True, init=init, device=a.device, listener=Screen(), stopping=until_signal()
     ))  # fmt: skip
