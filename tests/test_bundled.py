@@ -158,7 +158,8 @@ def test_plain_diffusers_makes_the_same_picture(emoji):
     import schedulers
 
     folder = find("emoji").folder
-    pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)  # no dtype
+    assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     pipe.set_progress_bar_config(disable=True)
     noise, prediction = schedulers.from_diffusers_config(
         json.loads((folder / "scheduler/scheduler_config.json").read_text())

@@ -260,6 +260,7 @@ def test_the_exported_folder_is_the_run(place: Path, tmp_path: Path, dtype: torc
     save_latent_run(run, tmp_path / "out", {"resolution": 8}, dtype=dtype)
     pipe = load_pipeline(gate.check_folder(tmp_path / "out"), torch.device("cpu"), torch.float32)
     theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert {part.dtype for part in (theirs.unet, theirs.text_encoder, theirs.vae)} == {torch.float32}
     average = load_file(place / "latents" / "checkpoints" / "4" / "ema.safetensors")
     vae, factor = read_autoencoder(place / "latents" / "vae")
     expected = {**average, **{f"vae.{key}": tensor for key, tensor in vae.state_dict().items()}}

@@ -15,7 +15,7 @@ from diffgen.errors import InputError
 from diffgen.training.job import JOBS
 from diffgen.training.run import Run, diffusion_of, load_network
 
-from ..weights.export import as_unet2d, new_folder, pair, write_json
+from ..weights.export import as_unet2d, new_folder, pair, save_part, write_json
 from ..weights.tokenizers import load_tokenizer
 from .parts import of_run, read_autoencoder
 
@@ -84,7 +84,7 @@ def save_latent_run(
     index |= {name: pair(parts.get(name)) for name in (*parts, "safety_checker", "feature_extractor", "image_encoder")}
     with new_folder(folder) as new:
         for name, part in parts.items():
-            part.save_pretrained(new / name)
+            save_part(part, new / name)
         write_json(new / "scheduler" / "scheduler_config.json", scheduler)
         write_json(new / "model_index.json", {**index, "requires_safety_checker": False})
         if card is not None:

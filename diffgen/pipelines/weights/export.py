@@ -36,11 +36,24 @@ def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
     with new_folder(folder) as new:
         for name, part in pipeline.components.items():
             if part is not None and name != "scheduler":
-                part.save_pretrained(new / name)
+                save_part(part, new / name)
         write_json(
             new / "scheduler" / "scheduler_config.json", {"_class_name": scheduler.class_name, **scheduler.config}
         )
         write_json(new / "model_index.json", {**index, **settings})
+
+
+def save_part(part: Any, folder: Path) -> None:
+    """Write one part of a pipeline. A text encoder's configuration names float32, whatever its weights are stored in.
+
+    Without a dtype from the caller, diffusers loads networks in float32, but transformers loads a text encoder in the
+    dtype that its configuration names: the parts of a pipeline would not fit together.
+    """
+    part.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if "dtype" in config:
+        write_json(path, {**config, "dtype": "float32"})
 
 
 def as_unet2d(network: nn.Module, size: list[int], name: str) -> UNet2DModel:
