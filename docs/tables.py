@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import schedulers
-from schedulers.grids import ALIASES, GRIDS
+from schedulers.grids import GRIDS, describe
 from schedulers.registry import LABELS
 from schedulers.solver import SOLVERS
 
@@ -36,10 +36,11 @@ def solvers() -> str:
 
 
 def grids() -> str:
-    rows = [["name", "also called", "points"]]
-    for name in sorted(name for name, function in GRIDS.items() if function.__module__ == "schedulers.grids"):
-        others = [alias for alias, of in ALIASES.items() if of == name]
-        rows.append([f"`{name}`", ", ".join(others), " ".join((GRIDS[name].__doc__ or "").split())])
+    """The table of the built-in grids. Grids of installed plug-ins are left out."""
+    rows = [["name", "also called", "points", "formula", "source"]]
+    for name in sorted(name for name, function in GRIDS.items() if function.__module__.startswith("schedulers.")):
+        about = describe(name)
+        rows.append([f"`{name}`", ", ".join(about.aliases), about.about, about.formula, about.reference])
     return table(rows)
 
 

@@ -14,6 +14,8 @@ first point is that end, and the other points begin one entry below it.
     sgm_uniform    (T − 1)·(1 − k/n)          999 899.1 … 99.9
     simple         T − 1 − ⌊k·T/n⌋            999 899 … 99     ComfyUI; integer times only
     beta_t         (T − 1)·Beta(0.6, 0.6)⁻¹   999 952 … 0      ComfyUI's beta, but with a last point at t = 0
+
+Grids that are lists of noise levels are in `schedulers.lists`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from schedulers.explicit import Explicit, is_grid_file, tuned
@@ -28,23 +31,64 @@ from schedulers.grid import Grid, Points, between, fractions
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 
 GRIDS: dict[str, Points] = {}
-ALIASES = {  # the names of AUTOMATIC1111, ComfyUI and stable-diffusion.cpp
+ALIASES = {  # the names of AUTOMATIC1111, Forge, ComfyUI and stable-diffusion.cpp
     "normal": "linspace",
     "uniform": "linspace",
     "discrete": "linspace",
     "ddim_uniform": "leading",
     "beta": "beta_t",
+    "turbo": "trailing",
     "align_your_steps": "ays",
+    "align_your_steps_11": "ays_11",
+    "align_your_steps_32": "ays_32",
+    "align_your_steps_gits": "ays_gits",
 }
+_TEXTS: dict[str, tuple[str, str]] = {}  # of each built-in grid: its formula, its source
 
 
-def grid(function: Points) -> Points:
+@dataclass(frozen=True)
+class GridInfo:
+    """What people need to know before they choose a grid; `describe` makes one."""
+
+    name: str
+    aliases: tuple[str, ...]  # names that other tools use
+    about: str
+    formula: str
+    reference: str
+    parameter: str = ""  # the name of the number that may follow a colon
+    default: float | None = None  # of that number
+
+
+def grid(formula: str, reference: str = "") -> Callable[[Points], Points]:
     """Register a grid: a function of (noise, n) that returns its n points, without the clean picture."""
-    name = function.__name__
-    if name in GRIDS and GRIDS[name].__module__ != function.__module__:
-        raise ValueError(f"the name {name!r} is taken, by {GRIDS[name].__module__}")
-    GRIDS[name] = function
-    return function
+
+    def register(function: Points) -> Points:
+        name = function.__name__
+        if name in GRIDS and GRIDS[name].__module__ != function.__module__:
+            raise ValueError(f"the name {name!r} is taken, by {GRIDS[name].__module__}")
+        GRIDS[name], _TEXTS[name] = function, (formula, reference)
+        return function
+
+    return register
+
+
+def describe(name: str) -> GridInfo:
+    """The description of the grid with that canonical name; a grid of another package has only its docstring."""
+    function = GRIDS[name]
+    formula, reference = _TEXTS.get(name, ("", function.__module__))
+    return GridInfo(
+        name,
+        tuple(alias for alias, of in ALIASES.items() if of == name),
+        " ".join((function.__doc__ or "").split()),
+        formula,
+        reference,
+        *next(((p.name, p.default) for p in _numbers(function)), ("", None)),
+    )
+
+
+def _numbers(function: Points) -> list[inspect.Parameter]:
+    """The parameters of a grid after (noise, n)."""
+    return list(inspect.signature(function).parameters.values())[2:]
 
 
 def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
@@ -70,7 +114,7 @@ def named(name: str) -> Points:
     plain, colon, number = name.partition(":")
     if not colon:
         return GRIDS[plain]
-    parameters = list(inspect.signature(GRIDS[plain]).parameters)[2:]
+    parameters = [p.name for p in _numbers(GRIDS[plain])]
     try:
         value = float(number)
     except ValueError:
@@ -107,44 +151,56 @@ def _enough(noise: NoiseSchedule, n: int) -> int:
     return noise.T
 
 
-@grid
+@grid("t = T·(1 − k/n) − 1", "Lin et al. 2023 (2305.08891), table 2; diffusers; Forge's Turbo, which rounds t")
 def trailing(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = T·(1 − k/n) − 1: starts at the most noise (Lin et al. 2023, table 2)."""
+    """Even steps in time, from the most noise."""
     T = noise.T if noise.is_flow else _enough(noise, n)
     return [uniform(noise, T - k * T / n - 1) for k in range(n)]
 
 
-@grid
+@grid("t = (n − 1 − k)·⌊T/n⌋ + 1, + 0 if n = T", "DDIM; Stable Diffusion 1; diffusers; ComfyUI's ddim_uniform")
 def leading(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = (n − 1 − k)·⌊T/n⌋ + 1 (+ 0 if n = T): DDIM's; it starts below the most noise."""
+    """Even whole steps in time; it starts below the most noise."""
     stride = _enough(noise, n) // n
     offset = min(1, noise.T - 1 - (n - 1) * stride)
     return [uniform(noise, k * stride + offset) for k in reversed(range(n))]
 
 
-@grid
+@grid("t = (T − 1)·(1 − k/(n − 1))", "diffusers; k-diffusion's get_sigmas")
 def linspace(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = (T − 1)·(1 − k/(n − 1)): n times from the noisiest to the least noisy."""
+    """Even steps in time, from the most noise to the least."""
     return [uniform(noise, (noise.T - 1) * (1 - u)) for u in fractions(n)]
 
 
-@grid
+@grid("t = (T − 1)·(1 − k/n)", "Stability AI's generative models")
 def sgm_uniform(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = (T − 1)·(1 − k/n): linspace of n + 1 times without the last (Stability's generative models)."""
+    """Linspace of n + 1 times, without the last."""
     return [uniform(noise, (noise.T - 1) * (1 - k / n)) for k in range(n)]
 
 
-@grid
+@grid("t = T − 1 − ⌊k·T/n⌋", "ComfyUI")
 def simple(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t = T − 1 − ⌊k·T/n⌋ (ComfyUI)."""
+    """Even steps in time, at whole times."""
     T = _enough(noise, n)
     return [uniform(noise, T - 1 - k * T // n) for k in range(n)]
 
 
-@grid
+@grid("t = (T − 1)·Q(1 − k/(n − 1)), Q the quantiles of Beta(0.6, 0.6)", "Lee et al. 2024 (2407.12173); ComfyUI's beta")
 def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
-    """t at the quantiles of Beta(0.6, 0.6): more early and late times (Lee et al. 2024; ComfyUI's beta)."""
+    """More early and late times, by the quantiles of a beta distribution."""
     return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u))) for u in fractions(n)]
+
+
+@grid("t = (T − 1)·Q(1 − k/n), Q the quantiles of Beta(0.5, 0.7)", "RES4LYF, which rounds t")
+def beta57(noise: NoiseSchedule, n: int) -> list[Point]:
+    """More early and, above all, late times, by the quantiles of a skewed beta distribution."""
+    return [uniform(noise, (noise.T - 1) * beta_quantile(1 - k / n, 0.5, 0.7)) for k in range(n)]
+
+
+@grid("t = (T − 1)·u²(3 − 2u), u = 1 − k/n", "stable-diffusion.cpp, which rounds t")
+def smoothstep(noise: NoiseSchedule, n: int) -> list[Point]:
+    """More early and late times, by a cubic; close to a beta grid."""
+    return [uniform(noise, (noise.T - 1) * u * u * (3 - 2 * u)) for u in (1 - k / n for k in range(n))]
 
 
 # Ramps
@@ -161,44 +217,73 @@ def ramp(noise: NoiseSchedule, n: int, level: Callable[[float, float, float], fl
     return [*pure_noise, *(between(noise, level(u, largest, smallest), top, bottom) for u in rest)]
 
 
-@grid
+@grid(
+    "σ = (σ_max^(1/ρ) + u·(σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, u = k/(n − 1)", "EDM, Karras et al. 2022 (2206.00364), eq. 5"
+)
 def karras(noise: NoiseSchedule, n: int, rho: float = 7.0) -> list[Point]:
-    """The ρ-th root of σ uniform (EDM eq. 5)."""
+    """Even steps in the ρ-th root of σ."""
     return ramp(noise, n, lambda u, big, small: (big ** (1 / rho) + u * (small ** (1 / rho) - big ** (1 / rho))) ** rho)
 
 
-@grid
+@grid("σ = σ_max·(σ_min/σ_max)^u, u = k/(n − 1)", "k-diffusion; Lu's lambdas in diffusers")
 def exponential(noise: NoiseSchedule, n: int) -> Sequence[Point]:
-    """ln σ uniform: equal steps in λ (also Lu's lambdas in diffusers)."""
+    """Even steps in ln σ, which is −λ."""
     return polyexponential(noise, n)
 
 
-@grid
+@grid("σ = σ_min·(σ_max/σ_min)^((1 − u)^ρ), u = k/(n − 1)", "k-diffusion")
 def polyexponential(noise: NoiseSchedule, n: int, rho: float = 1.0) -> Sequence[Point]:
-    """ln σ a ρ-th power of uniform (k-diffusion); exponential at its default, ρ = 1."""
+    """The logarithm of σ, a ρ-th power of even steps; with ρ = 1, exponential."""
     return ramp(noise, n, lambda u, big, small: small * (big / small) ** ((1 - u) ** rho))
 
 
-@grid
+@grid(
+    "σ = σ_min + (σ_max − σ_min)·Q(1 − k/(n − 1)), Q the quantiles of Beta(0.6, 0.6)",
+    "Lee et al. 2024 (2407.12173); beta of diffusers and AUTOMATIC1111",
+)
 def beta_sigma(noise: NoiseSchedule, n: int) -> list[Point]:
-    """σ at the quantiles of Beta(0.6, 0.6): beta of diffusers and AUTOMATIC1111."""
+    """Large and small σ, by the quantiles of a beta distribution."""
     return ramp(noise, n, lambda u, big, small: big - (big - small) * beta_quantile(u))
 
 
-@grid
+@grid(
+    "σ = tan(arctan σ_max + u·(arctan σ_min − arctan σ_max)), u = k/(n − 1)",
+    "Align Your Steps, Sabour et al. 2024 (2404.14507), theorem 3.1",
+)
 def kl_optimal(noise: NoiseSchedule, n: int) -> list[Point]:
-    """arctan σ uniform: the optimum of Align Your Steps for Gaussian data (Sabour et al. 2024, theorem 3.1)."""
+    """Even steps in arctan σ: the optimum of Align Your Steps for Gaussian data."""
     return ramp(noise, n, lambda u, big, small: math.tan(math.atan(big) + u * (math.atan(small) - math.atan(big))))
 
 
-@grid
-def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> Sequence[Point]:
-    """σ falls linearly by `threshold` in half of the steps, then quadratically (Mochi); it ends above σ_min."""
-    half = max(n // 2, 1)
-    curve = (1 - threshold * n / half) / (n - half) ** 2 if n > 1 else 0.0
+@grid(
+    "σ = exp(−β·sign(½ − u)·ln(1 − 2·|½ − u|)), u = k/(n − 1), from σ_max to σ_min",
+    "Hang et al. 2024 (2407.03297); ComfyUI's LaplaceScheduler",
+)
+def laplace(noise: NoiseSchedule, n: int, beta: float = 0.5) -> list[Point]:
+    """The quantiles of a Laplace distribution of ln σ around 0: most levels near σ = 1.
 
-    def height(k: float) -> float:
-        return 1 - threshold * k / half - curve * max(k - half, 0) ** 2
+    With many steps, or on a flow, several quantiles would lie beyond an end: then u runs between the quantiles of both
+    ends.
+    """
+
+    def fraction(level: float) -> float:
+        """The u of a level."""
+        half = math.exp(-abs(math.log(level)) / beta) / 2
+        return half if level > 1 else 1 - half
+
+    def level(u: float, big: float, small: float) -> float:
+        first, last = fraction(big), fraction(small)
+        if u in (0.0, 1.0):
+            return small if u else big
+        step = 1 / max(n - 1, 1)
+        v = u if step > max(first, 1 - last) else first + u * (last - first)
+        return math.exp(math.copysign(-beta * math.log(1 - 2 * abs(0.5 - v)), 0.5 - v))
+
+    return ramp(noise, n, level)
+
+
+def _to_clean(noise: NoiseSchedule, n: int, height: Callable[[float], float]) -> list[Point]:
+    """The noise levels σ_max·height(k), k = 0 … n − 1, where height falls from 1 and would be 0 at k = n."""
 
     def level(u: float, big: float, small: float) -> float:
         floor = small if big * height(n - 1) < small else 0.0  # with many steps the last would fall below the schedule
@@ -207,61 +292,52 @@ def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> 
     return ramp(noise, n, level)
 
 
+@grid(
+    "σ/σ_max falls from 1 by `threshold` in even steps for k ≤ n/2, then along a parabola to 0",
+    "Mochi; ComfyUI's linear_quadratic",
+)
+def linear_quadratic(noise: NoiseSchedule, n: int, threshold: float = 0.025) -> Sequence[Point]:
+    """Small even steps of σ in the first half, then growing ones; it ends above σ_min."""
+    half = max(n // 2, 1)
+    curve = (1 - threshold * n / half) / (n - half) ** 2 if n > 1 else 0.0
+    return _to_clean(noise, n, lambda k: 1 - threshold * k / half - curve * max(k - half, 0) ** 2)
+
+
+@grid(
+    "σ/σ_max = ½ + ½·(a(m − k) − a(1))/(a(m) − a(1)) for k < m, then ½ − ½·a(k − m + 1)/a(n + 1 − m);"
+    " a(x) = arctan(8x/(n + 2)), m = ⌊0.6·(n + 2)⌋",
+    "RES4LYF",
+)
+def bong_tangent(noise: NoiseSchedule, n: int) -> Sequence[Point]:
+    """Two arctangent curves, from σ_max to its half and from there to 0; it ends above σ_min."""
+    m = int(0.6 * (n + 2))
+
+    def bend(x: float) -> float:
+        return math.atan(8 * x / (n + 2))
+
+    def height(k: float) -> float:
+        if k == 0:
+            return 1.0
+        if k < m - 1:
+            return 0.5 + 0.5 * (bend(m - k) - bend(1)) / (bend(m) - bend(1))
+        return 0.5 - 0.5 * bend(k - m + 1) / bend(n + 1 - m)
+
+    return _to_clean(noise, n, height)
+
+
 @lru_cache(maxsize=4096)
-def beta_quantile(u: float, a: float = 0.6) -> float:
-    """The u-quantile of Beta(a, a): Newton's method in xᵃ on the power series of the distribution function."""
+def beta_quantile(u: float, a: float = 0.6, b: float | None = None) -> float:
+    """The u-quantile of Beta(a, b), b = a by default: Newton's method in xᵃ on the power series of the distribution."""
+    b = a if b is None else b
     if u > 0.5:
-        return 1 - beta_quantile(1 - u, a)
-    scale = a * math.gamma(a) ** 2 / math.gamma(2 * a)
+        return 1 - beta_quantile(1 - u, b, a)
+    scale = a * math.gamma(a) * math.gamma(b) / math.gamma(a + b)
     y = u * scale
     for _ in range(6):
         x, term, total, k = y ** (1 / a), 1.0, 1.0, 0
         while abs(term) > 1e-17 and k < 200:
             k += 1
-            term *= x * (k - a) / k
+            term *= x * (k - b) / k
             total += term * a / (a + k)
-        y -= (y * total - u * scale) * (1 - x) ** (1 - a)
+        y -= (y * total - u * scale) * (1 - x) ** (1 - b)
     return y ** (1 / a)
-
-
-# Align Your Steps (Sabour et al. 2024): the authors' lists for ten steps and the end, as times of Stable Diffusion's
-# noise schedule, and as σ for Stable Video Diffusion.
-AYS_SD15 = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
-AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
-AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
-
-
-@grid
-def ays(noise: NoiseSchedule, n: int) -> Sequence[Point]:
-    """Align Your Steps' list for Stable Diffusion 1.5; other lengths by log-linear interpolation of σ."""
-    return _listed(noise, n, _levels(AYS_SD15))
-
-
-@grid
-def ays_sdxl(noise: NoiseSchedule, n: int) -> Sequence[Point]:
-    """Align Your Steps' list for SDXL."""
-    return _listed(noise, n, _levels(AYS_SDXL))
-
-
-@grid
-def ays_svd(noise: NoiseSchedule, n: int) -> Sequence[Point]:
-    """Align Your Steps' list for Stable Video Diffusion."""
-    return _listed(noise, n, AYS_SVD)
-
-
-@lru_cache
-def _levels(times: tuple[int, ...]) -> tuple[float, ...]:
-    noise = NoiseSchedule.scaled_linear()
-    return tuple(noise.at(t=t).rho for t in times)
-
-
-def _listed(noise: NoiseSchedule, n: int, sigmas: tuple[float, ...]) -> Sequence[Point]:
-    """The first n of n + 1 points, interpolated in ln σ; the range of the list is stretched to the schedule's."""
-    heights = [math.log(s / sigmas[-1]) / math.log(sigmas[0] / sigmas[-1]) for s in sigmas]  # 1 … 0
-
-    def level(u: float, big: float, small: float) -> float:
-        place = u * (n - 1) / n * (len(sigmas) - 1)
-        i = min(int(place), len(sigmas) - 2)
-        return small * (big / small) ** (heights[i] + (place - i) * (heights[i + 1] - heights[i]))
-
-    return ramp(noise, n, level)

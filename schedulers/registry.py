@@ -18,7 +18,7 @@ from schedulers.explicit import is_grid_file
 from schedulers.grids import GRIDS
 from schedulers.solver import SOLVERS, Solver
 
-from . import grids
+from . import grids, lists  # noqa: F401  (lists registers its grids)
 from . import solvers as _solvers  # noqa: F401  (registers them)
 
 # Other tools' names for a solver with options. The plain names are in the solvers' decorators. A1111 is AUTOMATIC1111.

@@ -160,6 +160,64 @@ def test_show_of_an_unknown_name(diffgen_: Callable[..., Result]) -> None:
     assert "did you mean 'euler'" in err
 
 
+# Grids
+
+
+def test_list_of_grids(diffgen_: Callable[..., Result]) -> None:
+    entries = result_of(diffgen_("list", "--grids", "--json"))["grids"]
+    assert [entry["name"] for entry in entries] == schedulers.grid_names()
+    assert set(entries[0]) == {"name", "aliases", "about", "formula", "reference", "parameter", "default"}
+    code, out, err = diffgen_("list", "--grids")
+    assert (code, err) == (0, "")
+    for entry in entries:
+        line = next(line for line in out.splitlines() if line.startswith(entry["name"] + " "))
+        assert entry["about"] in line
+        assert entry["formula"] in line
+    assert diffgen_("list", "--grids", "-m", "emoji")[0] == 2
+
+
+def test_show_of_a_grid(diffgen_: Callable[..., Result]) -> None:
+    shown = result_of(diffgen_("show", "karras:5", "--steps", "4", "--json"))
+    points = build("karras:5", NoiseSchedule.scaled_linear(), 4).points[:-1]
+    assert (shown["name"], shown["parameter"], shown["default"], shown["steps"]) == ("karras", "rho", 7.0, 4)
+    assert shown["t"] == [p.t for p in points]
+    assert shown["sigma"] == [p.rho for p in points]
+    out = diffgen_("show", "beta", "--noise", "flow")[1]
+    assert out.startswith("beta_t ")
+    assert "known as  beta\n" in out
+    assert "t = (T − 1)·Q(1 − k/(n − 1))" in out
+    assert "\nσ         1 " in out
+
+
+def test_show_of_a_grid_file(diffgen_: Callable[..., Result]) -> None:
+    Path("mine.json").write_text(
+        '{"schema": "diffgen.grid/1", "solver": "euler", "nfe": 3, "sigmas": [14.0, 2.0, 0.5]}'
+    )
+    shown = result_of(diffgen_("show", "mine.json", "--json"))
+    assert (shown["steps"], shown["about"]) == (3, "A grid file, tuned for euler, 3 steps.")
+    assert shown["sigma"] == pytest.approx([14.0, 2.0, 0.5])
+    code, _, err = diffgen_("show", "none.json")
+    assert (code, "cannot read the grid none.json" in err) == (3, True)
+
+
+def test_show_draws(diffgen_: Callable[..., Result]) -> None:
+    """A grid, in two panels; a scheduler, with its errors in a third."""
+    sizes = {}
+    for name in ("karras", "euler"):
+        shown = result_of(diffgen_("show", name, "-o", f"{name}.png", "--json"))
+        assert shown["path"] == f"{name}.png"
+        with Image.open(f"{name}.png") as picture:
+            sizes[name] = picture.size
+    assert sizes["euler"][0] * 2 == sizes["karras"][0] * 3
+    code, out, err = diffgen_("show", "karras", "-o", "karras.png")
+    assert (code, out, "it exists" in err) == (6, "", True)
+
+
+def test_show_suggests_a_grid(diffgen_: Callable[..., Result]) -> None:
+    code, _, err = diffgen_("show", "karas")
+    assert (code, "did you mean 'karras'" in err) == (2, True)
+
+
 # plot
 
 FEW = ("--schedulers", "euler,heun,recommend", "--grids", "karras,beta_t,karras:5", "--nfe", "8,39,79")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import schedulers
 from schedulers import NoiseSchedule, Point, explicit, tuned
 from schedulers.exact import Mixture
-from schedulers.grids import GRIDS, beta_quantile, build
+from schedulers.grids import GRIDS, beta_quantile, build, describe
 
 SCHEDULES = {
     "linear": NoiseSchedule.linear(),
@@ -32,7 +32,17 @@ SCHEDULES = {
     "flow_shift": NoiseSchedule.flow(6.0),
     "edm": NoiseSchedule.edm(),
 }
-RAMPS = ("karras", "exponential", "polyexponential", "beta_t", "beta_sigma", "kl_optimal")
+RAMPS = (
+    "karras",
+    "exponential",
+    "polyexponential",
+    "beta_t",
+    "beta_sigma",
+    "kl_optimal",
+    "laplace",
+    "ays_11",
+    "ays_32",
+)
 SD = SCHEDULES["scaled_linear"]
 
 
@@ -137,6 +147,18 @@ def test_beta_quantiles() -> None:
     assert [beta_quantile(u) + beta_quantile(1 - u) for u in (0.0, 1e-9, 0.3)] == pytest.approx([1, 1, 1])
 
 
+def test_skewed_beta_quantiles() -> None:
+    """By numerical integration of the density xᵃ⁻¹(1 − x)ᵇ⁻¹, after x = y^(1/a) removes the pole at 0."""
+    a, b = 0.5, 0.7
+    scale = math.gamma(a) * math.gamma(b) / math.gamma(a + b)
+    for u in (0.03, 0.2, 0.5, 0.8, 0.97):
+        x, steps = beta_quantile(u, a, b), 20_000
+        width = x**a / steps
+        area = sum((1 - ((i + 0.5) * width) ** (1 / a)) ** (b - 1) for i in range(steps)) * width / a
+        assert area / scale == pytest.approx(u, abs=1e-6)
+        assert beta_quantile(1 - u, b, a) == pytest.approx(1 - x, abs=1e-12)
+
+
 BETA_06 = [0.0125544569, 0.1229217505, 0.3627009908]  # scipy.stats.beta.ppf(u, 0.6, 0.6)
 
 
@@ -152,6 +174,87 @@ def test_ays_of_video_and_other_lengths() -> None:
     ten, twenty = levels("ays", 10), levels("ays", 20)
     assert twenty[::2] == pytest.approx(ten)
     assert twenty[1] == pytest.approx(math.sqrt(ten[0] * ten[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("ays_11", [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]),
+        ("ays_11_sdxl", [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]),
+        ("ays_gits", [14.615, 4.617, 2.507, 1.236, 0.702, 0.402, 0.240, 0.156, 0.104, 0.094, 0.029]),
+        ("ays_gits_sdxl", [14.615, 4.734, 2.567, 1.529, 0.987, 0.652, 0.418, 0.268, 0.179, 0.127, 0.029]),
+    ],
+)
+def test_lists_of_forge(name: str, listed: list[float]) -> None:
+    """Every level is a step; two steps are the ends, 21 halve each interval of ln σ."""
+    levels_11, levels_21 = levels(name, 11), levels(name, 21)
+    assert levels_11 == pytest.approx([*listed, 0], rel=0.02)
+    assert levels(name, 2)[:2] == pytest.approx([SD.noisiest.rho, SD.at(t=0).rho])
+    assert levels_21[:21:2] == pytest.approx(levels_11[:11])
+    assert levels_21[1] == pytest.approx(math.sqrt(levels_11[0] * levels_11[1]))
+
+
+@pytest.mark.parametrize(("name", "third"), [("ays_32", 8.643630810), ("ays_32_sdxl", 8.505221270)])
+def test_the_longest_list_of_forge(name: str, third: float) -> None:
+    """On a schedule with its range, it is the list; elsewhere ln σ is stretched to the schedule's range."""
+    wide = levels(name, 32, NoiseSchedule.edm(0.015, 14.615))
+    assert (wide[0], wide[2], wide[31]) == pytest.approx((14.615, third, 0.015), rel=1e-6)
+    stretch = math.log(SD.noisiest.rho / SD.at(t=0).rho) / math.log(14.615 / 0.015)
+    narrow = levels(name, 32)
+    assert narrow[2] == pytest.approx(SD.at(t=0).rho * (third / 0.015) ** stretch, rel=1e-6)
+
+
+def test_gits_are_the_authors_lists() -> None:
+    five = [14.61464119, 2.84484982, 1.24153244, 0.59516323, 0.25053367]
+    ten = [14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338, 0.74807048, 0.50118381, 0.32104823, 0.19894916]
+    twenty = [14.61464119, 7.49001646, 4.65472794, 3.07277966, 2.19988537, 1.61558151, 1.24153244, 0.95350921]
+    assert levels("gits", 5)[:5] == pytest.approx(five, rel=1e-5)
+    assert levels("gits", 10)[:9] == pytest.approx(ten, rel=1e-5)
+    assert levels("gits", 20)[:8] == pytest.approx(twenty, rel=1e-5)
+    assert levels("gits", 40)[:16:2] == pytest.approx(twenty, rel=1e-5)
+    assert levels("gits", 2)[:2] == pytest.approx([14.61464119, 0.803307], rel=1e-5)
+
+
+def test_laplace() -> None:
+    """Quantiles of Laplace(0, 1/2) in ln σ, symmetric around 1; the outermost two are the schedule's ends."""
+    inner = levels("laplace", 9)[1:-2]
+    assert inner[3] == pytest.approx(1.0)
+    assert [a * b for a, b in zip(inner, reversed(inner), strict=True)] == pytest.approx([1.0] * 7)
+    assert inner[0] == pytest.approx(math.exp(-0.5 * math.log(2 / 8)))  # 1 − 2·|½ − 1/8| = 2/8
+    assert levels("laplace:1", 9)[1] == pytest.approx(4.0)
+    many = levels("laplace", 800)  # here the outer quantiles lie beyond the schedule
+    first, last = 1 / (2 * many[0] ** 2), 1 - many[799] ** 2 / 2
+    assert many[1] == pytest.approx((2 * (first + (last - first) / 799)) ** -0.5)
+
+
+def test_smoothstep() -> None:
+    assert times("smoothstep", 4) == pytest.approx([999, 999 * 27 / 32, 499.5, 999 * 5 / 32])
+
+
+def test_beta57() -> None:
+    """Begins at the most noise, and its k-th time is the quantile of 1 − k/n."""
+    assert times("beta57", 5) == pytest.approx([999 * beta_quantile(1 - k / 5, 0.5, 0.7) for k in range(5)])
+    assert times("beta57", 5)[0] == 999
+
+
+def test_bong_tangent() -> None:
+    """Half of the largest level at step ⌊0.6·(n + 2)⌋ − 1, and the slope of an arctangent from there on."""
+    flow = levels("bong_tangent", 8, SCHEDULES["flow"])
+    assert (flow[0], flow[5]) == pytest.approx((1.0, 0.5))
+    ratio = (flow[5] - flow[6]) / (flow[5] - flow[7])
+    assert ratio == pytest.approx(math.atan(0.8) / math.atan(1.6))
+    scaled = [math.atan(0.8 * (6 - k)) for k in range(6)]
+    assert (flow[1] - flow[2]) / (flow[0] - flow[5]) == pytest.approx((scaled[1] - scaled[2]) / (scaled[0] - scaled[5]))
+    assert levels("bong_tangent", 8) == pytest.approx([s * SD.noisiest.rho for s in flow])
+
+
+def test_every_grid_has_a_formula_and_a_source() -> None:
+    for name in GRIDS:
+        info = describe(name)
+        assert info.about
+        assert info.formula
+        assert info.reference
+        assert all(schedulers.check_grid(alias) == name for alias in info.aliases)
 
 
 def test_linear_quadratic() -> None:

@@ -65,13 +65,14 @@ COMMANDS: dict[str, Command] = {
         },
     ),
     "schedulers": Command(
-        "List, describe and draw the schedulers.",
+        "List, describe and draw the schedulers and grids.",
         commands={
             "list": Command(
-                "List every scheduler: its names, its order, its cost per step.", "schedulers:list_schedulers"
+                "List every scheduler: its names, its order, its cost per step; --grids: every grid.",
+                "schedulers:list_schedulers",
             ),
             "show": Command(
-                "Describe a scheduler: its formula, options, other names, and when to use it.", "schedulers:show"
+                "Describe a scheduler or a grid: its formula, options, other names, when to use it.", "schedulers:show"
             ),
             "plot": Command(
                 "Draw grids, and the error of schedulers on a model with a known answer.", "schedulers:plot"

@@ -9,21 +9,28 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 import schedulers
 from diffgen.errors import UsageError
+from diffgen.generation.grid_files import check_grid
 from diffgen.loading import noise_and_prediction
 from diffgen.models.find import find
 from schedulers import grids, prediction
-from schedulers.registry import LABELS
+from schedulers.explicit import is_grid_file
+from schedulers.noise import level_symbol
+from schedulers.registry import LABELS, Label
 from schedulers.solver import Solver, evaluation_points
 
 from .output import Debug, Json, Output, Quiet, printable, table
 
+if TYPE_CHECKING:
+    from diffgen.comparison import grid_plot
+
 SEE = "list: diffgen schedulers list"
+BUDGETS = "5,6,8,10,14,20,28,40,56,80"
 
 
 def list_schedulers(
@@ -37,11 +44,17 @@ def list_schedulers(
             show_default=False,
         ),
     ] = None,
+    grids_only: Annotated[bool, typer.Option("--grids", help="List the grids: what each is, and its formula.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     say = Output("schedulers list", json, quiet)
+    if grids_only:
+        if model is not None:
+            raise UsageError("--grids lists grids, which fit every model: leave out --model")
+        _list_grids(say, json)
+        return
     solvers = [schedulers.info(name) for name in schedulers.names()]
     entries = [_entry(solver) for solver in solvers]
     rows = [["name", "order", "evaluations", "", "also known as"]]
@@ -64,6 +77,17 @@ def list_schedulers(
         _print_table(rows, last)
     else:
         say.result({"schedulers": entries, "grids": schedulers.grid_names()}, [*table(rows), "", last])
+
+
+def _list_grids(say: Output, json: bool) -> None:
+    infos = [grids.describe(name) for name in schedulers.grid_names()]
+    rows = [["name", "also known as", "points", "formula"]]
+    rows += [[g.name, ", ".join(g.aliases), g.about, g.formula] for g in infos]
+    last = "more: diffgen schedulers show NAME"
+    if not json and sys.stdout.isatty():
+        _print_table(rows, last)
+    else:
+        say.result({"grids": [asdict(info) for info in infos]}, [*table(rows), "", last])
 
 
 def _entry(s: Solver) -> dict[str, Any]:
@@ -120,15 +144,41 @@ def _print_table(rows: list[list[str]], last: str) -> None:
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="Its name here or in another tool: dpmpp_2m, “DPM++ 2M Karras”.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A scheduler or a grid, by its name here or in another tool: dpmpp_2m, “DPM++ 2M Karras”."),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", "--output", metavar="FILE", help="Draw it, as a .png or .svg file."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the grid. \\[10, or those of a grid file]", show_default=False)
+    ] = None,
+    noise: Annotated[
+        str, typer.Option(metavar="NAME", help=f"Noise schedule; one of {', '.join(schedulers.NoiseSchedule.NAMES)}.")
+    ] = "scaled_linear",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
+    say = Output("schedulers show", json, quiet)
     try:
         label = schedulers.parse(name)
     except schedulers.UnknownName as error:
-        raise UsageError(str(error), SEE) from error
+        try:
+            grid = name if is_grid_file(name) else schedulers.check_grid(name)
+        except schedulers.UnknownName as other:
+            raise UsageError(_nearest(error, other), SEE) from error
+        _show_grid(say, grid, out, steps, noise, overwrite)
+    else:
+        _show_solver(say, name, label, out, steps, noise, overwrite)
+
+
+def _show_solver(
+    say: Output, name: str, label: Label, out: str | None, steps: int | None, noise: str, overwrite: bool
+) -> None:
     solver = schedulers.info(label.name)
     about = " ".join((solver.function.__doc__ or "").split())
     choices = {key: _choices(solver, key) for key in solver.options}
@@ -163,7 +213,53 @@ def show(
     ]
     if implied:
         rows.insert(1, [name, f"means here: {', '.join(implied)}"])
-    Output("schedulers show", json, quiet).result(result, _wrapped([row for row in rows if row[1]]))
+    if out is not None:
+        names = [solver.name] if not (solver.stochastic or solver.native_only or solver.upwards) else []
+        _figures(out, names, label.grid or solver.grid, steps or 10, noise, overwrite)
+        rows.append(["drawn", out])
+        result["path"] = out
+    say.result(result, _wrapped([row for row in rows if row[1]]))
+
+
+def _show_grid(say: Output, name: str, out: str | None, steps: int | None, noise: str, overwrite: bool) -> None:
+    if is_grid_file(name):
+        tuned = grids.tuned(check_grid(name))
+        steps = steps or tuned.steps
+        info = grids.GridInfo(name, (), f"A grid file, tuned for {tuned.solver}, {tuned.steps} steps.", "", "")
+    else:
+        info = grids.describe(name.partition(":")[0])
+    figures = _figures(out, [], name, steps or 10, noise, overwrite)
+    levels = figures.grids[name]
+    symbol = level_symbol(noise)
+    rows = [
+        [name, info.about],
+        ["formula", info.formula],
+        ["number", f"{info.parameter} = {info.default:g}; {info.name}:5 sets it to 5" if info.parameter else ""],
+        ["known as", ", ".join(info.aliases)],
+        ["source", info.reference],
+        ["t", " ".join(f"{t:.4g}" for t in levels.t)],
+        [symbol, " ".join("∞" if level is None else f"{level:.4g}" for level in levels.sigma)],
+        ["", ""] if out is None else ["drawn", out],
+    ]
+    result = {**asdict(info), "noise": noise, "steps": figures.steps, **asdict(levels), "path": figures.path}
+    say.result(result, _wrapped([row for row in rows if row[1]]))
+
+
+def _figures(
+    out: str | None, names: list[str], grid: str, steps: int, noise: str, overwrite: bool
+) -> grid_plot.GridFigures:
+    """The levels of a grid and the errors of solvers, drawn if there is a path."""
+    from diffgen.comparison import grid_plot
+
+    budgets = BUDGETS.split(",") if names else []
+    if out is None:
+        return grid_plot.grid_figures(names, [grid], steps, budgets, noise)
+    return grid_plot.plot(Path(out), names, [grid], steps, budgets, noise, overwrite)
+
+
+def _nearest(scheduler: schedulers.UnknownName, grid: schedulers.UnknownName) -> str:
+    """The message with a suggestion, of what a name could mean: a scheduler or a grid."""
+    return str(grid if "did you mean" in str(grid) and "did you mean" not in str(scheduler) else scheduler)
 
 
 def _choices(solver: Solver, option: str) -> list[Any]:
@@ -202,9 +298,7 @@ def plot(
         str, typer.Option("--grids", metavar="A,B,…", help="Grids to draw.")
     ] = "trailing,karras,exponential,beta_t,kl_optimal,ays",
     steps: Annotated[int, typer.Option(help="Steps of the grids.")] = 10,
-    nfe: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Numbers of evaluations to measure at.")
-    ] = "5,6,8,10,14,20,28,40,56,80",
+    nfe: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of evaluations to measure at.")] = BUDGETS,
     noise: Annotated[
         str, typer.Option(metavar="NAME", help=f"One of {', '.join(schedulers.NoiseSchedule.NAMES)}.")
     ] = "scaled_linear",

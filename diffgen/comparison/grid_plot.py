@@ -163,15 +163,17 @@ def draw(figures: GridFigures, kind: str) -> bytes:
 
     style: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "diffgen"}
     with matplotlib.rc_context(style):
-        drawing = Figure(figsize=(15, 4.8), layout="constrained")
-        sigma, times, error = drawing.subplots(1, 3)
+        panels = 3 if figures.errors else 2
+        drawing = Figure(figsize=(5 * panels, 4.8), layout="constrained")
+        sigma, times, *error = drawing.subplots(1, panels)
         symbol = level_symbol(figures.noise)
         _draw_grids(sigma, times, figures.grids)
         sigma.set(title=f"Noise level of each step ({figures.noise})", ylabel=symbol)
         sigma.set_yscale("linear" if symbol == "σ" else "log")
         times.set(title="Time of each step", ylabel="t")
-        _draw_errors(error, figures.errors)
-        for axes in (sigma, times, error):
+        for axes in error:
+            _draw_errors(axes, figures.errors)
+        for axes in (sigma, times, *error):
             axes.grid(alpha=0.25, linewidth=0.6)
         picture = io.BytesIO()
         drawing.savefig(picture, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
@@ -207,9 +209,8 @@ def _draw_errors(axes: Any, errors: Sequence[ErrorPoint]) -> None:
         )
     axes.set(title="Error on Gaussian mixtures", xlabel="evaluations", ylabel="distance to the exact solution (RMS)")
     axes.set(xscale="log", yscale="log")
-    if errors:
-        least, most = (limit(point.nfe for point in errors) for limit in (min, max))
-        axes.set_xticks([n for n in TICKS if 0.7 * least <= n <= 1.3 * most])
-        axes.xaxis.set_major_formatter("{x:.0f}")
-        axes.xaxis.set_minor_formatter("")
-        axes.legend(**BESIDE, title="scheduler, grid")
+    least, most = (limit(point.nfe for point in errors) for limit in (min, max))
+    axes.set_xticks([n for n in TICKS if 0.7 * least <= n <= 1.3 * most])
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.xaxis.set_minor_formatter("")
+    axes.legend(**BESIDE, title="scheduler, grid")
