@@ -9,7 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from schedulers.noise import RESOLUTION_SHIFT, NoiseSchedule
-from schedulers.prediction import PREDICTIONS
+from schedulers.prediction import EDM_SIGNS, PREDICTIONS
+
+READ = (  # the keys that describe the noise schedule and the prediction
+    "prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "trained_betas",
+    "rescale_betas_zero_snr", "snr_shift_scale", "shift", "flow_shift", "use_flow_sigmas", "use_dynamic_shifting",
+    "shift_terminal", "invert_sigmas", *RESOLUTION_SHIFT, "timestep_type", "sigma_min", "sigma_max", "sigma_data",
+)  # fmt: skip
+
+LIMITS = ("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
 
 
 def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str]:
@@ -33,7 +41,8 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str
             raise ValueError(f"{name}: {key} is not supported: it changes the noise schedule")
     if name.startswith("EDM") or config.get("timestep_type") == "continuous":
         signs = {"v_prediction": "edm_v", "epsilon": "edm"} if name.startswith("EDM") else {"v_prediction": "edm_v"}
-        sigma_data = number("sigma_data", 0.5) if name.startswith("EDM") else 1.0
+        signs |= {prediction: prediction for prediction in EDM_SIGNS}
+        sigma_data = number("sigma_data", 0.5 if name.startswith("EDM") else 1.0)
         noise = NoiseSchedule.edm(number("sigma_min", 0.002), number("sigma_max", 80.0), sigma_data, T)
         prediction = signs.get(prediction, f"{prediction} with continuous times")
     elif (
@@ -72,13 +81,29 @@ def _table(config: Mapping[str, Any], name: str, T: int, number: Callable[..., f
     )
 
 
-def to_diffusers_config(noise: NoiseSchedule) -> dict[str, Any]:
-    """The noise schedule in diffusers' names, as `from_diffusers_config` reads it; empty for an edm schedule."""
+def limits_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits on x0 in a diffusers configuration, as `schedulers.get` takes them."""
+    if config.get("thresholding"):
+        ratio, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+        return {"thresholding": ratio, "sample_max_value": most}
+    return {"clip_sample": config.get("clip_sample_range", 1.0)} if config.get("clip_sample") else {}
+
+
+def to_diffusers_config(noise: NoiseSchedule, limits: Mapping[str, float]) -> dict[str, Any]:
+    """The noise schedule and the limits on x0 in diffusers' names, as `from_diffusers_config` and `limits_of` read."""
+    config: dict[str, Any] = {"clip_sample": False, "thresholding": False, **limits}
+    if "clip_sample" in limits:
+        config["clip_sample_range"] = limits["clip_sample"]
+    if "thresholding" in limits:
+        config["dynamic_thresholding_ratio"] = limits["thresholding"]
     if noise.is_flow:
-        dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or {})}
-        return {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+        dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or RESOLUTION_SHIFT)}
+        return config | {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+    if noise.name == "edm":
+        ends = {key: noise.recipe[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
+        return config | {"timestep_type": "continuous", **ends}
     if noise.name in ("linear", "scaled_linear"):
         ends = {key: noise.recipe[key] for key in ("beta_start", "beta_end")}
         zero = bool(noise.recipe.get("zero_terminal_snr"))
-        return {"beta_schedule": noise.name, **ends, "rescale_betas_zero_snr": zero}
-    return {"trained_betas": list(noise.betas)} if noise.alphas_cumprod else {}
+        return config | {"beta_schedule": noise.name, **ends, "rescale_betas_zero_snr": zero}
+    return config | {"trained_betas": list(noise.betas)}

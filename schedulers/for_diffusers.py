@@ -18,17 +18,23 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from schedulers.diffusers_config import LIMITS, READ, from_diffusers_config, limits_of
 from schedulers.draws import Generators
 from schedulers.explicit import Explicit, explicit
 from schedulers.noise import NoiseSchedule
-from schedulers.registry import info
-from schedulers.scheduler import Config, Scheduler
+from schedulers.protocol import Config
+from schedulers.registry import info, names
+from schedulers.scheduler import Scheduler
 
 
 class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
-    """A Scheduler with a configuration that diffusers writes and reads; `for_diffusers` makes one."""
+    """A Scheduler with a configuration that diffusers writes and reads; `for_diffusers` makes one.
+
+    `from_config` and `from_pretrained` also read the configuration of diffusers' own classes.
+    """
 
     config_name = "scheduler_config.json"
+    _compatibles = sorted({alias for name in names() for alias in info(name).aliases if alias.endswith("Scheduler")})
 
     @register_to_config
     def __init__(
@@ -44,25 +50,49 @@ class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
         points = grid if isinstance(grid, str) else explicit(**grid)
         Scheduler.__init__(self, info(solver), schedule, prediction, points, options or {}, **(limits or {}))
 
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Rebuild a scheduler from its configuration, or read the model's noise and prediction from that of another.
+
+            pipe.scheduler = DiffgenScheduler.from_config(pipe.scheduler.config, solver="dpmpp_2m", grid="karras")
+
+        `kwargs` replace arguments of this class, or keys of the configuration. Raises ValueError for a noise schedule
+        or a prediction that is not supported.
+        """
+        if not isinstance(config, dict):  # a folder or a name
+            config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
+        config = dict(config)
+        if not {"solver", "noise", "prediction"} <= {*config}:
+            changed = config | {key: kwargs.pop(key) for key in [*kwargs] if key in READ}
+            noise, prediction = from_diffusers_config(changed)
+            limits = limits_of(config)
+            config = {key: value for key, value in config.items() if key not in READ + LIMITS}
+            config |= {"noise": noise.recipe, "prediction": prediction, "limits": limits}
+        else:
+            follows = {*READ, *LIMITS, "variance_type", *(config["options"] or {})}  # from the arguments
+            config = {key: value for key, value in config.items() if key not in follows}
+        config.pop("_use_default_values", None)
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def register_to_config(self, **changes: Any) -> None:
+        """Write to the configuration, and change the prediction or the noise schedule where a key describes it."""
+        if hasattr(self, "solver"):  # after the constructor
+            Scheduler.register_to_config(self, **changes)
+            changes |= {"noise": self.noise.recipe, "prediction": self.prediction}
+        ConfigMixin.register_to_config(self, **changes)
+
     @property
     def config(self) -> Config:
-        """`Scheduler.config`, with the arguments from which `from_config` rebuilds this scheduler."""
-        own = {key: value for key, value in self._internal_dict.items() if not key.startswith("_")}
-        return Config({**super().config, **own})
+        """`Scheduler.config`, with the other keys of the configuration that this scheduler was read from."""
+        other = {key: value for key, value in self._internal_dict.items() if key != "_use_default_values"}
+        return Config({**other, **super().config})
 
 
 def for_diffusers(scheduler: Scheduler) -> DiffgenScheduler:
     """The same scheduler in a form that pipelines save and load. Raises ValueError for a grid that is a function."""
-    s, grid = scheduler, scheduler.points
-    if isinstance(grid, Explicit):
-        lists = {"times": grid.times, "sigmas": grid.sigmas, "model_times": grid.model_times}
-        saved: Any = {key: list(values) for key, values in lists.items() if values}
-        saved |= {"name": grid.name, "solver": grid.solver}
-    elif isinstance(grid, str):
-        saved = grid
-    else:
-        raise ValueError(f"the grid {s.grid_name} is a function, which cannot be saved")
-    return DiffgenScheduler(s.name, s.noise.recipe, s.prediction, saved, dict(s.options), dict(s.limits))
+    if not isinstance(scheduler.points, (str, Explicit)):
+        raise ValueError(f"the grid {scheduler.grid_name} is a function, which cannot be saved")
+    return DiffgenScheduler.from_config(scheduler.config)
 
 
 class from_diffusers:  # noqa: N801  (used as a function)

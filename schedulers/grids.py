@@ -144,6 +144,19 @@ def uniform(noise: NoiseSchedule, t: float) -> Point:
     return noise.at(t=t if noise.alphas_cumprod else noise.t_min + (noise.t_max - noise.t_min) * t / (noise.T - 1))
 
 
+@lru_cache(maxsize=8)
+def training_points(noise: NoiseSchedule) -> Sequence[Point]:
+    """The points of all training times, the noisiest first; on an edm schedule, T points of the karras grid.
+
+    On a flow with a dynamic shift they are not shifted.
+    """
+    if noise.name == "edm":
+        return karras(noise, noise.T)
+    if noise.dynamic is not None:
+        noise = NoiseSchedule.flow(T=noise.T)
+    return [uniform(noise, t) for t in reversed(range(noise.T))]
+
+
 def _enough(noise: NoiseSchedule, n: int) -> int:
     """T. Raises ValueError if T is less than n."""
     if n > noise.T:

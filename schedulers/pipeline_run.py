@@ -42,6 +42,12 @@ class PipelineRun:
             self.steps = solve(sample.float(), self._noise)
             self.state, self.point = next(self.steps)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state to copy, without what the next step gets anew. Raises TypeError for a run that has no program."""
+        if self.program is None:
+            raise TypeError("a scheduler with this solver cannot be copied in the middle of a run: copy it before")
+        return self.__dict__ | {"pair": None, "generator": None}
+
     def _noise(self, p: Point, q: Point) -> Any:
         """Draw noise; 0 before the first evaluation, because the pipeline makes that state."""
         return 0.0 if self.shape is None else normal(self.shape, self.generator, self.device)

@@ -6,17 +6,17 @@ Both run the same solver, and neither reads a tensor back from the device inside
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from schedulers.diffusers_config import to_diffusers_config
+from schedulers.diffusers_config import READ, from_diffusers_config, to_diffusers_config
 from schedulers.draws import Generators, normal
 from schedulers.explicit import Explicit, explicit, is_grid_file
 from schedulers.finite import NonFinite, OutputSums
@@ -25,6 +25,7 @@ from schedulers.noise import NoiseSchedule, Point
 from schedulers.pipeline_run import PipelineRun, solve_from
 from schedulers.prediction import Denoised
 from schedulers.program import Program
+from schedulers.protocol import Config, StepOutput, index_of_value, index_of_view
 from schedulers.registry import UnknownName, check_grid, info, parse
 from schedulers.solver import Solver, Steps, corrected, evaluation_points, run
 
@@ -54,22 +55,18 @@ class Scheduler:
         thresholding: bool | float = False,
         sample_max_value: float = 1.0,
     ) -> None:
-        prediction.check(prediction_type, noise)
         _check_options(solver, options)
-        self.solver, self.noise, self.prediction, self.options = solver, noise, prediction_type, options
+        self.solver, self.options = solver, options
         self.points = _points(grid, solver)
         self.grid_name = grids.name_of(self.points)
         self.limits, self._limit = _limits(clip_sample, thresholding, sample_max_value)
-        self._pair = prediction.bind(prediction_type, noise)
-        self._scales_input = prediction_type in prediction.EDM_SIGNS
         self._uncorrected: Callable[..., Steps] = functools.partial(solver.function, **options)
         self.order = solver.evaluations_per_step
-        self.timesteps = torch.empty(0)
+        self._has_model_times = False
         self._grid: Grid | None = None
         self._evaluations: list[Point] = []
-        self._has_model_times = False
         self._run: PipelineRun | None = None
-        self._begin_index = 0
+        self._set_model(noise, prediction_type)
         if not solver.native_only:
             self.nfe(self._fixed_steps or 2)  # raises ValueError now for an option that the solver refuses
 
@@ -81,11 +78,16 @@ class Scheduler:
         return f"<{self.name} on {self.grid_name}, {self.noise!r}, {self.prediction}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to copy: without the current run, and without what `__setstate__` restores."""
-        return {k: v for k, v in self.__dict__.items() if k != "_pair"} | {"_run": None}
+        """The state to copy, the current run included, without what `__setstate__` restores."""
+        return {k: v for k, v in self.__dict__.items() if k != "_pair"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _pair=prediction.bind(state["prediction"], state["noise"]))
+        if self._run is not None:
+            self._run.pair = self._pair
+
+    def __copy__(self) -> Scheduler:
+        return copy.deepcopy(self)  # two schedulers must not share a run
 
     @property
     def _fixed_steps(self) -> int | None:
@@ -181,29 +183,108 @@ class Scheduler:
 
     # Inside diffusers
 
+    begin_index: int | None = None
+    """The evaluation at which `set_begin_index` lets the next run start, if it was called after `set_timesteps`."""
+    num_inference_steps: int | None = None
+
     @functools.cached_property
     def config(self) -> Config:
         """What pipelines read, and the noise schedule in the names that diffusers' `from_config` reads."""
+        own = {"solver": self.name, "noise": self.noise.recipe, "prediction": self.prediction, "grid": self._saved_grid}
         return Config(
+            **self.options | own,
+            options=dict(self.options),
+            limits=dict(self.limits),
             num_train_timesteps=self.noise.T,
             prediction_type=self.prediction,
-            solver=self.name,
-            grid=self.grid_name,
-            noise=self.noise.name,
-            **self.options,
-            **self.limits,
-            **to_diffusers_config(self.noise),
+            variance_type=self.options.get("variance", "fixed_small"),
+            **to_diffusers_config(self.noise, self.limits),
         )
+
+    @property
+    def _saved_grid(self) -> str | dict[str, Any]:
+        """The name of the grid, or the arguments of `explicit`."""
+        if not isinstance(self.points, Explicit):
+            return self.grid_name
+        p = self.points
+        lists = ("times", "sigmas", "model_times", "gains", "corrections")
+        saved = {name: [*values] for name in lists if (values := getattr(p, name))}
+        return saved | {"name": p.name, "solver": p.solver}
+
+    def register_to_config(self, **changes: Any) -> None:
+        """Change what the network predicts (`prediction_type`) or the noise schedule, in diffusers' names.
+
+        Other keys change nothing here. Raises ValueError for a prediction or a noise schedule that is not supported.
+        """
+        changes = {key: value for key, value in changes.items() if key in READ and self.config.get(key) != value}
+        if changes:
+            described = {**self.config, **changes}
+            if self.noise.alphas_cumprod and "trained_betas" not in changes and {*changes} - {"prediction_type"}:
+                described.pop("trained_betas", None)
+            self._set_model(*from_diffusers_config(described))
+
+    def _set_model(self, noise: NoiseSchedule, prediction_type: str) -> None:
+        """Set the noise schedule and the prediction, and forget what was computed from others."""
+        prediction.check(prediction_type, noise)
+        self.noise, self.prediction = noise, prediction_type
+        self._pair = prediction.bind(prediction_type, noise)
+        self._scales_input = prediction_type in prediction.EDM_SIGNS
+        for name in ("config", "timesteps", "alphas_cumprod", "betas"):
+            self.__dict__.pop(name, None)
+        self._grid, self._evaluations, self._run, self.begin_index = None, [], None, None
+
+    def __len__(self) -> int:
+        """The number of training times."""
+        return self.noise.T
 
     @property
     def init_noise_sigma(self) -> float:
         """√(α² + σ²) at the first point: the standard deviation of the state there, for data of unit variance."""
         return (self._grid[0] if self._grid is not None else self.noise.noisiest).norm
 
+    @functools.cached_property
+    def timesteps(self) -> Tensor:
+        """The time of each function evaluation; before `set_timesteps` all training times, the noisiest first.
+
+        They are whole numbers (int64) where each is a training time of a table, else float32.
+        """
+        return self._as_times(self._training_points)
+
     @property
     def sigmas(self) -> Tensor:
-        """The noise level of each evaluation (σ/α; σ on a flow), and 0."""
-        return torch.tensor([*map(self.noise.level, self._evaluations), 0.0])
+        """The noise level (σ/α; σ on a flow) at each of `timesteps`, and 0."""
+        points = self._evaluations or self._training_points
+        return torch.tensor([*map(self.noise.level, points), 0.0])
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """ᾱ_t of a table, float32 [T]. Raises AttributeError on other schedules, as diffusers' classes do."""
+        return self._table("alphas_cumprod")
+
+    @functools.cached_property
+    def betas(self) -> Tensor:
+        """β_t of a table, float32 [T]. Raises AttributeError on other schedules, as diffusers' classes do."""
+        return self._table("betas")
+
+    def _table(self, name: str) -> Tensor:
+        if not self.noise.alphas_cumprod:
+            raise AttributeError(f"{name} is that of a table of noise levels; this is {self.noise!r}")
+        return torch.tensor(getattr(self.noise, name), dtype=torch.float32)
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """ᾱ after the last step, which leads to the clean picture: 1."""
+        return torch.tensor(1.0)
+
+    @property
+    def _training_points(self) -> Sequence[Point]:
+        return grids.training_points(self.noise)
+
+    def _as_times(self, points: Sequence[Point], device: Any = None) -> Tensor:
+        whole = self.noise.alphas_cumprod and all(float(p.t).is_integer() for p in points)
+        return torch.tensor([p.t for p in points], dtype=torch.float32, device=device).to(
+            torch.int64 if whole else torch.float32
+        )
 
     def set_timesteps(
         self,
@@ -239,44 +320,103 @@ class Scheduler:
         _warn_if_interpolated(points, self._grid)
         self._has_model_times = isinstance(points, Explicit) and bool(points.model_times)
         self._evaluations = self.evaluations(self._grid)
-        self.timesteps = torch.tensor([p.t for p in self._evaluations], dtype=torch.float32, device=device)
+        self.timesteps = self._as_times(self._evaluations, device)
         self.num_inference_steps = num_inference_steps
-        self.set_begin_index(0)
+        self.begin_index, self._run = None, None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at the evaluation `begin_index`, as image-to-image does."""
+        """Start at the evaluation `begin_index`, as image-to-image does.
+
+        Without it, a run starts at the evaluation of the first time that `step` receives.
+        """
+        self._check_begin(begin_index)
+        self.begin_index, self._run = begin_index, None
+
+    def _check_begin(self, i: int) -> None:
         count = len(self._evaluations)
-        if not 0 <= begin_index < max(count, 1):
-            raise ValueError(f"the grid has {count} evaluations, it cannot begin at number {begin_index}")
-        if begin_index and self.solver.upwards:
-            raise ValueError(f"{self.name} goes from the picture to noise: it begins at 0, not at {begin_index}")
-        self._begin_index, self._run = begin_index, None
+        if not 0 <= i < max(count, 1):
+            raise ValueError(f"the grid has {count} evaluations, it cannot begin at number {i}")
+        if i and self.solver.upwards:
+            raise ValueError(f"{self.name} goes from the picture to noise: it begins at 0, not at {i}")
+
+    @property
+    def step_index(self) -> int | None:
+        """The number of the next evaluation; None before the first `step`."""
+        return None if self._run is None else self._run.done
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Sequence[float] | Tensor | None = None) -> int:
+        """The number of the evaluation at this time. Reads the time, unless it is a view into `timesteps`."""
+        if schedule_timesteps is not None:
+            return index_of_value(float(timestep), [float(t) for t in schedule_timesteps])
+        view = index_of_view(timestep, self.timesteps)
+        return index_of_value(float(timestep), self._times) if view is None else view
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The time of the evaluation after that at `timestep`; −1 after the last."""
+        i = self.index_for_timestep(timestep) + 1
+        return self.timesteps[i] if i < len(self.timesteps) else torch.tensor(-1)
+
+    @property
+    def _times(self) -> list[float]:
+        return [p.t for p in self._evaluations or self._training_points]
+
+    def _number(self, timestep: Any) -> int:
+        """The number of the evaluation to which this time belongs: the next one of a run, or the first of a new one.
+
+        A new run starts at `begin_index`, else where the time is in `timesteps`. Raises RuntimeError for a time that
+        breaks the order of a run. A time that only its device knows is not read during a run.
+        """
+        run = self._run
+        expected = self.begin_index if run is None else run.done
+        if timestep is None or (run is None and expected is not None):
+            return expected or 0
+        i = index_of_view(timestep, self.timesteps)
+        if i is None and isinstance(timestep, Tensor) and (timestep.is_meta or (run and timestep.device.type != "cpu")):
+            return expected or 0
+        if i is None:
+            time = float(timestep.reshape(-1)[0] if isinstance(timestep, Tensor) else timestep)
+            i = index_of_value(time, self._times, expected)
+        if run is not None and i not in (expected, 0) and run.done < run.total:
+            raise RuntimeError(
+                f"step received the time of evaluation {i}, and the run is at evaluation {run.done}. "
+                f"Call set_begin_index({i}) to start a new run there"
+            )
+        return i if run is None or i == 0 else run.done
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state itself; with EDM's preconditioning, scaled by c_in."""
+        if sample.ndim == 0:
+            raise NotImplementedError(
+                "this pipeline applies EDM's preconditioning itself, to states x/α. This scheduler keeps the state "
+                "α·x0 + σ·ε of the network. Use diffusers' EulerDiscreteScheduler in this pipeline"
+            )
         if not self._scales_input or not self._evaluations:
             return sample
-        return sample * self._input_scale(self._next_point)
-
-    @property
-    def _next_point(self) -> Point:
-        """The point of the next evaluation, or of the last one after the end."""
-        i = self._run.done if self._run is not None else self._begin_index
-        return self._evaluations[min(i, len(self._evaluations) - 1)]
+        i = min(self._number(timestep), len(self._evaluations) - 1)
+        return sample * self._input_scale(self._evaluations[i])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = α(t)·x0 + σ(t)·ε, t [B]. With model times in the grid, the level of the next evaluation instead."""
         shape = (-1,) + (1,) * (original_samples.ndim - 1)
         if self._has_model_times:
-            alpha, sigma = self._next_point.alpha, self._next_point.sigma
+            p = self._evaluations[min(self._number(timesteps), len(self._evaluations) - 1)]
+            alpha, sigma = p.alpha, p.sigma
         else:
-            p = self.noise.at(t=timesteps.to(original_samples.device))
-            alpha, sigma = p.alpha.float().reshape(shape), p.sigma.float().reshape(shape)
+            alpha, sigma = self._levels(timesteps, original_samples, shape)
         return (alpha * original_samples.float() + sigma * noise.float()).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """`add_noise` with the arguments of the flow pipelines."""
         return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = α(t)·ε − σ(t)·x0, t [B]: what a network of v_prediction is trained to give."""
+        alpha, sigma = self._levels(timesteps, sample, (-1,) + (1,) * (sample.ndim - 1))
+        return (alpha * noise.float() - sigma * sample.float()).to(sample.dtype)
+
+    def _levels(self, timesteps: Tensor, like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        p = self.noise.at(t=timesteps.to(like.device))
+        return p.alpha.float().reshape(shape), p.sigma.float().reshape(shape)
 
     def step(
         self,
@@ -285,21 +425,49 @@ class Scheduler:
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        **settings: Any,
     ) -> Any:
-        """Send the network's output to the solver; return the state of the next evaluation."""
-        if self._run is None:
-            if self._grid is None:
-                raise RuntimeError("step was called before set_timesteps")
+        """Send the network's output to the solver; return the state of the next evaluation.
+
+        `settings` are those that diffusers' classes take: `eta`, `use_clipped_model_output`, `prev_timestep`. Raises
+        ValueError for one that asks for something else than this scheduler does.
+        """
+        if self._grid is None:
+            raise RuntimeError("step was called before set_timesteps")
+        begin = self._number(timestep)
+        if settings:
+            self._check_settings(begin, **settings)
+        if self._run is None or (begin == 0 and self._run.done > 0):
+            self._check_begin(begin)
             self._run = PipelineRun(
-                self.program(self._grid, self._begin_index),
-                self._solve_from(self._grid, self._begin_index),
+                self.program(self._grid, begin),
+                self._solve_from(self._grid, begin),
                 sample,
                 self._pair,
                 self._limit,
-                (self._begin_index, len(self._evaluations)),
+                (begin, len(self._evaluations)),
             )
         prev, x0 = self._run.step(model_output, sample, self.generators if generator is None else generator)
-        return StepOutput(prev, x0) if return_dict else (prev, x0)
+        return StepOutput(prev_sample=prev, pred_original_sample=x0) if return_dict else (prev, x0)
+
+    def _check_settings(
+        self,
+        i: int,
+        eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
+        prev_timestep: Any = None,
+    ) -> None:
+        own = self.options.get("eta", self.solver.options.get("eta"))
+        if eta and eta != own:
+            hint = "its solver has no eta" if own is None else f"set it with schedulers.get({self.name!r}, eta={eta:g})"
+            raise ValueError(f"the pipeline asks for eta = {eta:g}, this scheduler has {own}: {hint}")
+        if use_clipped_model_output is False and self.limits:
+            raise ValueError("use_clipped_model_output must be True or None: here ε always follows a limited x0")
+        if prev_timestep is not None:
+            view = index_of_view(prev_timestep, self.timesteps)
+            after = index_of_value(float(prev_timestep), self._times, i + 1) if view is None else view
+            if after != i + 1:
+                raise ValueError(f"prev_timestep is evaluation {after}, not the next one ({i + 1}): call step for each")
 
 
 def _warn_if_interpolated(points: Points | str, grid: Grid) -> None:
@@ -348,27 +516,6 @@ def _limits(clip: bool | float, ratio: bool | float, most: float) -> tuple[dict[
         limits = {"thresholding": part, "sample_max_value": float(most)}
         return limits, functools.partial(prediction.threshold, ratio=part, limit=most)
     return {}, None
-
-
-class Config(dict):
-    """A dictionary whose keys can be read as attributes, as pipelines do."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-@dataclass
-class StepOutput:
-    """What `Scheduler.step` returns: the next state, and the clean picture that the network predicts."""
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor
-
-    def __getitem__(self, i: int) -> Tensor:
-        return (self.prev_sample, self.pred_original_sample)[i]
 
 
 def get(
