@@ -151,7 +151,7 @@ def reproduce(
     generator = _load(record, loadable, checkpoint, device)
     if generator.model_hash != record["model_hash"]:
         raise _other_model(loadable, generator.model_hash, record)
-    picture = next(iter(generator.pictures(plan, on_step)))
+    picture = next(iter(generator.pictures(plan, on_step, fill=True)))
     if picture.image is None:
         raise picture.error or InvalidOutput("no picture")
     return _compared(path, record, picture.image, picture.record)
@@ -223,6 +223,7 @@ def _plan(record: Record, model: Model, files: Files) -> Plan:
         "guidance": record["guidance"],
         "scheduler": label_of(record["scheduler"], record.get("scheduler_options") or {}),
         "grid": grid,
+        "batch_size": (record.get("memory") or {}).get("batch_size") or record.get("batch_size") or 1,
     }
     try:
         inputs.quantize_name(record.get("quantize", "none"))

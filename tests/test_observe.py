@@ -178,15 +178,16 @@ def test_attention_is_softmax_of_queries_and_keys(emoji: ImageGenerator, guidanc
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_attention_sums_to_one_over_the_tokens(family: str, tmp_path: Path) -> None:
     """In a batch, for each family, with latents of 5×3, which cannot be halved evenly."""
+    from diffgen.generation.batching import Progress
     from diffgen.pipelines.sampling.batch import Batches
 
     generator = diffgen.load(str(models.build(tmp_path / "m", family=family)), device="cpu")
     assert isinstance(generator, ImageGenerator)
     options: dict[str, Any] = {"seeds": "1,2", "steps": 2, "size": (40, 24), "attention": ["apple", "red"]}
     plan = make_plan(generator.model, "a red apple", batch_size=2, **options)
-    run = Batches(generator, plan, None, None)
+    run = Batches(generator, plan, Progress([plan], lambda plan: plan.steps, None), None)
     with torch.inference_mode():
-        together = list(run.pictures())
+        together = list(run.make(list(plan.shots())))
         assert run.maps is not None
         for row in (0, 1):
             maps = run.maps.tokens(row)

@@ -87,7 +87,7 @@ def embed(pipeline: Any, *texts: str, **options: Any) -> Embeddings:
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     assert set(embedded.tensors) <= {*names}
     tensors: list[Any] = [embedded.tensors.get(name) for name in names]
-    return Embeddings(*tensors, embedded.warnings, embedded.arguments)
+    return Embeddings(*tensors, embedded.warnings, lambda count: sampling.stacked([embedded] * count))
 
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

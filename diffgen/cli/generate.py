@@ -130,7 +130,9 @@ def generate(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: Annotated[int, _option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N")] = 1,
+    batch_size: Annotated[
+        str, _option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")
+    ] = "1",
     vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling", metavar="")] = False,
     offload: Annotated[str, _option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
     quantize: Annotated[str, _option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",

@@ -16,6 +16,7 @@ from .grid_files import check_grid
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
 MAX_PICTURES = 100_000
+MAX_BATCH = 4096
 
 # Used where neither the user nor the model sets them.
 DEFAULTS = {"steps": 25, "guidance": 7.5, "scheduler": "dpmpp_2m", "grid": None}
@@ -37,6 +38,17 @@ def check_int(what: str, value: Any, low: int, high: int) -> int:
     """The value, a whole number in [low, high]. Raises UsageError."""
     if type(value) is not int or not low <= value <= high:
         raise UsageError(f"{what} must be a whole number from {low} to {high} (got {value!r})")
+    return value
+
+
+def check_batch_size(value: Any) -> int | None:
+    """The number of pictures at once; None for "auto". Raises UsageError."""
+    if value in ("auto", None):
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\d{1,4}", value):
+        value = int(value)
+    if type(value) is not int or not 1 <= value <= MAX_BATCH:
+        raise UsageError(f"--batch-size must be a whole number from 1 to {MAX_BATCH}, or auto (got {value!r})")
     return value
 
 

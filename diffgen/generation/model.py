@@ -59,9 +59,20 @@ class Generator(Loaded, Protocol):
     """A loaded model that makes pictures. `diffgen.load` returns one."""
 
     def pictures(
-        self, plan: Any, on_step: OnStep | None = None, on_denoised: Callable[[Any, int, Any], None] | None = None
+        self,
+        plans: Any,
+        on_step: OnStep | None = None,
+        on_denoised: Callable[[Any, int, Any], None] | None = None,
+        *,
+        fill: bool = False,
     ) -> Iterator[Picture]:
-        """The pictures of a plan that `diffgen.loading.make_plan` returned for this model, one by one."""
+        """The pictures of one plan or of several that `make_plan` returned for this model, in their order, one by one.
+
+        Pictures of plans with equal `Plan.batch_key` are made together, whatever their prompts and seeds, up to the
+        plan's batch size; `picture.shot.plan` is the plan of each. `on_step(done, total)` is called after each
+        evaluation of the network, `on_denoised(shots, i, x0)` with what evaluation i predicts for a batch. With `fill`,
+        copies of its last picture fill an incomplete batch: then pixels do not depend on how many pictures there are.
+        """
 
     def generate(
         self,

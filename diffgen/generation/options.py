@@ -164,7 +164,7 @@ class Options(TypedDict, total=False):
         ),
     ]
     # What does not change a picture
-    batch_size: Annotated[int, Option(1)]
+    batch_size: Annotated[int | str | None, Option(1)]  # "auto": as many as fit
     vae_tiling: Annotated[bool, Option(False, ALL - {"noise"}, check=check_bool)]
     keep_steps: Annotated[bool, Option(False)]  # pictures come with what each evaluation predicted
     attention: Annotated[str | Sequence[str] | None, Option(models=PROMPTS)]  # words whose cross-attention is kept

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffgen.errors import DiffgenError, InvalidOutput, UsageError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class Shot:
     """One picture of a plan."""
 
+    plan: Plan = field(compare=False, repr=False)
     prompt: str  # as the network reads it
     index: int  # among the pictures of its prompt
     seed: int
@@ -29,6 +30,8 @@ class Shot:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A checked request for pictures: picture i of each prompt has the seed `seed + i`, or the i-th of `seeds`."""
+
+    OWN: ClassVar[frozenset[str]] = frozenset({"model", "prompts", "given", "seed", "seeds", "count", "notes"})
 
     model: Model
     prompts: tuple[str, ...]
@@ -43,13 +46,20 @@ class Plan:
     grid: str
     width: int
     height: int
-    batch_size: int
+    batch_size: int | None  # pictures at once, of this and other plans; None: as many as fit
     notes: tuple[str, ...] = ()  # what concerns every picture
     keep_steps: bool = False  # pictures come with what each evaluation predicted
     options: Options = field(default_factory=Options)  # the value of each option that has a check in its row
 
     def __len__(self) -> int:
         return len(self.prompts) * self.count
+
+    @property
+    def batch_key(self) -> Hashable:
+        """Plans of one model with equal keys can share a batch: they differ only in the fields of `OWN`."""
+        shared = (field.name for field in fields(self) if field.compare and field.name not in self.OWN)
+        values = (getattr(self, name) for name in shared)
+        return tuple(tuple(sorted(value.items())) if isinstance(value, dict) else value for value in values)
 
     @property
     def final_size(self) -> tuple[int, int]:
@@ -69,7 +79,7 @@ class Plan:
         """Every picture: prompts first, then seeds."""
         for prompt in self.prompts:
             for index in range(self.count):
-                yield Shot(prompt=prompt, index=index, seed=self.seed_of(index))
+                yield Shot(plan=self, prompt=prompt, index=index, seed=self.seed_of(index))
 
     def warnings(self, prompt: str) -> list[str]:
         """What to know before looking at a picture of this prompt."""
@@ -84,13 +94,21 @@ class Picture:
     the prompt to arrays [h, w] in [0, 1]: the share of each place's attention.
     """
 
-    prompt: str
-    seed: int
+    shot: Shot
     image: Image.Image | None
     record: dict[str, Any]
     error: DiffgenError | None = None
     steps: tuple[Step, ...] = ()
     attention: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as the network read it."""
+        return self.shot.prompt
+
+    @property
+    def seed(self) -> int:
+        return self.shot.seed
 
 
 def finished(pictures: Iterable[Picture], metadata: str) -> list[Image.Image]:

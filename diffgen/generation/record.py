@@ -45,7 +45,7 @@ from . import recorded
 from .grid_files import grid_file
 from .model import Loaded
 from .options import OPTIONS, read_options, words_of
-from .plan import Plan, Shot
+from .plan import Shot
 from .recorded import Fits, Record, number, whole
 
 if TYPE_CHECKING:
@@ -86,8 +86,14 @@ CHECKS: dict[str, Fits] = {
 }
 
 
-def record_of(loaded: Loaded, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int, **more: Any) -> dict[str, Any]:
-    """The record of any picture, except the hash of its pixels; `more` is what this kind of model adds."""
+def record_of(
+    loaded: Loaded, shot: Shot, scheduler: Scheduler, nfe: int, batch_size: int, **more: Any
+) -> dict[str, Any]:
+    """The record of any picture, except the hash of its pixels; `more` is what this kind of model adds.
+
+    `nfe` evaluations of the network, counted, made it in a batch of `batch_size` pictures.
+    """
+    plan = shot.plan
     versions = {"diffgen": __version__, "python": platform.python_version(), "torch": version("torch")}
     record = {
         "schema": SCHEMA,
@@ -109,7 +115,7 @@ def record_of(loaded: Loaded, plan: Plan, scheduler: Scheduler, shot: Shot, nfe:
         "prediction": loaded.prediction,
         "device": loaded.device.type,
         "dtype": str(loaded.dtype).removeprefix("torch."),
-        "batch_size": plan.batch_size,
+        "batch_size": batch_size,
         "rng": "CPU",
         "warnings": plan.warnings(shot.prompt),
     }

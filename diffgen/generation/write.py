@@ -135,35 +135,35 @@ def write_pictures(
     result = result or Result(plans, started=time.perf_counter())
     listener = listener or Listener()
     noted: set[str] = set()
-    for plan in plans:
-        for picture in generator.pictures(plan, on_step, on_denoised):
-            result.nfe = result.nfe or picture.record["nfe"]
-            for fit in generator.fits:
-                if fit not in noted:
-                    listener.note(fit)
-                    noted.add(fit)
-            for warning in picture.record["warnings"]:
-                listener.warn(warning)
-            entry = _entry(plan, picture.prompt, picture.seed)
-            if picture.image is None:
-                assert picture.error is not None
-                result.failed.append((entry, picture.error))
-                continue
-            png = encode_png(picture.image, picture.record, metadata)
-            with listener.uninterrupted():
-                path = outputs.write(
-                    png,
-                    seed=picture.seed,
-                    prompt=picture.prompt,
-                    model=plan.model.name,
-                    scheduler=plan.scheduler,
-                    steps=plan.steps,
-                )
-                digest = picture.record["pixels_sha256"]
-                result.images.append({"path": str(path), **entry, "pixels_sha256": digest})
-                listener.written(picture, path)
-                if inside is not None and (files := inside.write(picture, path)):
-                    result.inside.append({"picture": str(path), **files})
+    for picture in generator.pictures(plans, on_step, on_denoised):
+        plan = picture.shot.plan
+        result.nfe = result.nfe or picture.record["nfe"]
+        for fit in generator.fits:
+            if fit not in noted:
+                listener.note(fit)
+                noted.add(fit)
+        for warning in picture.record["warnings"]:
+            listener.warn(warning)
+        entry = _entry(plan, picture.prompt, picture.seed)
+        if picture.image is None:
+            assert picture.error is not None
+            result.failed.append((entry, picture.error))
+            continue
+        png = encode_png(picture.image, picture.record, metadata)
+        with listener.uninterrupted():
+            path = outputs.write(
+                png,
+                seed=picture.seed,
+                prompt=picture.prompt,
+                model=plan.model.name,
+                scheduler=plan.scheduler,
+                steps=plan.steps,
+            )
+            digest = picture.record["pixels_sha256"]
+            result.images.append({"path": str(path), **entry, "pixels_sha256": digest})
+            listener.written(picture, path)
+            if inside is not None and (files := inside.write(picture, path)):
+                result.inside.append({"picture": str(path), **files})
     return result
 
 

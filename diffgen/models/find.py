@@ -33,7 +33,7 @@ class Model:
     base: Path | None = None  # the diffusers folder for what a single file lacks
     prediction: str | None = None  # of a single file, as the user or a record says
     revision: str | None = None  # the commit of a cached one
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # from the user's list
+    defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)  # from the user's list
 
     @property
     def may_predict_either(self) -> bool:

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from diffgen.errors import UsageError
+from diffgen.generation.batching import Progress, in_batches
 from diffgen.generation.options import Options
 from diffgen.generation.plan import Picture, finished
 
 from .loaded import LoadedModel
 from .plan import Plan, make_plan
-from .sampling.batch import Batches, Watch
+from .sampling.batch import Batches, Watch, nfe_of
 from .weights import adapters, export
 from .weights import quantize as quantization
 
@@ -42,17 +43,28 @@ class ImageGenerator(LoadedModel):
 
     @torch.inference_mode()
     def pictures(
-        self, plan: Plan, on_step: Callable[[int, int], None] | None = None, on_denoised: Watch | None = None
+        self,
+        plans: Plan | Sequence[Plan],
+        on_step: Callable[[int, int], None] | None = None,
+        on_denoised: Watch | None = None,
+        *,
+        fill: bool = False,
     ) -> Iterator[Picture]:
-        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on.
+        """The pictures of plans, as each is done. One that is not finite comes with its error; the others go on.
 
-        `on_step(done, total)` is called after each evaluation of the network. `on_denoised(shots, i, x0)` gets the
-        clean latents [B, C, h, w] that evaluation i predicts for a batch of shots; `decode` makes pictures of them. An
-        error in a callback ends the work; the generator stays usable. Out of memory, the batch becomes smaller, then
-        the autoencoder works in tiles; then OutOfMemory is raised.
+        All is as in `Generator.pictures`. `on_denoised(shots, i, x0)` gets the clean latents [B, C, h, w] that
+        evaluation i predicts for a batch of shots; `decode` makes pictures of them. An error in a callback ends the
+        work; the generator stays usable. Out of memory, the batch becomes smaller, then the autoencoder works in tiles;
+        then OutOfMemory is raised.
         """
-        self._adapt(plan)
-        yield from Batches(self, plan, on_step, on_denoised).pictures()
+        plans = [plans] if isinstance(plans, Plan) else plans
+        progress = Progress(plans, lambda plan: nfe_of(self, plan), on_step)
+
+        def maker_of(plan: Plan) -> Batches:
+            self._adapt(plan)
+            return Batches(self, plan, progress, on_denoised, fill)
+
+        yield from in_batches(plans, maker_of, progress)
 
     def save(self, folder: str | Path) -> None:
         """Write the model, as the last pictures were made with it, as a new diffusers folder.

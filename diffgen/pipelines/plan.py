@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import schedulers
 from diffgen.errors import InputError, UsageError
@@ -14,7 +13,7 @@ from diffgen.generation import grid_files, plan
 from diffgen.generation.checks import (
     DEFAULTS,
     MAX_SIDE,
-    check_int,
+    check_batch_size,
     check_sampling,
     parse_size,
     which_seeds,
@@ -38,6 +37,7 @@ from .inputs import Control, Embedding, Input, Inputs, Lora, Upscale, Variation
 class Shot(plan.Shot):
     """One picture of a plan. The choices in its prompts are made."""
 
+    plan: Plan = field(compare=False, repr=False)
     negative: str
     template: str  # the prompt with its choices
 
@@ -45,6 +45,8 @@ class Shot(plan.Shot):
 @dataclass(frozen=True, kw_only=True)
 class Plan(plan.Plan):
     """A checked request for pictures of a diffusion pipeline. `prompts` may hold choices, which each seed makes."""
+
+    OWN: ClassVar[frozenset[str]] = plan.Plan.OWN | {"checked", "negative", "own_grid", "vocabulary", "styles"}
 
     checked: Checked
     negative: str
@@ -103,14 +105,7 @@ class Plan(plan.Plan):
                 prompt, negative = template, self.negative
                 if self.prompt_syntax != "plain":
                     prompt, negative = self.wildcards.expand(template, seed, self.negative)
-                yield Shot(prompt=prompt, negative=negative, template=template, index=index, seed=seed)
-
-    def groups(self, size: int | None = None) -> Iterator[list[Shot]]:
-        """The pictures to make at once: neighbours of the same prompts, at most `size` (the plan's batch size)."""
-        for _, same in itertools.groupby(self.shots(), lambda shot: (shot.template, shot.prompt, shot.negative)):
-            shots = list(same)
-            step = size or self.batch_size
-            yield from (shots[i : i + step] for i in range(0, len(shots), step))
+                yield Shot(plan=self, prompt=prompt, negative=negative, template=template, index=index, seed=seed)
 
     def unknown(self, prompt: str) -> tuple[str, ...]:
         """The words of a prompt, and of its choices, that the model was not trained on; none without a vocabulary."""
@@ -251,7 +246,7 @@ class CheckedOptions:
             "given": frozenset(key for key, value in options.items() if value is not None),
             **which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds")),
             "options": checked_values(options),
-            "batch_size": check_int("--batch-size", options.get("batch_size", 1), 1, 4096),
+            "batch_size": check_batch_size(options.get("batch_size", 1)),
             "prompt_syntax": self.prompt_syntax,
             "styles": self.styles,
             "wildcards": self.wildcards,

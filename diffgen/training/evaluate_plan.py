@@ -13,7 +13,6 @@ from diffgen.models.find import Model
 from .plan import RunPlan, Shot, make_plan
 from .run import read_run
 
-AT_ONCE = 2**16  # pixels of a batch, unless its size is given
 OPTIONS = ("samples", "seed", "steps", "guidance", "scheduler", "grid", "batch_size", "any_data", "bits", "ode")
 
 
@@ -30,7 +29,7 @@ class EvaluationPlan(RunPlan):
         if not self.labels:
             yield from super().shots()
         for i, label in enumerate(self.labels):
-            yield Shot(prompt=self.run.data["classes"][label], label=label, index=i, seed=self.seed + i)
+            yield Shot(plan=self, prompt=self.run.data["classes"][label], label=label, index=i, seed=self.seed + i)
 
 
 def make_evaluation_plan(
@@ -57,5 +56,5 @@ def make_evaluation_plan(
     count = samples or (1000 if of.data.get("classes") else 500)
     plan = make_plan(model, count=count, seed=seed, **sampling)
     values = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    values["batch_size"] = batch_size or max(1, min(256, AT_ONCE // (plan.width * plan.height)))
+    values["batch_size"] = batch_size or plan.fitting
     return EvaluationPlan(**values, own_data=not any_data, bits=bits, ode=ode)

@@ -15,6 +15,7 @@ import schedulers
 from diffgen.devices import choose_device, choose_dtype, out_of_memory
 from diffgen.diffusion import guided
 from diffgen.errors import InputError, InvalidOutput, UsageError
+from diffgen.generation.batching import Progress, in_batches
 from diffgen.generation.grid_files import check_grid_model
 from diffgen.generation.options import Options
 from diffgen.generation.plan import Picture, finished
@@ -97,74 +98,29 @@ class RunGenerator:
 
     @torch.inference_mode()
     def pictures(
-        self, plan: RunPlan, on_step: Callable[[int, int], None] | None = None, on_denoised: Watch | None = None
+        self,
+        plans: RunPlan | Sequence[RunPlan],
+        on_step: Callable[[int, int], None] | None = None,
+        on_denoised: Watch | None = None,
+        *,
+        fill: bool = False,
     ) -> Iterator[Picture]:
-        """The pictures of a plan, as each is done. One that is not finite comes with its error; the others go on.
+        """The pictures of plans, as each is done. One that is not finite comes with its error; the others go on.
 
-        `on_denoised(shots, i, x0)` gets the pictures [B, C, H, W] that evaluation i predicts for those made at once.
+        All is as in `Generator.pictures`. `on_denoised(shots, i, x0)` gets the pictures [B, C, H, W] that evaluation i
+        predicts for those made at once.
         """
+        plans = [plans] if isinstance(plans, RunPlan) else plans
+        progress = Progress(plans, self._nfe, on_step)
+        yield from in_batches(plans, lambda plan: _Batches(self, plan, progress, on_denoised, fill), progress)
+
+    def _nfe(self, plan: RunPlan) -> int:
+        """The network's evaluations for one batch. Raises UsageError for an impossible number of steps."""
         scheduler = self.scheduler(plan)
         try:
-            nfe = 1 if scheduler.solver.native_only else scheduler.nfe(plan.steps)
+            return 1 if scheduler.solver.native_only else scheduler.nfe(plan.steps)
         except ValueError as error:
             raise UsageError(f"--steps {plan.steps}: {error}") from error
-        groups = list(plan.groups())
-        total, done = nfe * len(groups), 0
-
-        shots: list[Shot] = []
-        trail: list[tuple[float, list[Image.Image]]] = []  # (t, what was predicted) of each evaluation
-
-        def watch(i: int, point: Any, denoised: Any) -> None:
-            nonlocal done
-            done += 1
-            if on_step is not None:
-                on_step(done, max(done, total))
-            if plan.keep_steps:
-                t = float(torch.as_tensor(point.t, dtype=torch.float32).mean())
-                trail.append((t, [self.sketch(x) for x in denoised.x0]))
-            if on_denoised is not None:
-                on_denoised(shots, i, denoised.x0)
-
-        older = [f"newer checkpoints are damaged: that of step {self.step} was taken"] if self.damaged else []
-        while groups:
-            shots = groups.pop(0)
-            before = done
-            trail = []
-            try:
-                pixels = self._sample(plan, scheduler, shots, watch)
-            except NonFinite:
-                if len(shots) > 1:  # one at a time: the others come out
-                    groups = [[shot] for shot in shots] + groups
-                    total += nfe * len(shots)
-                    continue
-                pixels = torch.full((1, 1, 1, 1), torch.nan)
-            for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
-                steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
-                record = record_of(
-                    self,
-                    plan,
-                    scheduler,
-                    shot,
-                    done - before,
-                    model_files={"ema.safetensors": self.model_hash},
-                    family="run",
-                    threads=torch.get_num_threads(),
-                    training_step=self.step,
-                    training_data=self.run.data["name"],
-                    warnings=[*plan.warnings(shot.prompt), *older],
-                )
-                yield self._finish(x, shot, record, steps)
-
-    def _sample(
-        self, plan: RunPlan, scheduler: Scheduler, shots: list[Shot], watch: Callable[[int, Any, Any], None]
-    ) -> Tensor:
-        """Pictures [B, C, H, W] in [-1, 1], each from noise of its own."""
-        shape = (len(shots), self.run.data["channels"], plan.height, plan.width)
-        labels = [shot.label for shot in shots if shot.label is not None] or None
-        generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
-        with out_of_memory():
-            x = scheduler.start(normal(shape, generators, self.device), plan.steps)
-            return scheduler.sample(self.denoiser(labels, plan.guidance), x, plan.steps, generators, callback=watch)
 
     def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network as a function of (x, t), for a batch of these classes, guided."""
@@ -182,6 +138,74 @@ class RunGenerator:
 
         return denoiser
 
+
+class _Batches:
+    """Makes the pictures of a run's plans that share a batch key."""
+
+    def __init__(
+        self, generator: RunGenerator, plan: RunPlan, progress: Progress, on_denoised: Watch | None, fill: bool
+    ) -> None:
+        self.generator, self.plan, self.progress, self.on_denoised = generator, plan, progress, on_denoised
+        self.scheduler = generator.scheduler(plan)
+        self.size = plan.batch_size or plan.fitting
+        self.fill = fill
+
+    def kind(self, shot: Shot) -> None:
+        """Classes of any kind fit into one batch."""
+
+    def make(self, shots: list[Shot]) -> Iterator[Picture]:
+        """The pictures of a batch; where one is not finite, made again one by one, so that the others come out."""
+        generator, plan, progress = self.generator, self.plan, self.progress
+        padded = shots + [shots[-1]] * (self.size - len(shots)) * self.fill
+        trail: list[tuple[float, list[Image.Image]]] = []  # (t, predicted pictures) of each evaluation
+        before = progress.done
+
+        def watch(i: int, point: Any, denoised: Any) -> None:
+            progress.tick()
+            if plan.keep_steps:
+                t = float(torch.as_tensor(point.t, dtype=torch.float32).mean())
+                trail.append((t, [generator.sketch(x) for x in denoised.x0]))
+            if self.on_denoised is not None:
+                self.on_denoised(shots, i, denoised.x0[: len(shots)])
+
+        try:
+            pixels = self._sample(padded, watch)[: len(shots)]
+        except NonFinite:
+            if len(shots) > 1:
+                progress.total += progress.nfe[plan.batch_key] * len(shots)
+                for shot in shots:
+                    yield from self.make([shot])
+                return
+            pixels = torch.full((1, 1, 1, 1), torch.nan)
+        damaged = f"newer checkpoints are damaged: that of step {generator.step} was taken"
+        for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
+            steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
+            record = record_of(
+                generator,
+                shot,
+                self.scheduler,
+                progress.done - before,
+                len(padded),
+                model_files={"ema.safetensors": generator.model_hash},
+                family="run",
+                threads=torch.get_num_threads(),
+                training_step=generator.step,
+                training_data=generator.run.data["name"],
+                warnings=[*shot.plan.warnings(shot.prompt), *[damaged] * bool(generator.damaged)],
+            )
+            yield self._finish(x, shot, record, steps)
+
+    def _sample(self, shots: list[Shot], watch: Callable[[int, Any, Any], None]) -> Tensor:
+        """Pictures [B, C, H, W] in [-1, 1], each from noise of its own."""
+        generator, plan, scheduler = self.generator, self.plan, self.scheduler
+        shape = (len(shots), generator.run.data["channels"], plan.height, plan.width)
+        labels = [shot.label for shot in shots if shot.label is not None] or None
+        generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
+        with out_of_memory():
+            x = scheduler.start(normal(shape, generators, generator.device), plan.steps)
+            denoiser = generator.denoiser(labels, plan.guidance)
+            return scheduler.sample(denoiser, x, plan.steps, generators, callback=watch)
+
     def _finish(self, x: Tensor, shot: Shot, record: dict[str, Any], steps: tuple[Step, ...]) -> Picture:
         if not bool(x.isfinite().all()):
             of = f"of {shot.prompt!r} " if shot.prompt else ""
@@ -189,7 +213,7 @@ class RunGenerator:
                 f"the picture {of}with seed {shot.seed} is not finite: nothing saved for it",
                 "try --dtype float32, less --guidance or another --scheduler",
             )
-            return Picture(shot.prompt, shot.seed, None, record, error)
-        image = to_pil(x[None].cpu().numpy(), self.run.data["levels"])[0]
+            return Picture(shot, None, record, error)
+        image = to_pil(x[None].cpu().numpy(), self.generator.run.data["levels"])[0]
         record["pixels_sha256"] = pixels_sha256(image)
-        return Picture(shot.prompt, shot.seed, image, record, steps=steps)
+        return Picture(shot, image, record, steps=steps)

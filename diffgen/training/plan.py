@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Unpack
+from dataclasses import dataclass, field
+from typing import ClassVar, Unpack
 
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
-from diffgen.generation.checks import DEFAULTS, check_int, check_sampling, parse_size, which_seeds
+from diffgen.generation.checks import DEFAULTS, check_batch_size, check_int, check_sampling, parse_size, which_seeds
 from diffgen.generation.options import Options, flag_of, unsupported, with_our_names
 from diffgen.models.find import Model
 
@@ -20,12 +20,14 @@ from .job import JOBS
 from .run import Run, read_run
 
 MAX_SIDE = 1024
+AT_ONCE = 2**16  # pixels of a batch, unless its size is set
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shot(plan.Shot):
     """One picture of a run. Its prompt is the name of its class, "" without classes."""
 
+    plan: RunPlan = field(compare=False, repr=False)
     label: int | None
 
 
@@ -33,7 +35,14 @@ class Shot(plan.Shot):
 class RunPlan(plan.Plan):
     """A checked request for pictures of a run. Prompts are names of classes; "" is a class drawn from the seed."""
 
+    OWN: ClassVar[frozenset[str]] = plan.Plan.OWN | {"run"}
+
     run: Run
+
+    @property
+    def fitting(self) -> int:
+        """How many pictures make a good batch: more would not be faster on a CPU."""
+        return max(1, min(256, AT_ONCE // (self.width * self.height)))
 
     def shots(self) -> Iterator[Shot]:
         """Every picture: prompts first, then seeds."""
@@ -42,15 +51,10 @@ class RunPlan(plan.Plan):
             for index in range(self.count):
                 seed = self.seed_of(index)
                 if classes is None:
-                    yield Shot(prompt="", label=None, index=index, seed=seed)
+                    yield Shot(plan=self, prompt="", label=None, index=index, seed=seed)
                 else:
                     label = classes.index(prompt) if prompt else drawn_class(seed, len(classes))
-                    yield Shot(prompt=classes[label], label=label, index=index, seed=seed)
-
-    def groups(self) -> Iterator[list[Shot]]:
-        """The pictures to make at once."""
-        shots = list(self.shots())
-        return (shots[i : i + self.batch_size] for i in range(0, len(shots), self.batch_size))
+                    yield Shot(plan=self, prompt=classes[label], label=label, index=index, seed=seed)
 
 
 def drawn_class(seed: int, classes: int) -> int:
@@ -71,7 +75,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpac
     check_sampling(DEFAULTS | chosen, native=True)  # before the run, so that a wrong option is not blamed on it
     size = None if options.get("size") is None else parse_size(options["size"])
     which = which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))
-    batch_size = check_int("--batch-size", options.get("batch_size", 1), 1, 4096)
+    batch_size = check_batch_size(options.get("batch_size", 1))
 
     run = read_run(model.folder)
     config = _config(run)

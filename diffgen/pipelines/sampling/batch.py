@@ -1,9 +1,10 @@
-"""Make the pictures of a plan batch by batch, from the noise or the picture that each task starts with."""
+"""Make the pictures of plans batch by batch, from the noise or the picture that each task starts with."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from diffgen.devices import out_of_memory
 from diffgen.errors import InvalidOutput, OutOfMemory, UsageError
+from diffgen.generation.batching import AHEAD, Progress
 from diffgen.generation.plan import Picture
 from diffgen.images import fit
 from diffgen.images.pixels import from_pil, pixels_sha256, to_pil
@@ -25,7 +27,7 @@ from ..weights import adapters
 from ..weights.load import load_controlnet
 from . import memory
 from .attention import Maps
-from .embed import embed, places
+from .embed import Embedded, embed, places, stacked
 from .latents import Start, latent_mask, slerp
 from .pipeline import Settings, call, pipeline_for, watched
 from .record import record_of
@@ -35,31 +37,34 @@ REFINED = 0.8  # the share of the noise's way after which a refiner takes over: 
 Watch = Callable[[list[Shot], int, Tensor], None]
 
 
+def nfe_of(loaded: LoadedModel, plan: Plan) -> int:
+    """The network's evaluations for one batch of a plan. Raises UsageError for an impossible number of steps."""
+    try:
+        return loaded.scheduler(plan).nfe(plan.steps)
+    except ValueError as error:
+        raise UsageError(f"--steps {plan.steps}: {error}") from error
+
+
 class Batches:
-    """The pictures of one plan, made batch by batch."""
+    """Makes the pictures of the plans that share the batch key of `plan`.
+
+    `size` pictures at once, fewer where memory runs out. With `fill`, copies of the last picture fill a batch of fewer.
+    """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        plan: Plan,
-        on_step: Callable[[int, int], None] | None,
-        on_denoised: Watch | None,
+        self, loaded: LoadedModel, plan: Plan, progress: Progress, on_denoised: Watch | None, fill: bool = False
     ) -> None:
-        self.loaded, self.plan, self.on_step, self.on_denoised = loaded, plan, on_step, on_denoised
-        self.device, self.dtype = loaded.device, loaded.dtype
+        self.loaded, self.plan, self.progress, self.on_denoised = loaded, plan, progress, on_denoised
+        self.device, self.dtype, self.fill = loaded.device, loaded.dtype, fill
         self.scheduler = loaded.scheduler(plan)
-        try:
-            self.nfe = self.scheduler.nfe(plan.steps)
-        except ValueError as error:
-            raise UsageError(f"--steps {plan.steps}: {error}") from error
-        self.limit = plan.batch_size  # pictures at once, fewer where memory ran out
-        self.done = self.count = 0
-        groups = sum(1 for _ in plan.groups())
-        self.total = groups * self.nfe
+        self.count = 0  # evaluations for the current batch
+        self.short_of_memory = False
         self.guided = plan.guidance != 1 and not loaded.checked.guidance_is_input
         self.pixels = "vae" not in loaded.pipeline.components
         self.trail: list[tuple[float, Any]] = []  # (t, predicted latents or pictures [B]) of each evaluation
         self.maps: Maps | None = None
+        self.size = plan.batch_size or memory.fitting(loaded.pipeline, plan, self.device, self.dtype, self.guided)
+        self._embedded = functools.lru_cache(maxsize=2 * AHEAD * self.size)(self._embed)
         if plan.attention:
             self.maps = Maps(loaded.pipeline.unet, self.guided)
         self.safety = loaded.safety_checker() if plan.options["safety"] and not self.pixels else None
@@ -79,35 +84,53 @@ class Batches:
     def _pipeline(self, task: str) -> Any:
         return pipeline_for(self.loaded.pipeline, self.loaded.checked.family, task, **self.parts)
 
-    def pictures(self) -> Iterator[Picture]:
-        with self.maps or contextlib.nullcontext():
-            for shots in self.plan.groups():
-                yield from self._group(shots)
+    def kind(self, shot: Shot) -> Hashable:
+        """The shapes of the embeddings of the shot's prompts: those of a batch are stacked."""
+        if self.pixels:
+            return None
+        return tuple((name, x.shape) for name, x in self._embedded(shot.prompt, shot.negative).tensors.items())
 
-    def _group(self, shots: list[Shot]) -> Iterator[Picture]:
-        """Make the pictures of some shots at once, or of fewer at once if memory runs out."""
-        if len(shots) > self.limit:
-            for first in range(0, len(shots), self.limit):
-                yield from self._group(shots[first : first + self.limit])
+    def make(self, shots: list[Shot]) -> Iterator[Picture]:
+        """Make the pictures of some shots of one kind at once, or of fewer at once if memory runs out."""
+        if len(shots) > self.size:
+            for first in range(0, len(shots), self.size):
+                yield from self.make(shots[first : first + self.size])
             return
-        done, latents = self.done, None
+        padded = shots + [shots[-1]] * (self.size - len(shots)) * self.fill
+        done, latents = self.progress.done, None
         try:
             self.count = 0
-            latents, warnings = self._sample(shots)
+            with self.maps or contextlib.nullcontext():
+                latents = self._sample(padded)
         except OutOfMemory as error:
-            if len(shots) == 1:
+            if len(padded) == 1:
                 raise OutOfMemory(f"{error.message}, with one picture at a time", memory.HINT) from error
         if latents is None:  # not inside `except`: the error refers to every tensor of the attempt
             memory.release()
-            self.done, self.limit = done, (len(shots) + 1) // 2
-            self.total += self.nfe * (-(-len(shots) // self.limit) - 1)
-            yield from self._group(shots)
+            self.size, self.short_of_memory = (len(padded) + 1) // 2, True
+            self.progress.done = done
+            self.progress.begin(self.plan.batch_key, self.size)
+            yield from self.make(shots)
             return
-        for row, (shot, latent) in enumerate(zip(shots, latents, strict=True)):
-            yield self._finish(latent, shot, row, len(shots), warnings)
+        for row, shot in enumerate(shots):
+            yield self._finish(latents[row], shot, row, len(padded))
 
-    def _sample(self, shots: list[Shot]) -> tuple[Tensor, tuple[str, ...]]:
-        """Clean latents [B, C, h, w] of the shots, each from its own noise, and warnings about their prompt."""
+    def _embed(self, prompt: str, negative: str) -> Embedded:
+        plan = self.plan
+        with out_of_memory():
+            return embed(
+                self.pipeline,
+                plan.checked.row,
+                prompt,
+                negative,
+                syntax=plan.prompt_syntax,
+                clip_skip=plan.options["clip_skip"],
+                guided=self.guided,
+                tokens=plan.checked.tokens,
+            )
+
+    def _sample(self, shots: list[Shot]) -> Tensor:
+        """Clean latents [B, C, h, w] of the shots, each from its own noise."""
         plan = self.plan
         self.trail = []
         if self.maps is not None:
@@ -115,18 +138,8 @@ class Batches:
         generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
         with out_of_memory():
             if self.pixels:
-                return self._sample_pixels(shots, generators), ()
-            embedded = embed(
-                self.pipeline,
-                plan.checked.row,
-                shots[0].prompt,
-                shots[0].negative,
-                syntax=plan.prompt_syntax,
-                clip_skip=plan.options["clip_skip"],
-                guided=self.guided,
-                tokens=plan.checked.tokens,
-            )
-            embeddings = embedded.arguments(len(shots))
+                return self._sample_pixels(shots, generators)
+            embeddings = stacked([self._embedded(shot.prompt, shot.negative) for shot in shots])
             start = self._start((plan.width, plan.height), generators)
             ends = {"denoising_end": REFINED} if plan.refiner else {}
             latents = self._call(self.pipeline, embeddings, shots, generators, start, plan.strength, **ends)
@@ -134,7 +147,7 @@ class Batches:
                 latents = self._refined(latents, shots, generators)
             if plan.upscale:
                 latents = self._upscaled(latents, embeddings, shots, generators)
-        return latents, embedded.warnings
+        return latents
 
     def _start(self, size: tuple[int, int], generators: list[torch.Generator]) -> Start:
         """Where sampling starts. Numbers are drawn in the order in which diffusers' pipelines draw them."""
@@ -221,16 +234,13 @@ class Batches:
         assert plan.refiner is not None
         assert family is not None
         pipeline = pipeline_for(self.loaded.refiner(plan.refiner), family, "image")
-        embedded = embed(
-            pipeline,
-            FAMILIES[family],
-            shots[0].prompt,
-            shots[0].negative,
-            syntax=plan.prompt_syntax,
-            guided=plan.guidance != 1,
-        )
+        syntax, guided = plan.prompt_syntax, plan.guidance != 1
+        distinct = {
+            texts: embed(pipeline, FAMILIES[family], *texts, syntax=syntax, guided=guided)
+            for texts in dict.fromkeys((shot.prompt, shot.negative) for shot in shots)
+        }
         start = Start(torch.zeros_like(latents), latents)
-        embeddings = embedded.arguments(len(shots))
+        embeddings = stacked([distinct[shot.prompt, shot.negative] for shot in shots])
         return self._call(pipeline, embeddings, shots, generators, start, 1.0, denoising_start=REFINED)
 
     def _upscaled(
@@ -275,15 +285,14 @@ class Batches:
             self.on_denoised(shots, i, x0)
 
     def _tick(self) -> None:
-        self.done += 1
         self.count += 1
-        if self.on_step is not None:
-            self.on_step(self.done, max(self.done, self.total))
+        self.progress.tick()
 
-    def _finish(self, latent: Tensor, shot: Shot, row: int, together: int, warnings: tuple[str, ...]) -> Picture:
+    def _finish(self, latent: Tensor, shot: Shot, row: int, together: int) -> Picture:
         """The picture of one latent [C, h, w], decoded alone, so that it does not depend on its batch."""
-        record = record_of(self.loaded, self.plan, self.scheduler, shot, self.count)
-        record["warnings"] += warnings
+        record = record_of(self.loaded, shot, self.scheduler, self.count, together)
+        if not self.pixels:
+            record["warnings"] += self._embedded(shot.prompt, shot.negative).warnings
         try:
             with out_of_memory():
                 image = self._decoded(latent)
@@ -291,10 +300,10 @@ class Batches:
         except InvalidOutput as error:
             seed = f"the picture of {shot.prompt!r} with seed {shot.seed}"
             named = InvalidOutput(f"{seed} {error.message}: nothing saved for it", error.hint)
-            return Picture(shot.prompt, shot.seed, None, record, named)
+            return Picture(shot, None, record, named)
         record["memory"] = self._memory(together)
         record["pixels_sha256"] = pixels_sha256(image)
-        return Picture(shot.prompt, shot.seed, image, record, steps=steps, attention=self._attention(shot, row))
+        return Picture(shot, image, record, steps=steps, attention=self._attention(shot, row))
 
     def _steps(self, row: int) -> tuple[Step, ...]:
         """Each evaluation's prediction of a picture of the batch."""
@@ -339,7 +348,7 @@ class Batches:
     def _memory(self, together: int) -> dict[str, Any]:
         """What was changed to fit into memory and half precision, for the record."""
         changes: dict[str, Any] = {}
-        if together < self.plan.batch_size and self.limit < self.plan.batch_size:
+        if self.short_of_memory:
             changes["batch_size"] = together
         if not self.pixels and self.coder.tiling:
             changes["vae_tiling"] = True

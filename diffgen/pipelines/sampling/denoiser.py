@@ -17,7 +17,7 @@ from diffgen.errors import UsageError
 from diffgen.models.gate import Checked
 
 from ..families import code_of
-from .embed import embed
+from .embed import embed, stacked
 
 Network = Callable[[Tensor, Tensor], Tensor]
 
@@ -39,13 +39,13 @@ def denoiser(
         raise UsageError(f"models of the family {family.name} are not read natively, only by generate")
     guided = guidance != 1 and not checked.guidance_is_input
     distinct = {
-        text: embed(pipeline, family, text, negative, guided=guided, tokens=checked.tokens).arguments()
+        text: embed(pipeline, family, text, negative, guided=guided, tokens=checked.tokens)
         for text in dict.fromkeys(prompts)
     }
     rows = [distinct[text] for text in prompts]
-    if len({embeddings["prompt_embeds"].shape for embeddings in rows}) > 1:
+    if len({row.tensors["prompt_embeds"].shape for row in rows}) > 1:
         raise UsageError("these prompts are not equally long for the model", "shorten the longest")
-    embeddings = {name: torch.cat([row[name] for row in rows]).clone() for name in rows[0]}
+    embeddings = {name: x.clone() for name, x in stacked(rows).items()}
     scale = guidance if checked.guidance_is_input else None
     positive = code.inputs(pipeline, embeddings, size, scale)
     if not guided:

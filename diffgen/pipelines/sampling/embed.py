@@ -8,7 +8,7 @@ their encoders end. Without weights, a prompt of one chunk gives exactly what th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,10 @@ class Embedded:
     tensors: Mapping[str, torch.Tensor]  # [1, …], by the names of the pipeline's arguments: see Family.embeddings
     warnings: tuple[str, ...]  # what of the prompts was not read
 
-    def arguments(self, count: int = 1) -> dict[str, torch.Tensor]:
-        """The arguments of the pipeline's call, for `count` pictures."""
-        return {name: tensor.repeat(count, *[1] * (tensor.ndim - 1)) for name, tensor in self.tensors.items()}
+
+def stacked(prompts: Sequence[Embedded]) -> dict[str, torch.Tensor]:
+    """The arguments [B, …] of the pipeline's call for B prompts, whose embeddings have equal shapes."""
+    return {name: torch.cat([prompt.tensors[name] for prompt in prompts]) for name in prompts[0].tensors}
 
 
 @torch.no_grad()

@@ -6,8 +6,10 @@ So it takes one picture at a time, in tiles if memory runs out, in float32 if it
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,15 @@ from PIL import Image
 
 from diffgen.errors import InputError, UsageError
 
+from ..plan import Plan
+
+ACTIVATIONS = 40  # values per position and channel of the widest layer that a network holds at once
+MOST = (8, 16)  # pictures at once on a CPU, on an accelerator: larger batches are hardly faster
+GIGABYTE = 2**30
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 HINT = "try a smaller --size; on a GPU also --dtype float16, --offload model, --offload sequential"
 
 
@@ -38,6 +49,43 @@ def offload(pipeline: Any, kind: str, device: torch.device) -> None:
         pipeline.enable_model_cpu_offload(device=device)
     elif kind == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
+
+
+def fitting(pipeline: Any, plan: Plan, device: torch.device, dtype: torch.dtype, guided: bool) -> int:
+    """How many pictures to make at once: those whose activations fill half of the free memory, within reason.
+
+    The network's activations are estimated by its widest layer at the full resolution. Where the estimate is too high,
+    less is done at once; where it is too low, running out of memory makes the batch smaller.
+    """
+    network = pipeline.components[plan.checked.row.denoiser]
+    scale = getattr(pipeline, "vae_scale_factor", 1)
+    positions = plan.final_size[0] * plan.final_size[1] // scale**2
+    config = network.config
+    if "block_out_channels" in config:
+        width = config["block_out_channels"][0]
+    else:
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        positions //= plan.checked.row.patch**2
+    one = ACTIVATIONS * positions * width * dtype.itemsize * (1 + guided)
+    return max(1, min(MOST[device.type != "cpu"], free_memory(device) // 2 // one))
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes of memory that new tensors on the device can take."""
+    if device.type == "cuda":
+        return (
+            torch.cuda.mem_get_info(device)[0]
+            + torch.cuda.memory_reserved(device)
+            - torch.cuda.memory_allocated(device)
+        )
+    free = [GIGABYTE]  # where nothing is known
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
+    for limit, used in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(free))
 
 
 def release() -> None:

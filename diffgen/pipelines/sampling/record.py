@@ -14,19 +14,19 @@ from diffgen.models.find import Model
 from schedulers.scheduler import Scheduler
 
 from ..loaded import LoadedModel
-from ..plan import Plan, Shot
+from ..plan import Shot
 
 
-def record_of(loaded: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Shot, nfe: int) -> dict[str, Any]:
+def record_of(loaded: LoadedModel, shot: Shot, scheduler: Scheduler, nfe: int, batch_size: int) -> dict[str, Any]:
     """The record of a picture, except the hash of its pixels and what was done to fit into memory."""
     files = {name.replace("/", ":"): digest for name, digest in loaded.hashes.items() if name.endswith(".safetensors")}
-    width, height = plan.final_size
+    width, height = shot.plan.final_size
     return plan_record(
         loaded,
-        plan,
-        scheduler,
         shot,
+        scheduler,
         nfe,
+        batch_size,
         negative=shot.negative,
         width=width,
         height=height,
@@ -34,12 +34,13 @@ def record_of(loaded: LoadedModel, plan: Plan, scheduler: Scheduler, shot: Shot,
         family=loaded.model.family,
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in ("diffusers", "transformers")},
-        **_options(loaded, plan, shot),
+        **_options(loaded, shot),
     )
 
 
-def _options(loaded: LoadedModel, plan: Plan, shot: Shot) -> dict[str, Any]:
+def _options(loaded: LoadedModel, shot: Shot) -> dict[str, Any]:
     """The options that are not neutral, by the keys of their rows, and what else only some pictures have."""
+    plan = shot.plan
     values: dict[str, Any] = {
         "grid_from": "model" if plan.own_grid else None,
         "template": shot.template if shot.template != shot.prompt else None,
