@@ -36,9 +36,8 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str
         return value
 
     T = int(number("num_train_timesteps", 1000, 100_000))
-    for key in ("snr_shift_scale", "shift_terminal", "invert_sigmas"):
-        if config.get(key):
-            raise ValueError(f"{name}: {key} is not supported: it changes the noise schedule")
+    if config.get("invert_sigmas"):
+        raise ValueError(f"{name}: invert_sigmas is not supported: its flow runs from 0 to 1")
     if name.startswith("EDM") or config.get("timestep_type") == "continuous":
         signs = {"v_prediction": "edm_v", "epsilon": "edm"} if name.startswith("EDM") else {"v_prediction": "edm_v"}
         signs |= {prediction: prediction for prediction in EDM_SIGNS}
@@ -54,10 +53,14 @@ def from_diffusers_config(config: Mapping[str, Any]) -> tuple[NoiseSchedule, str
         if config.get("use_dynamic_shifting"):
             dynamic = {k: number(k, v) for k, v in RESOLUTION_SHIFT.items() if k != "time_shift_type"}
             dynamic["time_shift_type"] = "linear" if config.get("time_shift_type") == "linear" else "exponential"
-        noise = NoiseSchedule.flow(number("shift" if "shift" in config else "flow_shift", 1.0), T, dynamic)
+            dynamic |= {key: config[key] for key in ("mu",) if config.get(key)}
+        terminal = number("shift_terminal", None, 1.0) if config.get("shift_terminal") else None
+        noise = NoiseSchedule.flow(number("shift" if "shift" in config else "flow_shift", 1.0), T, dynamic, terminal)
         prediction = prediction if config.get("use_flow_sigmas") else "flow_prediction"
     else:
         noise = _table(config, name, T, number)
+        if config.get("snr_shift_scale"):
+            noise = noise.with_snr_divided(number("snr_shift_scale", None))
         if config.get("rescale_betas_zero_snr"):
             noise = noise.zero_terminal_snr()
     if prediction not in PREDICTIONS:
@@ -98,11 +101,12 @@ def to_diffusers_config(noise: NoiseSchedule, limits: Mapping[str, float]) -> di
         config["dynamic_thresholding_ratio"] = limits["thresholding"]
     if noise.is_flow:
         dynamic = {"use_dynamic_shifting": bool(noise.dynamic), **(noise.dynamic or RESOLUTION_SHIFT)}
-        return config | {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+        config |= {"use_flow_sigmas": True, "shift": noise.shift, "flow_shift": noise.shift, **dynamic}
+        return config | {"shift_terminal": noise.terminal}
     if noise.name == "edm":
         ends = {key: noise.recipe[key] for key in ("sigma_min", "sigma_max", "sigma_data")}
         return config | {"timestep_type": "continuous", **ends}
-    if noise.name in ("linear", "scaled_linear"):
+    if noise.name in ("linear", "scaled_linear") and "snr_divided" not in noise.recipe:
         ends = {key: noise.recipe[key] for key in ("beta_start", "beta_end")}
         zero = bool(noise.recipe.get("zero_terminal_snr"))
         return config | {"beta_schedule": noise.name, **ends, "rescale_betas_zero_snr": zero}

@@ -95,9 +95,12 @@ def build(points: str | Points, noise: NoiseSchedule, n: int) -> Grid:
     """The grid of n steps. Raises ValueError for n < 1 or points that do not fall strictly."""
     if isinstance(n, bool) or not hasattr(n, "__index__") or n < 1:
         raise ValueError(f"steps must be a whole number, at least 1; got {n!r}")
+    noise = noise.for_steps(n)
     sequence = list((named(points) if isinstance(points, str) else points)(noise, int(n)))
     if len(sequence) != n:
         raise ValueError(f"the grid {name_of(points)!r} gave {len(sequence)} points for {n} steps")
+    if noise.terminal is not None and not isinstance(points, Explicit):
+        sequence = [noise.at(level=sigma) for sigma in noise.ended([p.sigma for p in sequence])]
     if any(p.sigma * q.alpha <= q.sigma * p.alpha for p, q in zip(sequence, [*sequence[1:], CLEAN], strict=True)):
         raise ValueError(f"{n} steps are too many for {noise!r} on the grid {name_of(points)!r}: the noise must fall")
     corrections = points.corrections_for(n) if isinstance(points, Explicit) else ()

@@ -78,12 +78,15 @@ class NoiseSchedule:
 
     Attributes: `name`; `T`, the number of training times; `t_max` and `t_min`, the times of the most and least noise;
     `recipe`, the JSON from which `from_recipe` rebuilds it; `alphas_cumprod`, ᾱ_t of a table in float64, else empty;
-    `shift` and `dynamic` of a flow; `sigma_data` of EDM. `NAMES` are the named schedules, `TABLES` those with a table.
+    `shift`, `dynamic`, `terminal` and `tokens` of a flow; `sigma_data` of EDM. `NAMES` are the named schedules,
+    `TABLES` those with a table.
     """
 
     recipe: dict[str, Any]
     shift = 1.0
     dynamic: Mapping[str, Any] | None = None
+    terminal: float | None = None
+    tokens: int | None = None
     sigma_data = 1.0
 
     def __init__(
@@ -238,18 +241,39 @@ class NoiseSchedule:
         schedule.recipe = {**self.recipe, "zero_terminal_snr": True}
         return schedule
 
+    def with_snr_divided(self, by: float) -> NoiseSchedule:
+        """This table with every signal-to-noise ratio divided by a number: diffusers' snr_shift_scale (CogVideoX)."""
+        if not self.alphas_cumprod or not by > 0:
+            raise ValueError(f"only the ratios of a table are divided, by a number above 0; got {by} for {self!r}")
+        schedule = self.from_alphas_cumprod((a / (by + (1 - by) * a) for a in self.alphas_cumprod), self.name)
+        schedule.recipe = {**self.recipe, "snr_divided": by}
+        return schedule
+
     # Continuous schedules
 
     @classmethod
-    def flow(cls, shift: float = 1.0, T: int = 1000, dynamic: Mapping[str, Any] | None = None) -> NoiseSchedule:
+    def flow(
+        cls,
+        shift: float = 1.0,
+        T: int = 1000,
+        dynamic: Mapping[str, Any] | None = None,
+        terminal: float | None = None,
+        tokens: int | None = None,
+    ) -> NoiseSchedule:
         """Rectified flow: x = (1 − σ)·x0 + σ·ε, the network receives t = T·σ (SD3, Flux).
 
         `shift` changes the grids, not the path: a grid that is uniform in u has σ = shift·u/(1 + (shift − 1)·u).
         `dynamic` makes the shift depend on the resolution, see `at_resolution`; its keys are diffusers' base_shift,
-        max_shift, base_image_seq_len, max_image_seq_len and time_shift_type, each with its default.
+        max_shift, base_image_seq_len, max_image_seq_len and time_shift_type, each with its default, and `mu`, "linear"
+        or "flux2". `terminal` is the σ of the last evaluation of every grid (diffusers' shift_terminal). With `tokens`
+        the shift depends on the number of steps, see `for_steps`.
         """
         if not 0 < shift < math.inf:
             raise ValueError(f"shift must be positive, got {shift}")
+        if terminal is not None and not 0 < terminal < 1:
+            raise ValueError(f"terminal must lie between 0 and 1, got {terminal}")
+        if dynamic is not None and dynamic.get("mu", "linear") not in ("linear", "flux2"):
+            raise ValueError(f"the mu of a dynamic shift is 'linear' or 'flux2', got {dynamic['mu']!r}")
 
         def point(t: Any) -> tuple[Any, Any]:
             return 1 - t / T, t / T
@@ -259,25 +283,50 @@ class NoiseSchedule:
 
         schedule = cls("flow", T, float(T), 0.0, point=point, time=time)
         schedule.shift, schedule.dynamic = shift, None if dynamic is None else {**RESOLUTION_SHIFT, **dynamic}
-        schedule.t_min = T * schedule.shifted(1 / T)
-        return schedule._with_recipe(shift=shift, T=T, **({} if dynamic is None else {"dynamic": schedule.dynamic}))
+        schedule.terminal, schedule.tokens = terminal, tokens
+        schedule.t_min = T * (terminal or schedule.shifted(1 / T))
+        more = {"dynamic": schedule.dynamic, "terminal": terminal, "tokens": tokens}
+        return schedule._with_recipe(shift=shift, T=T, **{key: v for key, v in more.items() if v is not None})
 
     def shifted(self, u: float) -> float:
         """σ of a flow at the fraction u of its time: shift·u/(1 + (shift − 1)·u), exactly 1 at u = 1."""
         return u / (u + (1 - u) / self.shift)
+
+    def ended(self, sigmas: Sequence[float]) -> list[float]:
+        """These levels of a flow with 1 − σ scaled so that the last σ is `terminal`; unchanged without one."""
+        if self.terminal is None or sigmas[-1] >= 1:
+            return [*sigmas]
+        scale = (1 - self.terminal) / (1 - sigmas[-1])
+        return [1 - (1 - sigma) * scale for sigma in sigmas]
 
     def with_mu(self, mu: float) -> NoiseSchedule:
         """This flow with the shift e^μ (μ itself where the time_shift_type of `dynamic` is "linear")."""
         if not self.is_flow:
             raise ValueError(f"mu shifts a flow schedule; this is {self!r}")
         linear = (self.dynamic or RESOLUTION_SHIFT)["time_shift_type"] == "linear"
-        return NoiseSchedule.flow(mu if linear else math.exp(mu), self.T)
+        return NoiseSchedule.flow(mu if linear else math.exp(mu), self.T, terminal=self.terminal)
 
     def at_resolution(self, tokens: int) -> NoiseSchedule:
-        """This flow for pictures of `tokens` tokens: μ is linear in their number (SD3 section 5.3.2, Flux)."""
+        """This flow for pictures of `tokens` tokens.
+
+        μ is linear in their number (SD3 section 5.3.2, Flux), or depends on the number of steps too (Flux 2).
+        """
         d = self.dynamic or RESOLUTION_SHIFT
+        if d.get("mu") == "flux2":
+            return NoiseSchedule.flow(T=self.T, terminal=self.terminal, tokens=tokens)
         slope = (d["max_shift"] - d["base_shift"]) / (d["max_image_seq_len"] - d["base_image_seq_len"])
         return self.with_mu(d["base_shift"] + slope * (tokens - d["base_image_seq_len"]))
+
+    def for_steps(self, n: int) -> NoiseSchedule:
+        """This schedule for n steps: with the shift of Flux 2 for `tokens`, else unchanged.
+
+        μ is linear in the tokens at 10 and at 200 steps, and linear in the steps between (Flux 2's reference code).
+        """
+        if self.tokens is None:
+            return self
+        many = 0.45666666 + 0.00016927 * self.tokens
+        few = many if self.tokens > 4300 else 1.89833333 + 8.73809524e-05 * self.tokens
+        return self.with_mu(many + (few - many) * (200 - n) / 190)
 
     @classmethod
     def edm(
@@ -315,7 +364,9 @@ class NoiseSchedule:
         """Rebuild the schedule with this `recipe`."""
         arguments = dict(recipe)
         name, zero = arguments.pop("name"), arguments.pop("zero_terminal_snr", False)
+        by = arguments.pop("snr_divided", 1)
         noise = cls.from_alphas_cumprod(**arguments) if name == "from_alphas_cumprod" else cls.named(name, **arguments)
+        noise = noise if by == 1 else noise.with_snr_divided(by)
         return noise.zero_terminal_snr() if zero else noise
 
 

@@ -59,6 +59,12 @@ def index_of_value(time: float, times: Sequence[float], expected: int | None = N
     return expected if expected in nearest else nearest[-1]
 
 
+def is_default_ramp(sigmas: Sequence[float]) -> bool:
+    """Whether these are 1, 1 − 1/n, …, 1/n, which the pipelines of flows pass if their caller chose no list."""
+    n = len(sigmas)
+    return all(abs(sigma - (1 - k / n)) < 1e-4 for k, sigma in enumerate(sigmas))
+
+
 def brief(times: Sequence[float]) -> str:
     """The first two and the last of these times, in words."""
     ends = times if len(times) < 5 else [*times[:2], times[-1]]

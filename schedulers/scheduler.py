@@ -25,7 +25,7 @@ from schedulers.noise import NoiseSchedule, Point
 from schedulers.pipeline_run import PipelineRun, solve_from
 from schedulers.prediction import Denoised
 from schedulers.program import Program
-from schedulers.protocol import Config, StepOutput, index_of_value, index_of_view
+from schedulers.protocol import Config, StepOutput, index_of_value, index_of_view, is_default_ramp
 from schedulers.registry import UnknownName, check_grid, info, parse
 from schedulers.solver import Solver, Steps, corrected, evaluation_points, run
 
@@ -297,18 +297,23 @@ class Scheduler:
         """Set the number of steps; `timesteps` then holds the time of each function evaluation.
 
         `timesteps` or `sigmas` replace the grid. `sigmas` are σ/α; on a flow, σ before the shift, as its pipelines pass
-        them. With both, the levels are `sigmas`, and the network receives `timesteps`. `mu` is the shift for this
-        resolution, on a flow whose shift is dynamic. Raises ValueError for arguments that do not fit, and for a solver
-        that only runs natively.
+        them. There 1, 1 − 1/n, …, 1/n, which a pipeline passes if its caller chose no list, only means n steps. With
+        both, the levels are `sigmas`, and the network receives `timesteps`. `mu` is the shift for this resolution, on a
+        flow whose shift is dynamic. Raises ValueError for arguments that do not fit, and for a solver that only runs
+        natively.
         """
         noise, points = self.noise, self.points
         if noise.dynamic is not None:
             if mu is None:
                 raise ValueError("the shift of this flow depends on the resolution: mu is needed")
             noise = noise.with_mu(mu)
+        if sigmas is not None and noise.is_flow:
+            sigmas = [float(sigma) for sigma in sigmas]
+            if timesteps is None and is_default_ramp(sigmas):
+                num_inference_steps, sigmas = len(sigmas), None
+            else:
+                sigmas = noise.ended([noise.for_steps(len(sigmas)).shifted(sigma) for sigma in sigmas])
         if sigmas is not None:
-            if noise.is_flow:
-                sigmas = [noise.shifted(float(s)) for s in sigmas]
             points = explicit(sigmas=sigmas, model_times=timesteps)
         elif timesteps is not None:
             points = explicit(times=timesteps)

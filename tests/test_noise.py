@@ -155,6 +155,55 @@ def test_flow_shift_at_a_resolution() -> None:
         NoiseSchedule.edm().with_mu(1.0)
 
 
+@pytest.mark.parametrize("config", [{"shift": 3.0}, {"use_dynamic_shifting": True}], ids=["static", "dynamic"])
+@pytest.mark.parametrize("n", [1, 2, 7, 20])
+def test_flow_ends_at_its_terminal_sigma(config: dict[str, Any], n: int) -> None:
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.02, **config)
+    noise, prediction = from_diffusers_config(theirs.config)
+    assert noise == NoiseSchedule.from_recipe(json.loads(json.dumps(noise.recipe)))
+    mu = {"mu": 0.8} if noise.dynamic else {}
+    s = schedulers.get("euler", noise=noise, prediction=prediction, grid="trailing")
+    s.set_timesteps(n, **mu)
+    if n > 1:  # theirs divides 0 by 0
+        theirs.set_timesteps(sigmas=[1 - k / n for k in range(n)], **mu)
+        torch.testing.assert_close(s.sigmas, theirs.sigmas)
+        written = [0.9 - 0.8 * k / n for k in range(n)]  # a list that somebody chose
+        s.set_timesteps(sigmas=written, **mu)
+        theirs.set_timesteps(sigmas=written, **mu)
+        torch.testing.assert_close(s.sigmas, theirs.sigmas)
+    for grid in schedulers.grid_names() if n == 7 else ():
+        each = schedulers.get("euler", noise=noise, prediction=prediction, grid=grid)
+        each.set_timesteps(n, **mu)
+        assert float(each.sigmas[-2]) == pytest.approx(0.02)
+
+
+def test_flow_shift_of_flux_2_depends_on_the_steps() -> None:
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    by_resolution = NoiseSchedule.flow(dynamic={"mu": "flux2"})
+    assert from_diffusers_config(schedulers.get("euler", noise=by_resolution, prediction="flow_prediction").config) == (
+        by_resolution,
+        "flow_prediction",
+    )
+    for tokens in (256, 4096, 4300, 4301, 9000):
+        noise = by_resolution.at_resolution(tokens)
+        assert NoiseSchedule.from_recipe(noise.recipe) == noise
+        s = schedulers.get("euler", noise=noise, prediction="flow_prediction", grid="trailing")
+        for n in (4, 28, 50, 200):
+            theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+            theirs.set_timesteps(sigmas=[1 - k / n for k in range(n)], mu=compute_empirical_mu(tokens, n))
+            s.set_timesteps(n)
+            torch.testing.assert_close(s.sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize(("scale", "rescale"), [(3.0, True), (1.0, True), (3.0, False)])
+def test_ratios_of_cogvideox(scale: float, rescale: bool) -> None:
+    theirs = diffusers.CogVideoXDDIMScheduler(snr_shift_scale=scale, rescale_betas_zero_snr=rescale)
+    noise, _ = from_diffusers_config({**theirs.config, "prediction_type": "v_prediction"})
+    assert noise.alphas_cumprod == pytest.approx(theirs.alphas_cumprod.tolist(), rel=1e-4, abs=1e-9)
+    assert NoiseSchedule.from_recipe(json.loads(json.dumps(noise.recipe))).alphas_cumprod == noise.alphas_cumprod
+
+
 @pytest.mark.parametrize("noise", ALL.values(), ids=ALL)
 def test_recipes_make_the_same_again(noise: NoiseSchedule) -> None:
     again = NoiseSchedule.from_recipe(json.loads(json.dumps(noise.recipe)))
@@ -173,6 +222,9 @@ def test_recipes_make_the_same_again(noise: NoiseSchedule) -> None:
         (lambda: NoiseSchedule.from_alphas_cumprod([0.0]), "fall strictly"),
         (lambda: NoiseSchedule.from_alphas_cumprod([0.5, 0.0, 0.0]), "fall strictly"),
         (lambda: NoiseSchedule.flow(0.0), "shift must be positive, got 0.0"),
+        (lambda: NoiseSchedule.flow(terminal=1.0), "terminal must lie between 0 and 1, got 1.0"),
+        (lambda: NoiseSchedule.flow(dynamic={"mu": "cubic"}), "'linear' or 'flux2', got 'cubic'"),
+        (lambda: NoiseSchedule.flow().with_snr_divided(3.0), "only the ratios of a table are divided"),
         (lambda: NoiseSchedule.edm(1.0, 0.5), "0 < sigma_min < sigma_max"),
         (lambda: NoiseSchedule.linear(10), r"β must stay inside \(0, 1\); T = 10"),
         (lambda: NoiseSchedule.named("quadratic"), "unknown noise schedule 'quadratic'; there are linear"),
@@ -256,8 +308,9 @@ def test_stable_video() -> None:
         ({"beta_schedule": "linear", "num_train_timesteps": True}, "got True"),
         ({"beta_schedule": "linear", "beta_end": "0.02"}, "beta_end must be .*'0.02'"),
         ({"beta_schedule": "linear", "beta_end": float("nan")}, "beta_end"),
-        ({"beta_schedule": "scaled_linear", "snr_shift_scale": 3.0}, "snr_shift_scale"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 0.1}, "shift_terminal"),
+        ({"beta_schedule": "scaled_linear", "snr_shift_scale": -3.0}, "snr_shift_scale must be a number above 0"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift_terminal": 1.5}, "shift_terminal must be .* most 1"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas is not supported"),
         ({"_class_name": "EDMEulerScheduler", "prediction_type": "sample"}, "'sample with continuous times'"),
     ],
 )

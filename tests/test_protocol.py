@@ -235,6 +235,36 @@ def test_a_run_without_a_program_is_not_copied() -> None:
         copy.deepcopy(s)
 
 
+# Which grid is walked
+
+
+@pytest.mark.parametrize("grid", ["karras", "beta_t", "trailing"])
+def test_a_default_ramp_only_gives_the_number_of_steps(grid: str) -> None:
+    """Pipelines of flows pass 1, …, 1/n where their caller chose nothing."""
+    s = schedulers.get("dpmpp_2m", noise=NoiseSchedule.flow(3.0), prediction="flow_prediction", grid=grid)
+    s.set_timesteps(7)
+    expected = s.timesteps
+    for ramp in (torch.linspace(1.0, 1 / 7, 7), torch.linspace(1, 0, 8)[:-1].tolist(), [1 - k / 7 for k in range(7)]):
+        s.set_timesteps(sigmas=ramp)
+        torch.testing.assert_close(s.timesteps, expected, rtol=0, atol=0)
+        assert (s.num_inference_steps, s.grid_name) == (7, grid)
+    written = [1.0, 0.8, 0.5, 0.2]
+    s.set_timesteps(sigmas=written)
+    assert s.sigmas[:-1].tolist() == pytest.approx([s.noise.shifted(u) for u in written])
+    s.set_timesteps(sigmas=[1.0, 0.5], timesteps=[1000, 400])  # with times for the network it is a list
+    assert s.sigmas.tolist() == pytest.approx([1.0, 0.75, 0.0])
+    assert s.timesteps.tolist() == [1000, 400]
+
+
+def test_a_list_of_the_user_must_fit_the_number_of_steps_of_a_pipeline() -> None:
+    listed = schedulers.explicit(sigmas=[1.0, 0.7, 0.1])
+    s = schedulers.get("euler", noise="flow", prediction="flow_prediction", grid=listed)
+    s.set_timesteps(sigmas=[1.0, 2 / 3, 1 / 3])
+    assert s.sigmas.tolist() == pytest.approx([1.0, 0.7, 0.1, 0.0])
+    with pytest.raises(ValueError, match="has 3 steps, not 4"):
+        s.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+
+
 # What else is asked
 
 
