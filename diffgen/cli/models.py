@@ -14,7 +14,7 @@ from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
 from diffgen.images.publish import Exists, publish
 from diffgen.models import cache, find, gate, hub, listed
-from diffgen.models.info import defaults_in_words
+from diffgen.models.info import compositions_in_words, defaults_in_words
 from diffgen.models.info import info as about
 from diffgen.training.run import read_run
 
@@ -64,7 +64,7 @@ def info(
     debug: Debug = False,
 ) -> None:
     facts = about(find.find(name))
-    shown = facts | {"defaults": defaults_in_words(facts)}
+    shown = facts | {"defaults": defaults_in_words(facts), "compositions": compositions_in_words(facts)}
     rows = [[key, _brief(value)] for key, value in shown.items() if value not in (None, [], {})]
     Output("models info", json, quiet).result(facts, table(rows))
 

@@ -20,9 +20,22 @@ CARD: dict[str, Any] = {
     "styles": None,
     "held_out": None,
     "words": None,
+    "compositions": None,
     "defaults": {},
     "figures": {},
 }
+
+# What a model composes: the lists of a card's `compositions`, and what they hold. Its `names` are the things' others.
+COMPOSITIONS: dict[str, type] = {
+    "things": str,
+    "colours": str,
+    "counts": int,
+    "relations": str,
+    "backgrounds": str,
+    "sizes": str,
+    "held_out": dict,
+}
+WORDS = {str: "texts", int: "whole numbers", dict: "objects"}
 
 
 def info(model: Model) -> dict[str, Any]:
@@ -43,6 +56,7 @@ def info(model: Model) -> dict[str, Any]:
         names = about[key] or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise InputError(f"{card}: {key} is not a list of texts")
+    _check_compositions(card, about["compositions"])
     if model.file is None:
         configs = {name: _config(folder, name) for name in ("unet", "transformer", "vae", "scheduler")}
         about["licence"] = about["licence"] or _licence(folder / "README.md")
@@ -72,6 +86,21 @@ def info(model: Model) -> dict[str, Any]:
     }
 
 
+def _check_compositions(card: Path, compositions: Any) -> None:
+    """Raise InputError unless it is None or has the lists that the page on the interface names."""
+    if compositions is None:
+        return
+    if not isinstance(compositions, dict):
+        raise InputError(f"{card}: compositions is not an object")
+    for key, kind in COMPOSITIONS.items():
+        values = compositions.get(key, [])
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise InputError(f"{card}: compositions.{key} is not a list of {WORDS[kind]}")
+    names = compositions.get("names", {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{card}: compositions.names is not an object of texts")
+
+
 def defaults_in_words(about: dict[str, Any]) -> Any:
     """The defaults that `info` returns, in words: a tuned grid among them brings its own number of steps."""
     defaults = about["defaults"]
@@ -82,6 +111,15 @@ def defaults_in_words(about: dict[str, Any]) -> Any:
         return defaults
     otherwise = f" ({defaults['steps']} where that grid does not fit)" if "steps" in defaults else ""
     return {**defaults, "steps": f"{own}{otherwise}"}
+
+
+def compositions_in_words(about: dict[str, Any]) -> str | None:
+    """What a model composes, as `info` returns it, in words: "402 things, 8 colours, …"; None if that is not known."""
+    compositions = about["compositions"]
+    if compositions is None:
+        return None
+    numbers = {key: len(compositions.get(key, ())) for key in COMPOSITIONS}
+    return ", ".join(f"{number} {key}" for key, number in numbers.items() if number).replace("_", "-") or "none"
 
 
 def _run(model: Model) -> dict[str, Any]:

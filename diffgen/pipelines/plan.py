@@ -23,6 +23,7 @@ from diffgen.models.families import REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
+from diffgen.prompts import compositions
 from diffgen.prompts import syntax as prompt_syntax
 from diffgen.prompts import words as prompt_rules
 from diffgen.prompts.styles import apply_styles
@@ -52,6 +53,7 @@ class Plan(plan.Plan):
     negative: str
     own_grid: bool = False  # the grid is the tuned one that the model selects automatically
     vocabulary: frozenset[str] | None = None  # the words that the model was trained on
+    card: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)  # of the model, by `models.info`
     prompt_syntax: str = "a1111"
     styles: tuple[str, ...] = ()
     image: Input | None = None
@@ -121,8 +123,11 @@ class Plan(plan.Plan):
         warnings = [*self.notes, *prompt_syntax.notes(prompt, self.prompt_syntax)]
         if words := self.unknown(prompt):
             named = ", ".join(map(repr, words))
-            warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it")
-        return warnings
+            near = prompt_rules.nearest_words(self.vocabulary or (), words)
+            known = f"; it knows {', '.join(map(repr, near))}" if near else ""
+            warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}")
+        text = prompt_syntax.plain_text(prompt, self.prompt_syntax)
+        return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.notes(self.card, text))]
 
 
 def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
@@ -173,6 +178,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
         height=size[1],
         notes=tuple(notes),
         vocabulary=prompt_rules.known_words(about),
+        card=about,
         own_grid=own_grid,
         **chosen,
         **checked_options.values,

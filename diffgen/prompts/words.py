@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Container, Iterable, Mapping
@@ -70,6 +71,13 @@ def unknown_words(known: Container[str], text: str, syntax: str = "a1111") -> li
             unknown |= dict.fromkeys(part for part in parts if part)
             run = ""
     return list(unknown)
+
+
+def nearest_words(known: Iterable[str], unknown: Iterable[str]) -> list[str]:
+    """The known words that are spelt almost like unknown ones, each once, at most one for each."""
+    long = [word for word in known if len(word) > 3]
+    near = (difflib.get_close_matches(word, long, n=1, cutoff=0.8) for word in unknown if len(word) > 3)
+    return list(dict.fromkeys(word for words in near for word in words))
 
 
 def _pieces(word: str) -> list[str]:

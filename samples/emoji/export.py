@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer import LAST, WIDE, as_bytes, pieces
 from transformers import CLIPTokenizer
 
+from diffgen.models.info import COMPOSITIONS
 from diffgen.pipelines.training.export import save_latent_run
 from diffgen.training.run import read_run
 
@@ -54,6 +55,7 @@ def card(work: Path) -> dict:
         "defaults": DEFAULTS,
         "concepts": sorted(table),
         "words": sorted(words),
+        "compositions": {name: [] for name in COMPOSITIONS},  # it draws one thing at a time
     }
 
 

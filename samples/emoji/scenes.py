@@ -22,7 +22,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -306,6 +306,43 @@ def _with(kind: str, entry: tuple[str | int, ...], rng: np.random.Generator, jit
         description = Description(**{**base.__dict__, **change})
         if held_out_kinds(description) == {kind}:
             return placed(description, rng, jitter)
+
+
+def compositions(names: Sequence[str] | None = None) -> dict[str, list | dict]:
+    """What a model of these things composes, for its card: the lists of `models info`, and the things' other names.
+
+    Things are called by their concepts, and places backgrounds. `held_out` has the combinations that nothing is trained
+    on, at least 200 of each kind if there are so many, with a style and an English prompt.
+    """
+    known = {name: thing for name, thing in things().items() if names is None or name in names}
+    entries = []
+    for kind in held_out():
+        for scene in held_out_scenes(kind, 1000, names=list(known)):
+            d = scene.description
+            if kind == "pair":  # with no colour in them
+                d = replace(d, parts=tuple(Part(part.thing) for part in d.parts))
+            entry = {
+                "kind": "background" if kind == "place" else kind,
+                "prompt": english(d),
+                "things": [known[part.thing].concept for part in d.parts],
+                "style": d.style,
+                "colour": d.parts[0].colour,
+                "count": d.count if d.count > 1 else None,
+                "relation": d.relation,
+                "background": d.place,
+                "size": d.size,
+            }
+            entries.append({key: value for key, value in entry.items() if value is not None})
+    return {
+        "things": [thing.concept for thing in known.values()],
+        "names": {text: thing.concept for thing in known.values() for text in (thing.name, thing.plural)},
+        "colours": list(COLOURS),
+        "counts": list(COUNTS),
+        "relations": list(RELATIONS),
+        "backgrounds": list(WHERE),
+        "sizes": list(SIZES),
+        "held_out": entries,
+    }
 
 
 # Captions
