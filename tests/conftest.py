@@ -1,4 +1,4 @@
-"""What several tests share."""
+"""Fixtures of several test files."""
 
 from __future__ import annotations
 

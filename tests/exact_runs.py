@@ -87,7 +87,7 @@ def order(results: list[tuple[int, float]]) -> float:
 def moments(name: str, grid: Grid, model: Mixture, **options: Any) -> tuple[float, float, int]:
     """(mean, variance, number of noises) of the result on 1-D Gaussian data, exactly.
 
-    There the solver is affine in its start and its noises: one run with a batch of basis vectors gives all factors.
+    A solver is affine in its start and its noises there: one run with a batch of basis vectors gives all factors.
     """
     mean, s, p = model.means[0, 0].item(), model.deviations[0].item(), grid[0]
 

@@ -20,7 +20,7 @@ class Hub:
         self.repos: dict[str, list[dict[str, bytes]]] = {}
         self.gated: set[str] = set()
         self.licence = "creativeml-openrail-m"
-        self.damaged: set[str] = set()  # paths whose bytes come changed
+        self.damaged: set[str] = set()  # paths that are served with other bytes
         self.status: int | None = None  # what every request gets
         self.requests: list[tuple[str, str, str | None]] = []  # (method, path, Authorization)
         self.on_info = lambda repo: None  # called after the API has answered
@@ -30,7 +30,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def add(self, repo: str, folder: Path | dict[str, bytes]) -> str:
-        """A new commit of a repository: the files of a folder."""
+        """Add a commit with the files of a folder to a repository."""
         if isinstance(folder, Path):
             files = (path for path in folder.rglob("*") if path.is_file())
             folder = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -41,7 +41,7 @@ def networks(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def picture(pipe: Any, folder: Path, guidance: float = 3.0) -> np.ndarray:
-    """A picture of two steps, with our scheduler for what the folder's scheduler says."""
+    """A picture of two steps, with our scheduler for the noise and prediction of the folder's."""
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     noise, prediction = schedulers.from_diffusers_config(config)
     pipe.scheduler = schedulers.get("euler", noise=noise, prediction=prediction)

@@ -1,7 +1,7 @@
 """Single-file checkpoints in the original layouts, written from diffusers' folders.
 
-The way back is written here from the layouts themselves (CompVis/stable-diffusion, OpenCLIP, sd3-ref, flux), block by
-block, and knows nothing of how diffgen reads them. test_load_single_file.py compares it with diffusers' own converters.
+The conversion follows the layouts themselves (CompVis/stable-diffusion, OpenCLIP, sd3-ref, flux), block by block, and
+is independent of diffgen's reader. test_load_single_file.py compares it with diffusers' own converters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Scripts of samples/ that import one another by their plain names, for a test to import as they do."""
+"""Import scripts of samples/, which import one another by their plain names."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ class Screen:
     def write(self, text: str) -> None:
         at = 0
         while at < len(text):
-            if found := CODES.match(text, at):
-                self._obey(*found.groups())
-                at = found.end()
+            if match := CODES.match(text, at):
+                self._obey(*match.groups())
+                at = match.end()
                 continue
             self._put(text[at])
             at += 1

@@ -1,4 +1,4 @@
-"""Imports go one way between the rooms; what needs no torch imports none."""
+"""Imports go one way between the rooms; torch-free rooms import no torch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 def test_every_room_is_in_the_table() -> None:
     for path in FILES:
         module = module_of(path)
-        assert room(module) != "diffgen" or module == "diffgen", f"{module} stands in no room of the table"
+        assert room(module) != "diffgen" or module == "diffgen", f"{module} is in no room of the table"
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -104,7 +104,7 @@ def file_of(name: str, files: set[str]) -> str:
     return name if name in files else name.rpartition(".")[0]
 
 
-def test_what_needs_no_torch_imports_none(tiny: Path, tmp_path: Path) -> None:
+def test_torch_free_rooms_import_no_torch(tiny: Path, tmp_path: Path) -> None:
     picture = tmp_path / "apple.png"
     picture.write_bytes(encode_png(Image.new("RGB", (8, 8)), {"prompt": "a red apple", "seed": 7}))
     code = f"""

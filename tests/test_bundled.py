@@ -106,14 +106,14 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path):
 
 
 def hue(picture) -> float:
-    """The hue in degrees of the mean colour of what is no background."""
+    """The hue in degrees of the mean colour of all pixels except the background."""
     pixels = np.asarray(picture, dtype=float) / 255
     colour = pixels[pixels.min(axis=2) < 0.7].mean(axis=0)
     return 360 * colorsys.rgb_to_hsv(*colour)[0]
 
 
 @pytest.mark.parametrize(("colour", "degrees"), [("red", 0), ("yellow", 50), ("green", 110), ("blue", 210)])
-def test_the_colour_that_was_asked_for(emoji, colour: str, degrees: float):
+def test_the_requested_colour(emoji, colour: str, degrees: float):
     (picture,) = emoji.generate(f"{colour} heart, flat style", seed=1)
     off = (hue(picture) - degrees + 180) % 360 - 180
     assert abs(off) < 40, f"a {colour} heart has the hue {hue(picture):.0f}°"

@@ -1,4 +1,4 @@
-"""diffgen schedulers list, show and plot."""
+"""`diffgen schedulers`: list, show and plot."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def result_of(output: Result) -> dict[str, Any]:
 # list
 
 
-def test_list_says_what_the_interface_promises(diffgen_: Callable[..., Result]) -> None:
+def test_list_has_the_columns_of_the_interface(diffgen_: Callable[..., Result]) -> None:
     entries = result_of(diffgen_("list", "--json"))["schedulers"]
     keys = {"name", "aliases", "order", "evaluations_per_step", "stochastic", "native_only", "reference", "options"}
     assert [entry["name"] for entry in entries] == schedulers.names()
@@ -98,8 +98,8 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def test_list_marks_what_goes_with_a_model(diffgen_: Callable[..., Result], tiny: Path) -> None:
-    """Compatible is what a pipeline can run from the noisiest level on."""
+def test_list_marks_compatible_solvers(diffgen_: Callable[..., Result], tiny: Path) -> None:
+    """A solver is compatible if a pipeline can run it from the noisiest level on."""
     noise, prediction = noise_and_prediction(check_folder(find(str(tiny)).folder))
     entries = result_of(diffgen_("list", "-m", tiny, "--json"))["schedulers"]
     for entry in entries:
@@ -116,7 +116,7 @@ def test_list_marks_what_goes_with_a_model(diffgen_: Callable[..., Result], tiny
     assert next(line for line in out.splitlines() if line.startswith("euler ")).split()[3] == "yes"
 
 
-def test_list_says_why_nothing_goes_with_a_model(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
+def test_list_explains_why_no_solver_is_compatible(diffgen_: Callable[..., Result], tiny: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny, tmp_path / "model")
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text()) | {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
@@ -145,7 +145,7 @@ def test_show_knows_all(diffgen_: Callable[..., Result]) -> None:
         assert all(text in out for text in needed)
 
 
-def test_show_takes_other_tools_names(diffgen_: Callable[..., Result]) -> None:
+def test_show_accepts_the_names_of_other_tools(diffgen_: Callable[..., Result]) -> None:
     shown = result_of(diffgen_("show", "DPM++ 2M SDE Heun Karras", "--json"))
     assert shown["name"] == "dpmpp_2m_sde"
     assert shown["implies"] == {"grid": "karras", "options": {"variant": "heun"}}

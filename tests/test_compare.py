@@ -1,4 +1,4 @@
-"""Comparisons: counted budgets, equal starting noises, errors against the exact solution, and nothing made twice."""
+"""Comparisons: counted budgets, equal starting noises, errors against the exact solution, nothing computed twice."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_nothing_is_done_twice_and_a_comparison_grows(tmp_path: Path) -> None:
     assert [cell.seconds for cell in old] == [cell.seconds for cell in before.cells]
 
 
-def test_an_incomplete_record_is_made_again(tmp_path: Path) -> None:
+def test_an_incomplete_record_is_computed_again(tmp_path: Path) -> None:
     comparison, _, _ = compared(tmp_path / "c", "euler", "5", "0")
     key = comparison.key(comparison.cells[0])
     record = tmp_path / "c" / "cells" / f"{key}.json"
@@ -306,7 +306,7 @@ def test_many_seeds_have_students_interval_too() -> None:
 
 
 @pytest.mark.parametrize("damage", ["no picture", "half a picture", "no count", "cut off"])
-def test_an_incomplete_cell_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_an_incomplete_cell_is_computed_again(tmp_path: Path, damage: str) -> None:
     comparison, _, keys = compared(tmp_path / "made", "euler", "5", "0")
     if damage == "no picture":
         (tmp_path / "made" / "images" / f"{keys[0]}.png").unlink()

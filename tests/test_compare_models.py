@@ -284,7 +284,7 @@ def test_impossible_cells_are_reported_before_the_start(diffgen_) -> None:
     assert not Path("c").exists()
 
 
-def test_the_page_is_made_again(diffgen_) -> None:
+def test_the_page_is_written_again(diffgen_) -> None:
     assert (
         diffgen_("compare", "-m", "mixture", "--schedulers", "euler", "--nfe", "4", "--seeds", "0", "-o", "c")[0] == 0
     )

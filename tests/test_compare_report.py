@@ -1,4 +1,4 @@
-"""report.html: sound and safe as text, and alive in a real browser."""
+"""report.html: valid and safe as text, and working in a real browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], P
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """Made by hand: two prompts of which one is hostile, two guidance scales, failures, all pictures different."""
+    """A comparison by hand: two prompts, one hostile; two guidance scales; failures; all pictures different."""
     return invented(tmp_path_factory.mktemp("hostile"), [HOSTILE, "a cat"], [1.0, 3.0], [5, 10], [0, 1, 7])
 
 
@@ -167,7 +167,7 @@ def read(folder: Path) -> Reader:
 
 
 @pytest.mark.parametrize("which", ["mixture", "hostile"])
-def test_page_is_whole_and_stands_alone(which: str, request: pytest.FixtureRequest) -> None:
+def test_the_page_is_complete_and_self_contained(which: str, request: pytest.FixtureRequest) -> None:
     content, folder = request.getfixturevalue(which)
     reader = read(folder)
     for tag, attributes in reader.tags:
@@ -255,7 +255,7 @@ def test_only_pictures_of_the_folder(mixture: tuple[dict[str, Any], Path], name:
 
 
 def test_command_of_a_cell_is_one(tmp_path: Path, diffgen_: Callable[..., tuple[int, str, str]]) -> None:
-    """What can be copied from a cell is accepted, and asks for just that cell."""
+    """The command that a cell offers is accepted and computes just that cell."""
     invented(tmp_path, ["-a 'red' $apple", "a cat"], [1.0, 3.0], [5, 10], [0, 7], ("dpmpp_2m",))
     view = embedded(tmp_path, "prompts")
     cells = [cell for setting in view["starts"] for start in setting for cell in start["cells"]]
@@ -356,7 +356,7 @@ def test_curves_are_where_they_belong() -> None:
     assert all(high < y < low for (high, low), (_, y) in zip(bars, marks, strict=True))
 
 
-def test_what_has_no_logarithm_is_left_out() -> None:
+def test_values_without_a_logarithm_are_left_out() -> None:
     zero = plots.Series(1, "zero", (plots.Point(4, 0.0, 0.0, 0.0),))
     assert plots.curves([zero], "about", "x", "y") is None
     assert plots.curves([], "about", "x", "y") is None
@@ -484,7 +484,7 @@ def test_lightbox(hostile: tuple[dict[str, Any], Path], open_page: Open) -> None
     assert HOSTILE in shown.locator("#box-facts").inner_text()
     shown.keyboard.press("ArrowRight")
     assert title.inner_text() == "dpmpp_2m on karras, 10 evaluations, seed 0"
-    shown.keyboard.press("ArrowRight")  # there is no more
+    shown.keyboard.press("ArrowRight")  # the last one
     assert title.inner_text() == "dpmpp_2m on karras, 10 evaluations, seed 0"
     shown.keyboard.press("ArrowLeft")
     shown.keyboard.press("ArrowUp")

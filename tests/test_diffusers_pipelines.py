@@ -1,6 +1,6 @@
 """Every scheduler in real diffusers pipelines with tiny random weights: parity with theirs, saving.
 
-Guidance is off and the pictures stay latents, so that a run is the network and the scheduler and nothing else.
+Guidance is off and the pictures stay latents: a run is only the network and the scheduler.
 """
 
 from __future__ import annotations

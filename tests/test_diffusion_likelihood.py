@@ -131,7 +131,7 @@ def test_bits_per_dim_is_that_bound():
     assert lost[0].item() < terms[0, 0].item()
 
 
-def test_discrete_data_cost_what_they_must():
+def test_discrete_data_cost_their_entropy():
     """Four equally likely pictures of two pixels with 17 levels hold 1 bit per dimension. With the exact denoiser and
     1000 steps both figures come near it. The trace grows as 1/σ here: integrated in σ, the ODE would give 0.84."""
     d = GaussianDiffusion(NoiseSchedule.linear(1000), levels=17)

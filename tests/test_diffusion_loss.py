@@ -115,7 +115,7 @@ def test_hybrid_stops_the_gradient_of_the_mean():
 
 
 def test_importance_sampling_is_unbiased():
-    """E_p[L_t/(T·p_t)] is the mean of L_t, exactly, and p_t ∝ √E[L_t²] but for the part that stays uniform."""
+    """E_p[L_t/(T·p_t)] is the mean of L_t, exactly, and p_t ∝ √E[L_t²] except the part that stays uniform."""
     T, history = 20, 4
     sampler = ImportanceSampler(T, history, uniform=0.01)
     losses = torch.rand(7, T, generator=generator(), dtype=torch.float64) * torch.logspace(0, 3, T)
@@ -136,7 +136,7 @@ def test_importance_sampling_is_unbiased():
     assert (weight * last[t]).std() < 0.6 * uniform.std()
 
 
-def test_importance_sampler_goes_on_from_its_state():
+def test_the_importance_sampler_continues_from_its_state():
     one = ImportanceSampler(5, 2)
     for k in range(3):
         one.update(torch.arange(5), torch.arange(1.0, 6.0) + k)

@@ -1,4 +1,4 @@
-"""The documents: their commands and their Python work, and the pictures are what the commands beside them make."""
+"""The documents: their commands and Python run, and each picture is the one that its command makes."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_every_key_of_prompt_files_is_documented() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/seeing.md"])
 def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block alone, so that it has all of its imports."""
+    """Each block runs alone, so that it has all of its imports."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert blocks

@@ -1,4 +1,4 @@
-"""`diffgen evaluate` on a run that is trained here: its figures against other ways to them, and what it refuses."""
+"""`diffgen evaluate` on a small run: its figures against independent computations, and what it refuses."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Classifiers that have hardly learned, where it does not matter how good they are."""
+    """Make classifiers train briefly, in tests that do not depend on their accuracy."""
     monkeypatch.setattr(classifier, "STEPS", 30)
 
 

@@ -67,7 +67,7 @@ def test_the_solution_of_a_mixture() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow_prediction"])
-def test_denoiser_says_what_the_prediction_says(prediction: str) -> None:
+def test_the_denoiser_has_every_prediction(prediction: str) -> None:
     model, noise = Mixture.random(0, elements=12), NoiseSchedule.scaled_linear()
     x = torch.randn(3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([20.0, 500.5, 999.0])
@@ -96,6 +96,6 @@ def test_draw() -> None:
     ("means", "deviations", "weights"),
     [([0.0, 1.0], 0.5, None), ([[0.0]], 0.0, None), ([[0.0], [1.0]], 0.5, [1.0, 0.0])],
 )
-def test_what_is_no_mixture(means: list, deviations: float, weights: list | None) -> None:
+def test_refused_mixtures(means: list, deviations: float, weights: list | None) -> None:
     with pytest.raises(ValueError, match=r"mixture|means"):
         Mixture(means, deviations, weights)

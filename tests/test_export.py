@@ -33,7 +33,7 @@ def weights(pipe: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "unconditional"])
 def test_a_saved_model_is_the_model(family: str, tmp_path: Path) -> None:
-    """Of a single file, where there is one."""
+    """The model comes from a single file if the family has one."""
     import diffusers
 
     folder = models.build(tmp_path / "model", family=family)
@@ -73,7 +73,7 @@ def test_a_single_file_saved_makes_the_same_pictures(tmp_path: Path) -> None:
     assert one.tobytes() == other.tobytes()
 
 
-def test_what_is_written_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_written_completely_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = models.build(tmp_path / "model", family="unconditional")
     checked = gate.check_folder(folder)
     pipe = load_pipeline(checked, CPU, F32)

@@ -1,4 +1,4 @@
-"""What a picture says about itself, read back by a parser of AUTOMATIC1111's grammar that knows nothing of ours."""
+"""A picture's metadata, read back by an independent parser of AUTOMATIC1111's grammar."""
 
 import io
 import json
@@ -71,30 +71,30 @@ def a1111(text):
 def chunks(png):
     """(kind, body) of every chunk, with its checksum verified; written from the PNG specification."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    place, found = 8, []
+    place, parts = 8, []
     while place < len(png):
         length, kind = struct.unpack(">I4s", png[place : place + 8])
         body = png[place + 8 : place + 8 + length]
         (check,) = struct.unpack(">I", png[place + 8 + length : place + 12 + length])
         assert check == zlib.crc32(kind + body)
-        found.append((kind, body))
+        parts.append((kind, body))
         place += 12 + length
-    return found
+    return parts
 
 
 def texts(png):
     """{keyword: text} of tEXt and iTXt chunks."""
-    found = {}
+    pairs = {}
     for kind, body in chunks(png):
         if kind == b"tEXt":
             keyword, text = body.split(b"\0", 1)
-            found[keyword.decode("latin-1")] = text.decode("latin-1")
+            pairs[keyword.decode("latin-1")] = text.decode("latin-1")
         elif kind == b"iTXt":
             keyword, rest = body.split(b"\0", 1)
             assert rest[0] == 0  # not compressed
             _language, _translated, text = rest[2:].split(b"\0", 2)
-            found[keyword.decode("latin-1")] = text.decode("utf-8")
-    return found
+            pairs[keyword.decode("latin-1")] = text.decode("utf-8")
+    return pairs
 
 
 def written(tmp_path, record=RECORD, level="full", **more):
@@ -129,7 +129,7 @@ def test_the_a1111_text_word_for_word():
         ({"seed": 2**64 - 1}, {"Seed": str(2**64 - 1)}),
     ],
 )
-def test_fields_are_what_an_a1111_reader_finds(change, expected):
+def test_an_a1111_reader_reads_every_field(change, expected):
     read = a1111(parameters_text({**RECORD, **change}))
     assert {key: read[key] for key in expected} == expected
     assert (read["RNG"], read["Size"], read["Model hash"]) == ("CPU", "64x48", "0123456789")
@@ -140,7 +140,7 @@ def test_no_grid_no_schedule_type():
 
 
 def cleaned(text):
-    """What a one-line or many-line prompt is after a reader that splits at line breaks and strips."""
+    """A prompt as a reader returns it that splits at line breaks and strips each line."""
     text = re.sub(r"\r\n?", "\n", text)
     text = re.sub(r"[\0-\x08\x0b-\x1f\x7f-\x9f]", "", text)
     return "\n".join(line.strip() for line in text.strip().split("\n"))
@@ -181,8 +181,8 @@ def test_levels():
     assert set(read["full"]) == {"parameters", "diffgen", "XML:com.adobe.xmp"}
     assert set(read["params"]) == {"parameters", "XML:com.adobe.xmp"}
     assert read["none"] == {}
-    for level, found in read.items():
-        assert info_of(RECORD, level) == found
+    for level, pairs in read.items():
+        assert info_of(RECORD, level) == pairs
     with pytest.raises(ValueError, match="full, params, none"):
         encode_png(PICTURE, RECORD, "some")
 
@@ -197,8 +197,8 @@ def test_pixels_are_the_same_at_every_level_and_for_pillow(level):
 def test_the_source_type_is_found_by_an_xml_parser():
     packet = texts(encode_png(PICTURE, RECORD))["XML:com.adobe.xmp"]
     tree = ElementTree.fromstring(packet.removeprefix("\ufeff"))
-    found = tree.findall(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
-    assert [element.text for element in found] == [
+    elements = tree.findall(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+    assert [element.text for element in elements] == [
         "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
     ]
     assert Image.open(io.BytesIO(encode_png(PICTURE, RECORD))).getxmp()  # Pillow's own XMP reader takes it too
@@ -223,7 +223,7 @@ def test_long_lists_are_left_out_rather_than_prompts(tmp_path):
     assert (read["prompt"], read["warnings"], read["cut"]) == (RECORD["prompt"], None, ["warnings"])
 
 
-def test_no_folder_is_told():
+def test_no_home_folder_is_written():
     home = os.path.expanduser("~")
     png = encode_png(PICTURE, {**RECORD, "model": f"{home}/m/emoji", "grid": f"{home}/g.json"})
     assert home.encode() + b"/" not in png

@@ -1,4 +1,4 @@
-"""What `-o` means, what is refused before any work, and names that stay in their folder whatever the prompt says."""
+"""`-o`: names of pictures, refusals before any work, and names that stay in their folder for every prompt."""
 
 import os
 import re
@@ -184,7 +184,7 @@ def test_folders_that_are_none():
 
 
 def test_no_permission(tmp_path):
-    """As an ordinary user: root may write anywhere."""
+    """Needs an ordinary user: root may write anywhere."""
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)
         locked = Path(place, "locked")
@@ -231,7 +231,7 @@ def test_hostile_prompts_stay_in_the_folder(text):
 
 
 def windows_safe(name: str) -> bool:
-    """By Microsoft's rules for file names."""
+    """Whether Windows accepts the name, by Microsoft's rules."""
     return (
         not set(name) & set('<>:"/\\|?*')
         and all(ord(c) >= 32 for c in name)
@@ -265,7 +265,7 @@ def test_slug(text):
         ("x" * 79 + "é", "x" * 79),
     ],
 )
-def test_slug_keeps_what_can_be_read(text, expected):
+def test_a_slug_keeps_readable_characters(text, expected):
     assert slug(text) == expected
 
 
@@ -313,13 +313,13 @@ def test_two_processes_share_a_folder(out):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = [process.communicate(timeout=20)[0].split() for process in processes]
-    assert everything() == sorted(said[0] + said[1])
-    assert len(set(said[0] + said[1])) == 80
-    for mark, names in zip((b"1", b"2"), said, strict=True):
+    printed = [process.communicate(timeout=20)[0].split() for process in processes]
+    assert everything() == sorted(printed[0] + printed[1])
+    assert len(set(printed[0] + printed[1])) == 80
+    for mark, names in zip((b"1", b"2"), printed, strict=True):
         assert all(Path(name).read_bytes() == mark * 500 for name in names)
     if "prompt" not in out:
-        numbers = [int(re.match(r"both/0*(\d+)", name)[1]) for name in said[0] + said[1]]
+        numbers = [int(re.match(r"both/0*(\d+)", name)[1]) for name in printed[0] + printed[1]]
         assert sorted(numbers) == list(range(1, 81))
 
 

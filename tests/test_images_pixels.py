@@ -56,7 +56,7 @@ def test_half_precision_is_read_as_it_is():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_no_picture(bad):
+def test_values_that_are_not_finite_are_refused(bad):
     x = np.zeros((3, 3, 4, 4), dtype=np.float32)
     x[1, 2, 3, 3] = bad
     with pytest.raises(InvalidOutput, match="picture 2 of 3"):

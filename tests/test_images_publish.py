@@ -1,4 +1,4 @@
-"""A file with its final name is complete: names taken, full disks, kills, and two processes at once."""
+"""A file with its final name is complete: existing names, full disks, kills, concurrent processes."""
 
 import os
 import signal
@@ -142,7 +142,7 @@ for i in range(10**6):
 """
 
 
-def test_killed_at_any_time_every_named_file_is_whole(tmp_path):
+def test_a_kill_at_any_time_leaves_only_complete_files(tmp_path):
     for delay in (0.05, 0.11, 0.17):
         folder = tmp_path / str(delay)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The one reader of pictures: formats by content, limits by the header, upright, nothing carried along."""
+"""Pictures are read by their content, within limits, upright, and without metadata."""
 
 import contextlib
 import io
@@ -86,13 +86,13 @@ def test_transparent_pixels_lie_on_white(file):
     ("mode", "kind"),
     [("1", "L"), ("L", "L"), ("I;16", "L"), ("LA", "RGBA"), ("P", "RGB"), ("RGB", "RGB"), ("RGBA", "RGBA")],
 )
-def test_modes_as_asked(file, mode, kind):
+def test_pictures_are_read_in_the_requested_mode(file, mode, kind):
     stored = Image.fromarray(noise(channels=4 if "A" in mode else 3)).convert(mode)
     path = file(encode(stored, "PNG"))
     assert read_kind(path) == (14, 9, kind)
-    for asked in ("L", "RGB", "RGBA"):
-        image = read_image(path, asked)
-        assert (image.mode, image.size) == (asked, (14, 9))
+    for requested in ("L", "RGB", "RGBA"):
+        image = read_image(path, requested)
+        assert (image.mode, image.size) == (requested, (14, 9))
     if mode not in ("LA", "RGBA"):
         assert np.asarray(read_image(path, "RGBA"))[..., 3].min() == 255
     else:
@@ -129,7 +129,7 @@ def test_orientation_is_applied(file, orientation):
     assert (np.asarray(read_image(path)) == upright).all()
 
 
-def test_nothing_is_carried_along(file):
+def test_metadata_is_dropped(file):
     exif = Image.Exif()
     exif[0x010E] = "EXIF-SECRET"
     exif.get_ifd(0x8825)[1] = "N"

@@ -52,7 +52,7 @@ def test_half_precision_leaves_the_vae_and_t5s_projections_exact(family_folder: 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_files_in_eight_bits_are_read(family: str, family_folder: Callable[[str], Path], tmp_path: Path) -> None:
-    """As large models are published: float8 (e4m3), computed in the requested dtype."""
+    """float8 (e4m3), as large models are published, computed in the requested dtype."""
     narrow = torch.float8_e4m3fn
     path = original_layout.write(
         family_folder(family),

@@ -86,7 +86,7 @@ def test_a_file_with_t5_loads_without_a_folder(
         special = {} if t5 else {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
         config = type(small.config)(**small.config.to_dict() | special | {"vocab_size": 32128 if t5 else 49408})
         large = type(small)(config).eval().requires_grad_(False)
-        if (family, name) == ("sd3", "text_encoder"):  # whose projection no file holds
+        if (family, name) == ("sd3", "text_encoder"):  # no file has its projection
             large.text_projection.weight.copy_(torch.eye(16))
         if t5:
             tokenizer: Any = load_t5_tokenizer(configs / "t5_tokenizer", 77)

@@ -164,7 +164,7 @@ def test_damaged_weights_of_any_part_are_named(tmp_path):
 
 
 def test_half_precision_shards(tmp_path):
-    """As SD3's third text encoder lies in its repository."""
+    """Shards as those of SD3's third text encoder."""
     folder = build(tmp_path / "model", *FOLDERS["sd3"][:2])
     encoder = folder / "text_encoder_3"
     (encoder / "model.safetensors").unlink()
@@ -176,7 +176,7 @@ def test_half_precision_shards(tmp_path):
     assert [path.name for path in check_folder(folder).components["text_encoder_3"].weights] == names
 
 
-def test_companions_are_checked_when_they_are_asked_for(tmp_path):
+def test_companions_are_checked_when_they_are_used(tmp_path):
     folder = make_folder(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -202,7 +202,7 @@ def test_companions_are_checked_when_they_are_asked_for(tmp_path):
 
 
 def test_the_name_of_a_cached_model_is_the_repositorys(tmp_path):
-    """The name of a snapshot's folder is a commit: the repository's name tells the variant."""
+    """The name of a snapshot's folder is a commit; the repository's name decides the variant."""
     folder = tmp_path / "models--stabilityai--sd-turbo/snapshots" / ("0" * 40)
     build(folder, "StableDiffusionPipeline", SD, {"cross_attention_dim": 1024})
     assert gate.called(folder) == "stabilityai/sd-turbo"

@@ -1,4 +1,4 @@
-"""Names become models; what there is to know of them without loading anything."""
+"""Names become models; a model's facts are read without loading it."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_a_folder_goes_before_a_bundled_name_but_only_if_it_is_a_model(here):
         ("https://example.com/x", "there is no model", "Here"),
     ],
 )
-def test_what_is_no_model(here, name, message, hint):
+def test_refused_models(here, name, message, hint):
     (here / "empty").mkdir()
     (here / "file").write_text("")
     os.mkfifo(here / "pipe")

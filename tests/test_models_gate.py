@@ -1,4 +1,4 @@
-"""The gate: sound folders pass, everything crafted is refused, by name and without running anything."""
+"""The gate: valid folders pass; crafted ones are refused by name, without running anything."""
 
 import hashlib
 import json
@@ -356,7 +356,7 @@ def test_names_in_messages_cannot_play_tricks(tmp_path):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**4), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 40))
 def test_what_the_gate_lets_through_safetensors_reads(tmp_path_factory, damage, cut):
-    """Stricter than the library, on damaged files: never the other way round."""
+    """On damaged files the gate is stricter than the library, never the other way round."""
     data = bytearray(save(TENSORS))
     for place, value in damage:
         data[place % 260] = value

@@ -49,7 +49,7 @@ for line in sys.stdin:
 
 
 def environment(home: Path, **more) -> dict[str, str]:
-    """Of a process that has nothing of ours but the code."""
+    """The environment of a process with an empty home: only the code is shared."""
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(home), **more}
 
 
@@ -83,7 +83,7 @@ def diffgen(hub, worker, tmp_path):
 
 
 def repository(tmp_path, name="repo"):
-    """Stable Diffusion 1 as repositories are: two precisions, pickles, code, a safety checker, pictures."""
+    """A repository of Stable Diffusion 1: two precisions, pickles, code, a safety checker, pictures."""
     folder = make_folder(tmp_path / name)
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -248,7 +248,7 @@ def test_gated(hub, diffgen, tmp_path):
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_no_token_in_any_message(hub, diffgen, debug):
-    """Also where the address itself has one in it."""
+    """Also if the address itself contains one."""
     with_secret = hub.url.replace("//", f"//user:{TOKEN}@")
     for status in (401, 403, 404, 500):
         hub.status = status
@@ -265,7 +265,7 @@ def test_no_token_in_any_message(hub, diffgen, debug):
         ("../etc/passwd", "not the id of a model"),
     ],
 )
-def test_what_is_not_there(hub, diffgen, name, match):
+def test_missing_files(hub, diffgen, name, match):
     code, _, err = diffgen("models", "pull", name, "-y")
     assert code == 3
     assert match in err
@@ -302,7 +302,7 @@ def test_a_damaged_download_is_refused(hub, diffgen, tmp_path):
     assert diffgen("models", "verify", REPO)[0] == 0
 
 
-def test_what_was_broken_off_is_no_model_and_goes_on(hub, diffgen, tmp_path):
+def test_an_interrupted_download_is_no_model_and_continues(hub, diffgen, tmp_path):
     """The hub breaks down within a download; the next one fetches what is missing."""
     hub.add(REPO, repository(tmp_path))
     name = "vae/diffusion_pytorch_model.safetensors"
@@ -423,7 +423,7 @@ def test_ids(text, parsed):
 @pytest.mark.parametrize(
     "text", ["", "name", "a/b/c", "a/..", "../b", "a/b@", "a/b@../x", "/a/b", "a b/c", "a/b@x/", "a/" + "b" * 200]
 )
-def test_what_is_no_id(text):
+def test_refused_ids(text):
     with pytest.raises(InputError):
         cache.parse_id(text)
 

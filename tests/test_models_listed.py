@@ -1,4 +1,4 @@
-"""The user's own list: names for paths and hub ids, with defaults; wrong lists are named, entries are taken out."""
+"""The user's own list: names for paths and hub ids, with defaults; invalid lists are named, entries are removed."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_hub_ids(here, tmp_path):
         find("three")
 
 
-def test_a_variant_is_told_by_the_models_own_name(here, tmp_path):
+def test_the_models_own_name_decides_the_variant(here, tmp_path):
     build(tmp_path / "config/sd-turbo", "StableDiffusionPipeline", SD)
     here('mine = "./sd-turbo"\n')
     assert find("mine").variant == check(find("mine")).variant == "turbo"
@@ -124,7 +124,7 @@ def test_wrong_lists(here, tmp_path, text, match):
     assert excinfo.value.message.isprintable()
 
 
-def test_entries_are_taken_out_and_all_else_stays(here, tmp_path):
+def test_an_entry_is_removed_and_the_rest_of_the_list_stays(here, tmp_path):
     text = '# mine\na = "./a"  # the first\n\n[b]  # second\npath = "x"\ndefaults.steps = 7\n\n[c]\nhub = "o/n"\n'
     here(text)
     path, left = listed.without("b")
@@ -145,7 +145,7 @@ def test_entries_are_taken_out_and_all_else_stays(here, tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.from_regex(r"[a-z][a-z0-9.-]{0,6}", fullmatch=True), st.booleans(), min_size=1, max_size=5))
-def test_what_is_left_are_the_others(tmp_path_factory, names):
+def test_the_remaining_entries_are_the_others(tmp_path_factory, names):
     folder = tmp_path_factory.getbasetemp()
     lines = [f'"{name}" = "./x"\n' for name, table in names.items() if not table]
     lines += [f'["{name}"]\npath = "./x"\n' for name, table in names.items() if table]

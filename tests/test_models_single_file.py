@@ -1,4 +1,4 @@
-"""What a single file is, by its header: families, variants, what is no checkpoint; the bundled configurations."""
+"""Single files by their headers: families, variants, files that are no checkpoint, bundled configurations."""
 
 import json
 import math
@@ -148,7 +148,7 @@ class Shaped:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_families_and_variants(tmp_path, name):
-    """The family also as diffusers tells it from the same names and shapes."""
+    """diffusers recognises the same family by the same names and shapes."""
     shapes, family, variant, theirs = CHECKPOINTS[name]
     contents = recognise(write(tmp_path / f"{name}.safetensors", shapes))
     assert (contents.kind, contents.family, contents.variant) == ("checkpoint", family, variant)
@@ -230,7 +230,7 @@ def test_what_the_network_predicts(tmp_path, name, shapes, metadata, option, pre
 # What lacks comes from a base
 
 
-def test_a_base_beside_the_file_supplies_what_lacks(tmp_path):
+def test_a_folder_beside_the_file_supplies_missing_components(tmp_path):
     path = write(tmp_path / "x.safetensors", unet(768))
     with pytest.raises(InputError, match="lacks vae, text_encoder") as excinfo:
         check_file(path)
@@ -337,7 +337,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_no_checkpoint_is_told_with_the_way_on(tmp_path, name):
+def test_a_file_that_is_no_checkpoint_is_refused_with_a_hint(tmp_path, name):
     shapes, kind, family, words = OTHERS[name]
     path = write(tmp_path / "x.safetensors", shapes)
     contents = recognise(path)

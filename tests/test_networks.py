@@ -208,7 +208,7 @@ def test_attention_of_a_cpu_in_bfloat16_is_the_formula_too():
         torch.testing.assert_close(got.double(), want, rtol=0.05, atol=0.05)
 
 
-def test_positions_tell_rows_and_columns_apart():
+def test_positions_distinguish_rows_and_columns():
     p = positions(3, 5, 16, torch.device("cpu")).reshape(3, 5, 16)
     assert p.flatten(0, 1).unique(dim=0).shape[0] == 15
     for r in range(3):
@@ -246,8 +246,8 @@ def test_a_large_picture_goes_through(make: Any, changes: dict[str, int]):
 
 
 @pytest.mark.parametrize("network", [UNet(3, 6, classes=2, **SMALL_UNET), DiT(3, 6, classes=2, **SMALL_DIT)])
-def test_a_fresh_network_says_nothing(network: nn.Module):
-    """Zero, and so v = 0 of a learned variance, half way between β and β̃; its gradient is not zero."""
+def test_a_fresh_network_outputs_zero(network: nn.Module):
+    """The output is 0, also v of a learned variance, half way between β and β̃; the gradient is not 0."""
     y = network(pictures(2, 3, 8, 8), torch.tensor([1, 2]), torch.tensor([0, 2]))
     assert y.shape == (2, 6, 8, 8)
     assert not y.any()
@@ -264,7 +264,7 @@ def test_every_weight_is_used(make: Any):
     assert unused == []
 
 
-# --- what they are told ---
+# --- conditioning ---
 
 
 @both
@@ -279,7 +279,7 @@ def test_a_picture_does_not_depend_on_its_batch(make: Any):
 
 
 @both
-def test_times_are_whole_or_not(make: Any):
+def test_times_are_integers_or_fractions(make: Any):
     network, x = make(), pictures(2, 3, 8, 8)
     with torch.no_grad():
         whole = network(x, torch.tensor([3, 700]))
@@ -460,7 +460,7 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
         ({"name": "dit", "channels": 3, "width": 18, "heads": 1}, "width must be a multiple of 4"),
     ],
 )
-def test_what_does_not_fit_is_not_built(description: dict[str, Any], message: str):
+def test_invalid_networks_are_refused(description: dict[str, Any], message: str):
     with pytest.raises(ValueError, match="^" + re.escape(message)):
         build(description)
 
@@ -485,7 +485,7 @@ LABELS, TEXT = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 5, 6)
         (dict(x=X, t=TIMES, context=TEXT), "this network reads no text"),
     ],
 )
-def test_what_does_not_fit_is_not_computed(make: Any, call: dict[str, Tensor], message: str):
+def test_inputs_that_do_not_fit_are_refused(make: Any, call: dict[str, Tensor], message: str):
     with pytest.raises(ValueError, match=message):
         make()(**call)
 

@@ -1,4 +1,4 @@
-"""Noise schedules: against their formulas, against diffusers' tables, and there and back."""
+"""Noise schedules: against their formulas, against diffusers' tables, and round trips."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ALL = TABLES | CONTINUOUS
 
 
 @pytest.mark.parametrize("noise", TABLES.values(), ids=TABLES)
-def test_tables_are_variance_preserving_and_read_at_whole_times(noise: NoiseSchedule) -> None:
+def test_tables_are_variance_preserving_and_exact_at_integer_times(noise: NoiseSchedule) -> None:
     for t, bar in enumerate(noise.alphas_cumprod):
         assert noise.alpha(t) ** 2 == pytest.approx(bar, abs=1e-14, rel=1e-12)
         assert noise.alpha(t) ** 2 + noise.sigma(t) ** 2 == pytest.approx(1, abs=1e-14)

@@ -234,7 +234,7 @@ def test_each_picture_has_the_maps_of_its_own_words(emoji: ImageGenerator) -> No
         ("unconditional", ["apple"], "--attention is not supported: m makes pictures from nothing but noise"),
     ],
 )
-def test_what_has_no_attention_is_refused_before_any_work(
+def test_attention_of_unknown_words_and_models_is_refused_before_any_work(
     tmp_path: Path, diffgen_: Callable[..., Result], family: str, words: list[str], text: str
 ) -> None:
     models.build(tmp_path / "m", family=family)
@@ -304,7 +304,7 @@ def test_the_command_writes_steps_and_attention_maps(diffgen_: Callable[..., Res
         (["--quantize", "int4"], 2, "--quantize must be one of none, int8"),
     ],
 )
-def test_what_cannot_be_written_is_refused_before_any_work(
+def test_an_impossible_output_is_refused_before_any_work(
     diffgen_: Callable[..., Result], tiny: Path, args: list[str], code: int, text: str
 ) -> None:
     Path("file").write_text("")
@@ -411,7 +411,7 @@ def test_other_terminals_get_256_colours(tmp_path: Path, tiny: Path) -> None:
     assert "38;2;" not in output
 
 
-def test_there_is_no_preview_without_a_terminal(diffgen_: Callable[..., Result], tiny: Path) -> None:
+def test_no_preview_without_a_terminal(diffgen_: Callable[..., Result], tiny: Path) -> None:
     code, _, err = diffgen_("generate", "a", "-m", tiny, "--steps", 1, "--preview")
     assert code == 0
     assert preview.BLOCK not in err

@@ -46,7 +46,7 @@ def test_the_keys_of_prompt_files_and_their_types() -> None:
     }
 
 
-def test_which_models_take_which_options() -> None:
+def test_each_kind_of_model_accepts_its_options() -> None:
     takes = {
         kind: {name for name, row in OPTIONS.items() if kind in row.models} for kind in ("prompts", "noise", "run")
     }
@@ -56,7 +56,7 @@ def test_which_models_take_which_options() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PIPELINES_ONLY))
-def test_neutral_values_are_taken_by_every_model(name: str) -> None:
+def test_every_model_accepts_neutral_values(name: str) -> None:
     for value in (OPTIONS[name].neutral, None, "", [], 0):
         assert unsupported(cast(Options, {name: value}), "run") is None
     assert unsupported(cast(Options, {"seed": 7, name: "x"}), "run") == name

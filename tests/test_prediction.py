@@ -31,7 +31,7 @@ def works(prediction: str, noise: NoiseSchedule) -> bool:
 COMBINATIONS = [(p, name) for p in PREDICTIONS for name in SCHEDULES if works(p, SCHEDULES[name])]
 
 
-def test_which_combinations_work() -> None:
+def test_combinations_of_options() -> None:
     refused = {(p, name) for p in PREDICTIONS for name in SCHEDULES} - set(COMBINATIONS)
     assert refused == {
         ("epsilon", "zero_snr"),

@@ -55,7 +55,7 @@ def test_captions():
     assert stripes(count=1, held_out=0, describe=lambda i: two).captions[0] == two
 
 
-def test_the_fingerprint_tells_functions_apart():
+def test_functions_have_different_fingerprints():
     changes = (
         {},
         {"name": "stripes 2"},

@@ -68,7 +68,7 @@ def xl(sd1: Any) -> Any:
 
 
 class Embeddings(NamedTuple):
-    """What `embed` makes, by short names; None for what it leaves out."""
+    """The embeddings that `embed` returns, by short names; None for those it leaves out."""
 
     prompt: torch.Tensor
     negative: torch.Tensor | None
@@ -96,7 +96,7 @@ def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
 
 @pytest.mark.parametrize("syntax", ["a1111", "plain"])
 @pytest.mark.parametrize("prompt", SHORT)
-def test_a_short_prompt_is_what_the_pipeline_makes_of_it(pipeline: Any, prompt: str, syntax: str) -> None:
+def test_a_short_prompt_has_the_pipelines_own_embeddings(pipeline: Any, prompt: str, syntax: str) -> None:
     theirs = pipeline.encode_prompt(prompt, CPU, 1, True, negative_prompt="on the apple")
     ours = embed(pipeline, prompt, "on the apple", syntax=syntax)
     assert same(ours.prompt, theirs[0])
@@ -109,7 +109,7 @@ def test_a_short_prompt_is_what_the_pipeline_makes_of_it(pipeline: Any, prompt: 
 
 @given(st.lists(st.sampled_from([*WORDS, ",", "x7", "日"]), max_size=6).map(" ".join))
 @settings(max_examples=30, deadline=None)
-def test_any_short_prompt_is_what_the_pipeline_makes_of_it(sd1: Any, prompt: str) -> None:
+def test_any_short_prompt_has_the_pipelines_own_embeddings(sd1: Any, prompt: str) -> None:
     if len(sd1.tokenizer(prompt).input_ids) <= 16:
         assert same(embed(sd1, prompt).prompt, sd1.encode_prompt(prompt, CPU, 1, False)[0])
 
@@ -161,7 +161,7 @@ def test_clip_skip(sd1: Any, xl: Any, skip: int) -> None:
 
 
 @pytest.mark.parametrize("skip", [0, 3, -1, True])
-def test_a_clip_skip_that_is_not_there_is_refused(sd1: Any, skip: int) -> None:
+def test_a_clip_skip_beyond_the_layers_is_refused(sd1: Any, skip: int) -> None:
     with pytest.raises(UsageError, match="--clip-skip must be a whole number from 1 to 2"):
         embed(sd1, "a", clip_skip=skip)
 
@@ -194,7 +194,7 @@ def test_weights_multiply_and_the_mean_comes_back(emoji: Any, prompt: str, words
 
 
 def test_a_mean_of_zero_is_nothing_to_scale_by(sd1: Any) -> None:
-    """The tiny encoder's last norm is untrained: each token's embedding has the mean 0, but for rounding."""
+    """The tiny encoder's last norm is untrained: each token's embedding has the mean 0, except for rounding."""
     plain, weighted = embed(sd1, "a red apple").prompt, embed(sd1, "a (red:1.5) apple").prompt
     assert plain.mean().abs() < 1e-6
     plain[:, 2] *= 1.5
@@ -231,7 +231,7 @@ def test_weights_are_scaled_back_chunk_by_chunk(sd1: Any) -> None:
     assert same(ours[:, 16:], embed(sd1, "[green] circle").prompt)
 
 
-def test_plain_cuts_and_says_so(sd1: Any) -> None:
+def test_plain_syntax_cuts_long_prompts_with_a_warning(sd1: Any) -> None:
     ours = embed(sd1, LONG, syntax="plain")
     assert same(ours.prompt, sd1.encode_prompt(LONG, CPU, 1, False)[0])
     ids = sd1.tokenizer(LONG).input_ids
@@ -242,7 +242,7 @@ def test_plain_cuts_and_says_so(sd1: Any) -> None:
     assert same(literal.prompt, sd1.encode_prompt("(red:1.5)", CPU, 1, False)[0])
 
 
-def test_the_pipeline_takes_what_we_make(sd1: Any) -> None:
+def test_the_pipeline_accepts_our_embeddings(sd1: Any) -> None:
     """A picture of a prompt of three chunks; one of a short one is the same as from the prompt itself."""
     import schedulers
 

@@ -1,4 +1,4 @@
-"""`diffgen prompt explain`."""
+"""`diffgen prompt explain`: tokens, weights and choices of a prompt, and its errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_weights_tokens_and_their_numbers(said: Callable[..., dict[str, Any]], t
     assert (result["read"], result["unknown"], result["family"]) == ("chunks", [], "sd1")
 
 
-def test_what_one_chunk_leaves_out(said: Callable[..., dict[str, Any]]) -> None:
+def test_the_words_that_one_chunk_leaves_out(said: Callable[..., dict[str, Any]]) -> None:
     chunks, plain = said(LONG), said(LONG, "--prompt-syntax", "plain")
     assert [len(chunk) for chunk in chunks["chunks"]] == [8, 7]
     assert [len(chunk) for chunk in plain["chunks"]] == [14]
@@ -62,7 +62,7 @@ def test_what_one_chunk_leaves_out(said: Callable[..., dict[str, Any]]) -> None:
     assert len(said("a BREAK red")["chunks"]) == 2
 
 
-def test_what_wildcards_become(said: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_explain_shows_the_choices_of_wildcards(said: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "wildcards" / "shape.txt").write_text("circle\nsquare\n")
     (tmp_path / "others").mkdir()
@@ -117,8 +117,8 @@ def test_the_lines(diffgen_: Command, tiny: Path) -> None:
 )
 def test_errors(diffgen_: Command, args: tuple[str, ...], code: int, text: str) -> None:
     assert diffgen_("prompt", "explain", *args)[0] == code
-    found, out, err = diffgen_("prompt", "explain", *args, "--json")
-    assert found == code
+    exit_code, out, err = diffgen_("prompt", "explain", *args, "--json")
+    assert exit_code == code
     assert text in err
     document = json.loads(out)
     assert document["ok"] is False
@@ -143,7 +143,7 @@ def test_it_needs_no_torch() -> None:
     assert process.returncode == 0, process.stderr
 
 
-def test_the_bundled_model_says_what_it_reads(diffgen_: Command) -> None:
+def test_explain_shows_what_the_bundled_model_reads(diffgen_: Command) -> None:
     code, out, _ = diffgen_("prompt", "explain", "a (red:1.3) apple", "--json")
     assert code == 0
     result = json.loads(out)["result"]
@@ -153,7 +153,7 @@ def test_the_bundled_model_says_what_it_reads(diffgen_: Command) -> None:
 
 
 def test_the_guide(diffgen_: Command) -> None:
-    """Its first example prints what stands there, but for the numbers of the tokens; its table names every key."""
+    """The guide's first example prints what the page shows, except the token ids; its table names every key."""
     from diffgen.generation.options import json_types
 
     page = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text("utf-8")
@@ -169,7 +169,7 @@ def test_the_guide(diffgen_: Command) -> None:
 
 
 def test_the_guides_other_commands_run(diffgen_: Command, tmp_path: Path) -> None:
-    """With the files that the page tells to write; `generate` without making the pictures."""
+    """With the files that the page describes; `generate` runs with --dry-run."""
     page = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text("utf-8")
     blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^    .*\n)+", page, re.MULTILINE)]
     blocks += re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)

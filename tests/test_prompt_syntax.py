@@ -68,9 +68,9 @@ def test_documented_examples(text: str, parts: list[tuple[str, float]]) -> None:
     ],
 )
 def test_corners(text: str, sections: list[list[tuple[str, float]]]) -> None:
-    found = parse(text)
-    assert [[part.text for part in section] for section in found] == [[t for t, _ in s] for s in sections]
-    for section, expected in zip(found, sections, strict=True):
+    parsed = parse(text)
+    assert [[part.text for part in section] for section in parsed] == [[t for t, _ in s] for s in sections]
+    for section, expected in zip(parsed, sections, strict=True):
         assert [part.weight for part in section] == pytest.approx([weight for _, weight in expected])
 
 
@@ -78,23 +78,23 @@ def recursive(text: str) -> list[tuple[str, float]]:
     """The weight of each character of a text whose brackets are balanced, top down: an independent reader."""
 
     def inside(i: int, stop: str) -> tuple[list[tuple[str, float]], int, float | None]:
-        found: list[tuple[str, float]] = []
+        characters: list[tuple[str, float]] = []
         while i < len(text) and text[i] != stop:
             if text[i] == "\\":
-                found.append((text[i + 1], 1.0))
+                characters.append((text[i + 1], 1.0))
                 i += 2
             elif text[i] in "([":
                 close = ")" if text[i] == "(" else "]"
                 inner, end, number = inside(i + 1, close)
                 factor = number if number is not None else 1.1 if close == ")" else 1 / 1.1
-                found += [(character, weight * factor) for character, weight in inner]
+                characters += [(character, weight * factor) for character, weight in inner]
                 i = end + 1
             elif text[i] == ":" and stop == ")" and is_number(text[i + 1 : closing(text, i)]):
-                return found, closing(text, i), float(text[i + 1 : closing(text, i)])
+                return characters, closing(text, i), float(text[i + 1 : closing(text, i)])
             else:
-                found.append((text[i], 1.0))
+                characters.append((text[i], 1.0))
                 i += 1
-        return found, i, None
+        return characters, i, None
 
     def closing(text: str, i: int) -> int:
         return text.index(")", i)
@@ -177,7 +177,7 @@ def test_what_is_refused(text: str, message: str) -> None:
     assert parse(text, "plain") == [[(text, 1.0)]]
 
 
-def test_a_lora_in_the_prompt_is_told_its_option() -> None:
+def test_a_lora_in_the_prompt_is_reported_with_its_option() -> None:
     with pytest.raises(UsageError) as excinfo:
         parse("a cat <lora:thing:0.8>")
     assert "--lora thing.safetensors:0.8" in excinfo.value.hint
@@ -197,5 +197,5 @@ def test_notes(text: str, message: str) -> None:
     assert notes("a (cat:1.2), [dog] and a BRAND") == []
 
 
-def test_a_long_prompt_of_brackets_takes_no_time() -> None:
+def test_a_long_prompt_of_brackets_is_parsed_in_linear_time() -> None:
     assert len(parse("[a " * 99 + "[b]c" * 15_000)[0]) > 1

@@ -1,4 +1,4 @@
-"""Wildcards: choices by the seed, files, bounds."""
+"""Wildcards: choices by the seed, files of choices, limits."""
 
 from __future__ import annotations
 
@@ -104,18 +104,18 @@ def test_default_folders(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert Wildcards().expand("{__my_colours__}", 1)[0] in ("red", "été")
 
 
-def test_a_seed_says_the_same_in_every_process(folder: Path) -> None:
+def test_a_seed_chooses_the_same_in_every_process(folder: Path) -> None:
     """The literal values hold for every version of Python: `Random.random()` is promised not to change."""
     text = "{a|b|c|d|e|f} {2$$a|b|c|d} __animals__"
-    here = [Wildcards([folder]).expand(text, seed, "{x|y|z}") for seed in range(4)]
+    expanded = [Wildcards([folder]).expand(text, seed, "{x|y|z}") for seed in range(4)]
     code = (
         "from diffgen.prompts.wildcards import Wildcards; import sys\n"
         f"print([Wildcards([sys.argv[1]]).expand({text!r}, seed, '{{x|y|z}}') for seed in range(4)])"
     )
-    there = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
-    assert there.stdout.strip() == str(here)
+    process = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == str(expanded)
     draws = [Random(seed).random() for seed in range(4)]
-    assert [prompt[0] for prompt, _ in here] == ["abcdef"[int(draw * 6)] for draw in draws]
+    assert [prompt[0] for prompt, _ in expanded] == ["abcdef"[int(draw * 6)] for draw in draws]
     assert draws[0] == 0.8444218515250481
 
 
@@ -125,10 +125,10 @@ def test_prompt_and_negative_draw_one_after_the_other() -> None:
     assert [NONE.expand("{a|b}", s)[0] for s in range(40)] == [NONE.expand("{a|b}", s, "{c|d}")[0] for s in range(40)]
 
 
-def test_the_choices_are_told(folder: Path) -> None:
-    text, made = Wildcards([folder]).choose("a {{red|red}|red} __zoo/birds__ on {}", Random(3))
-    assert [choice.wildcard for choice in made] == ["{{red|red}|red}", "__zoo/birds__", "{}"]
-    assert text == f"a {made[0].value} {made[1].value} on {made[2].value}"
+def test_the_choices_are_reported(folder: Path) -> None:
+    text, choices = Wildcards([folder]).choose("a {{red|red}|red} __zoo/birds__ on {}", Random(3))
+    assert [choice.wildcard for choice in choices] == ["{{red|red}|red}", "__zoo/birds__", "{}"]
+    assert text == f"a {choices[0].value} {choices[1].value} on {choices[2].value}"
 
 
 texts = st.recursive(
@@ -176,7 +176,7 @@ def test_an_expanded_prompt_has_nothing_left_to_choose(text: str, seed: int) -> 
         ("__long__" * 40, InputError, "longer than 65536"),
     ],
 )
-def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[Exception], message: str) -> None:
+def test_texts_that_are_refused_with_every_seed(folder: Path, text: str, error: type[Exception], message: str) -> None:
     (folder.parent / "secret.txt").write_text("secret\n")
     (folder / "link.txt").symlink_to(folder.parent / "secret.txt")
     for name, content in {
@@ -198,12 +198,12 @@ def test_what_is_refused_whatever_the_seed(folder: Path, text: str, error: type[
             Wildcards([folder]).expand(text, seed)
 
 
-def test_all_that_could_be_chosen_side_by_side(folder: Path) -> None:
-    found = Wildcards([folder]).possible("a {3::red|2$$green} __animals__, __zoo/birds__ \\{b\\}").split()
-    assert found == ["a", "red", "2$$green", "cat", "dog", "big", "small", "owl", "eagle", ",", "\\{b\\}"]
+def test_possible_lists_every_choice(folder: Path) -> None:
+    words = Wildcards([folder]).possible("a {3::red|2$$green} __animals__, __zoo/birds__ \\{b\\}").split()
+    assert words == ["a", "red", "2$$green", "cat", "dog", "big", "small", "owl", "eagle", ",", "\\{b\\}"]
 
 
-def test_near_names_are_told(folder: Path) -> None:
+def test_the_error_suggests_near_names(folder: Path) -> None:
     with pytest.raises(InputError) as excinfo:
         Wildcards([folder]).check("{a|__anmals__}")
     assert "__animals__" in excinfo.value.hint

@@ -56,6 +56,6 @@ def test_each_row_has_255_steps() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchao") is not None, reason="torchao is installed")
-def test_without_the_package_it_is_said_how_to_get_it() -> None:
+def test_without_the_package_the_error_says_how_to_install_it() -> None:
     with pytest.raises(InputError, match="torchao"):
         quantize.check()

@@ -211,7 +211,7 @@ steps = 2
 NAMES = ("alarm clock", "bell", "octopus")  # one picture of each is held out
 
 
-def test_the_whole_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_stages_of_the_recipe(recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """From a few pictures to the measured model with its card; a second run changes nothing."""
     data, make, card = (recipe(name) for name in ("data", "make", "card"))
     work = tmp_path / "work"

@@ -94,7 +94,7 @@ def test_against_the_best_of_diffusers(unseen: Exam) -> None:
     assert mean(ratios) < 0.9
 
 
-def test_it_goes_on_falling_where_diffusers_stalls(unseen: Exam) -> None:
+def test_the_error_keeps_falling_where_that_of_diffusers_stalls(unseen: Exam) -> None:
     for s in (schedulers.get("deis", order=3), schedulers.recommend(80)):
         assert mean(unseen.errors(s.sample(unseen.network, unseen.x, 80))) < 2e-5
 
@@ -130,7 +130,7 @@ def test_steps_for_a_grid_of_given_length() -> None:
 # Grids with a number
 
 
-def test_a_grid_takes_its_number_after_a_colon() -> None:
+def test_a_grid_name_may_carry_its_number_after_a_colon() -> None:
     noise = NoiseSchedule.scaled_linear()
     for name, parameter, value in (
         ("karras", "rho", 5.0),
@@ -169,7 +169,7 @@ def test_the_exam_knows_the_answer() -> None:
 # The page
 
 
-def test_every_built_in_solver_says_its_formula_and_when_to_use_it() -> None:
+def test_every_built_in_solver_has_a_formula_and_a_use() -> None:
     assert all(s.formula and s.when for s in SOLVERS.values() if not s.is_plugin)
 
 

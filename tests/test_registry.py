@@ -92,7 +92,7 @@ LABELS: dict[str, tuple[str, str | None]] = {
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_what_other_tools_call_it(label: str) -> None:
+def test_names_of_other_tools(label: str) -> None:
     assert schedulers.resolve(label) == LABELS[label]
     assert schedulers.resolve(label.upper()) == LABELS[label]
     assert schedulers.info(label).name == LABELS[label][0]
@@ -112,12 +112,12 @@ def test_every_name_and_alias_is_its_own() -> None:
         ("uni_pc_bh1", "unipc", {"variant": "bh1"}),
     ],
 )
-def test_labels_that_stand_for_options(label: str, name: str, options: dict[str, Any]) -> None:
+def test_labels_with_options(label: str, name: str, options: dict[str, Any]) -> None:
     s = schedulers.get(label)
     assert (s.name, s.options) == (name, options)
 
 
-def test_labels_say_nothing_that_is_not_there() -> None:
+def test_labels_name_existing_solvers_grids_and_options() -> None:
     for label, (name, grid, options) in registry.LABELS.items():
         schedulers.get(label)
         assert name in schedulers.names(), label
@@ -136,7 +136,7 @@ def test_an_explicit_grid_and_option_win() -> None:
     ("grid", "canonical"),
     [("Karras", "karras"), ("normal", "linspace"), ("beta", "beta_t"), ("Align Your Steps", "ays")],
 )
-def test_what_other_tools_call_a_grid(grid: str, canonical: str) -> None:
+def test_names_that_other_tools_have_for_grids(grid: str, canonical: str) -> None:
     assert schedulers.check_grid(grid) == canonical
 
 

@@ -18,7 +18,7 @@ CONFIGS = sorted((SAMPLES / "configs").glob("*.toml"))
 DATA = {"emoji32.toml": SAMPLES / "emoji32"}
 
 
-def test_there_is_one_for_each_job():
+def test_each_job_has_a_configuration():
     assert [path.stem for path in CONFIGS] == ["digits-class", "digits", "emoji32", "learned-variance"]
 
 
@@ -53,7 +53,7 @@ def test_emoji32():
 
 
 def defaults(config) -> dict[str, str]:
-    """{key: default as TOML} of a configuration but for [network]; – where none is set."""
+    """{key: default as TOML} of a configuration without [network]; – if none is set."""
     tables = {table: vars(v) for table, v in vars(config).items() if dataclasses.is_dataclass(v)}
     tables[""] = {name: v for name, v in vars(config).items() if isinstance(v, str)}
     return {

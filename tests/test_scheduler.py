@@ -121,7 +121,7 @@ def test_half_precision_keeps_a_float32_state(name: str, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_half_precision_takes_edits_over(mode: Any) -> None:
+def test_half_precision_keeps_edits(mode: Any) -> None:
     """Edits, in place or in a copy, take effect; elements without an edit stay unrounded."""
     s, results = schedulers.get("dpmpp_2m"), []
     for edit in (lambda x: x[1:].fill_(0.25), lambda x: x[1:].copy_(torch.full_like(x[1:], 0.25)), lambda x: None):

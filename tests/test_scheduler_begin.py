@@ -14,7 +14,7 @@ from schedulers import Scheduler
 from schedulers.solver import Solver, matching_rest
 
 
-def test_begun_midway_however_a_solver_walks() -> None:
+def test_a_start_midway_keeps_the_history_of_any_solver() -> None:
     """A solver that does not walk over `grid.pairs()` keeps its history too."""
 
     def walker(steps: Any) -> Any:
@@ -41,7 +41,7 @@ def test_begun_midway_however_a_solver_walks() -> None:
     assert torch.equal(results[0], results[2])
 
 
-def test_what_goes_up_begins_at_the_picture() -> None:
+def test_ddim_inverse_begins_only_at_the_picture() -> None:
     s = schedulers.get("ddim_inverse")
     s.set_timesteps(5)
     with pytest.raises(ValueError, match="begins at 0, not at 2"):
@@ -49,7 +49,7 @@ def test_what_goes_up_begins_at_the_picture() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in INSIDE if name != "ddim_inverse"])
-def test_begun_at_every_evaluation(name: str) -> None:
+def test_a_run_may_begin_at_every_evaluation(name: str) -> None:
     s = schedulers.get(name)
     network = MIXTURE.denoiser(SD)
     s.set_timesteps(5)
@@ -71,7 +71,7 @@ def test_begun_at_every_evaluation(name: str) -> None:
             torch.testing.assert_close(result, s.sample(network, x, rest, seeds(3)), rtol=1e-3, atol=1e-4)
 
 
-def test_begun_inside_a_step() -> None:
+def test_a_run_may_begin_inside_a_step() -> None:
     """A start at the second evaluation of Heun's first step: first order to the next beginning, here the same point."""
     s = schedulers.get("heun", grid="trailing")
     network, grid = MIXTURE.denoiser(SD), s.grid(3)

@@ -69,7 +69,7 @@ def broken(kind: str, stochastic: bool = False, order: int = 1) -> Any:
         ("own state", {}, "takes_the_state_as_it_comes: "),
     ],
 )
-def test_what_is_broken_does_not_conform(kind: str, extra: dict[str, Any], says: str) -> None:
+def test_a_solver_with_a_fault_does_not_conform(kind: str, extra: dict[str, Any], says: str) -> None:
     function = broken(kind, **extra)
     try:
         with pytest.raises(AssertionError) as excinfo:
@@ -79,6 +79,6 @@ def test_what_is_broken_does_not_conform(kind: str, extra: dict[str, Any], says:
     assert says in str(excinfo.value), str(excinfo.value)
 
 
-def test_what_is_no_solver_does_not_conform() -> None:
+def test_an_undecorated_function_does_not_conform() -> None:
     with pytest.raises(AssertionError, match="decorate it"):
         check_solver(lambda x, grid, noise: x)

@@ -22,7 +22,7 @@ MIXTURE = Mixture.random(0)
 GAUSSIAN = Gaussian([0.3], 0.5)
 SCHEDULES = ("scaled_linear", "flow", "edm")
 
-# solver, options, evaluations whose state is put right at the start (the history of a multistep method), order
+# solver, options, number of exact states at the start (the history of a multistep method), order
 ORDERS: list[tuple[str, dict[str, Any], int, float]] = [
     ("euler", {}, 0, 1),
     ("heun", {}, 0, 2),

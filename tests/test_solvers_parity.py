@@ -173,7 +173,7 @@ ALMOST = [
 
 
 @pytest.mark.parametrize(("their", "config", "name", "options", "how", "differ"), ALMOST)
-def test_the_same_states_but_for_the_end(
+def test_the_states_are_the_same_except_the_last(
     their: str, config: Any, name: str, options: Any, how: Any, differ: int
 ) -> None:
     assert max(gap(make(their, **config), name, options=options, **how)[:-differ]) < 1e-5
@@ -235,7 +235,7 @@ def test_consistency() -> None:
     grid = Grid([*points, CLEAN], NoiseSchedule.edm())
     steps = SOLVERS["consistency"].function(x, grid, lambda p, q: draws[points.index(p)])
     result = run(steps, lambda state, p: Denoised(state, f(state, p.sigma), p, "sample"))[0]
-    # their last step adds noise of √(0.002² − 0.002²): none but for rounding
+    # their last step adds noise of √(0.002² − 0.002²): 0 except for rounding
     assert (state - result).abs().max() < 1e-4
 
 

@@ -24,7 +24,7 @@ from schedulers.solver import SOLVERS, evaluation_points, matching_rest, run
 MIXTURE = Mixture.random(0)
 ALL = sorted(SOLVERS)
 FORWARD = [n for n in ALL if not SOLVERS[n].upwards]
-LISTED = [n for n in FORWARD if not SOLVERS[n].native_only]  # whose questions are known beforehand
+LISTED = [n for n in FORWARD if not SOLVERS[n].native_only]  # their evaluations are known beforehand
 TWO = [n for n in LISTED if SOLVERS[n].evaluations_per_step == 2]
 ONE_STEP = ["euler", "euler_ancestral", "ddpm", "heun", "dpm2", "dpmpp_2s", "dpmpp_sde", "consistency", "tcd"]
 
@@ -117,7 +117,7 @@ def test_midpoint_methods_are_single_step_solvers_on_a_grid_with_the_middles(nam
 
 
 def test_dpmpp_2m_sde_in_the_formulas_of_k_diffusion() -> None:
-    """In the frame x/α, with its published coefficients, noise and all."""
+    """In the frame x/α, with the published coefficients and the same noise."""
     grid = karras(8, NoiseSchedule.edm())
     start = x = from_prior(grid.noise, MIXTURE, 24)
     old, last = None, 0.0
@@ -244,8 +244,8 @@ def test_res_multistep_ancestral_in_the_formulas_of_comfyui() -> None:
         x = down / p.sigma * x - (phi_1(-h) - b) * d - b * (d if old is None else old)
         x = x + up * draws(p, q)
         old, before, lower = d, p.sigma, down
-    found = sample("res_multistep_ancestral", grid, start, MIXTURE, noise=draws, eta=eta)[0]
-    assert (found - x).abs().max() < 1e-9
+    result = sample("res_multistep_ancestral", grid, start, MIXTURE, noise=draws, eta=eta)[0]
+    assert (result - x).abs().max() < 1e-9
 
 
 def test_er_sde_in_the_formulas_of_its_paper() -> None:
@@ -416,7 +416,7 @@ def test_edits_between_steps_are_honoured(name: str) -> None:
         state = other if p is grid[-2] else state
         return Denoised(state, MIXTURE.denoise(state, p.alpha, p.sigma)[0], p, "sample")
 
-    if name != "lcm":  # whose answer at t = 0 is the state
+    if name != "lcm":  # its x0 at t = 0 is the state
         expected = MIXTURE.denoise(other, grid[-2].alpha, grid[-2].sigma)[0]
         assert (run(SOLVERS[name].function(x, grid, draws), last)[0] - expected).abs().max() < 1e-12
 

@@ -55,8 +55,8 @@ def test_t5s_tokenizer_is_what_transformers_reads(family_folder: Callable[[str],
     assert len(ours) == len(other) == len(short)
 
 
-def test_t5s_normalization_comes_along(tmp_path: Path) -> None:
-    """A precompiled table in which ﬁ becomes fi, from either file."""
+def test_t5s_normalization_is_read(tmp_path: Path) -> None:
+    """A precompiled table in which ﬁ becomes fi is read from either file."""
     # sentencepiece/src/normalizer.h: the size of a double array, the array, the replacements, each ended by a zero.
     # The array is a trie over bytes (Darts): node n leads by byte b to the place n ^ offset(n) ^ b, which holds b.
     units = [0] * 1024

@@ -24,7 +24,7 @@ def toml(text: str) -> Any:
     return parse(tomllib.loads(text), "a.toml")
 
 
-def test_nothing_said_is_the_defaults() -> None:
+def test_an_empty_file_is_the_defaults() -> None:
     assert toml("") == Config()
 
 
@@ -84,7 +84,7 @@ def test_every_key_arrives_with_its_type() -> None:
         ("job = 'pixel'", "job is 'pixel'", "did you mean 'pixels'?"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_file_and_key(text: str, message: str, hint: str) -> None:
+def test_an_error_names_its_file_and_key(text: str, message: str, hint: str) -> None:
     with pytest.raises(InputError) as excinfo:
         toml(text)
     assert excinfo.value.message.startswith(f"a.toml: {message}")
@@ -108,7 +108,7 @@ def test_a_file_that_is_no_toml(tmp_path: Path, data: bytes, message: str) -> No
         read_toml(path)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing.toml", tmp_path):
         with pytest.raises(InputError, match=str(path)):
             read_toml(path)

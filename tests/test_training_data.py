@@ -1,4 +1,4 @@
-"""Data to train on: the digits, folders of every kind, the same for everyone, and refused where it is broken."""
+"""Data to train on: the digits, folders of every kind, the same in every process, and refused if broken."""
 
 import contextlib
 import hashlib
@@ -78,7 +78,7 @@ def test_digits_are_those_of_uci():
 
 
 def test_a_bundled_name_goes_before_a_folder(write, monkeypatch):
-    """Or a run that is written to ./digits would be its own data when it is resumed."""
+    """Otherwise a run that is written to ./digits would be its own data when it is resumed."""
     monkeypatch.chdir(write({"digits/a.png": picture(0)}))
     assert len(open_data("digits")) == 1797
     assert len(open_data("./digits")) == 1
@@ -186,7 +186,7 @@ def test_mixed_modes_are_read_as_the_richest(write):
     assert data.notes == ()
 
 
-def test_channels_as_asked(write):
+def test_pictures_are_read_in_the_requested_channels(write):
     folder = write({"a.png": picture(2, mode="RGBA"), "b.png": picture(0, mode="L")})
     on_white = Image.alpha_composite(Image.new("RGBA", (6, 5), "white"), picture(2, mode="RGBA")).convert("RGB")
     assert torch.equal(open_data(folder, channels=3).images[0], values(on_white))
@@ -237,7 +237,7 @@ def test_large_pictures_need_a_size(write):
         ("file", "'file' is not a folder", "digits"),
     ],
 )
-def test_what_is_no_data_set(tmp_path, monkeypatch, name, message, hint):
+def test_refused_data_sets(tmp_path, monkeypatch, name, message, hint):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     with pytest.raises(InputError) as excinfo:
@@ -285,7 +285,7 @@ GOOD = '{"file_name": "a.png", "text": "a"}\n'
         ),
     ],
 )
-def test_what_is_wrong_in_a_folder(write, files, message):
+def test_refused_folders(write, files, message):
     with pytest.raises(InputError, match=message):
         open_data(write(files))
 
@@ -334,7 +334,7 @@ def test_damaged_metadata_is_read_or_refused(tmp_path_factory, damage):
 # The same for everyone
 
 
-def test_fingerprint_is_of_what_matters(write, tmp_path):
+def test_the_fingerprint_depends_on_what_matters(write, tmp_path):
     files = {f"{kind}/{i}.png": picture(10 * i + len(kind)) for kind in ("a", "bb") for i in range(3)}
     data = open_data(write(files))
     backwards = write(dict(reversed(files.items())), "other-order")
@@ -461,7 +461,7 @@ def test_mapped_data_follows_its_folder(write, cache):
     assert open_data(folder, size=4, memory="map").size == (4, 4)
 
 
-def test_a_damaged_cache_is_made_again(write, cache):
+def test_a_damaged_cache_is_rebuilt(write, cache):
     folder = write({f"{i}.png": picture(i) for i in range(3)})
     good = open_data(folder, memory="map").fingerprint
     (file,) = cache.rglob("*.safetensors")

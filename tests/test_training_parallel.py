@@ -49,7 +49,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def test_two_processes_lose_what_one_loses(two: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one(two: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, 0.0, 50, 10)
     assert run(tmp_path, "train", "digits", "-o", "run", "--config", config, "--device", "cpu")[0] == 0
     assert losses(two) == pytest.approx(losses(tmp_path / "run"), abs=1e-5, rel=0)
@@ -116,7 +116,7 @@ def test_parts_of_a_network_make_the_same_files(two: Path, tmp_path: Path) -> No
     assert contents(tmp_path / "run") == before
 
 
-def test_what_is_wrong_is_said_once_and_ends_both(two: Path, tmp_path: Path) -> None:
+def test_an_error_is_printed_once_and_ends_both(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two, tmp_path / "run")
     codes, errors = pair(tmp_path, "train", "digits", "-o", "run", "--resume", "--steps", "60")
     assert codes == [2, 2]

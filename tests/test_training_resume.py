@@ -1,4 +1,4 @@
-"""A run that was killed, stopped or out of disk goes on as if nothing had been: the same bytes in the end."""
+"""A run that was killed, stopped or out of disk resumes and ends in the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def test_tensorboard_reads_what_was_written(finished: Path) -> None:
     assert [event.step for event in board.Images("samples")] == [20, 40]
 
 
-def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished: Path, tmp_path: Path) -> None:
-    """Killed without warning after each few lines of the log, and some moments later, until it is through."""
+def test_a_run_killed_at_any_moment_ends_in_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    """Kill the training without warning after every few lines of the log and a random delay, until it finishes."""
     chance = random.Random(0)
     train = ["train", "digits", "-o", "run", "--config", write_config(tmp_path), "--resume", "-q"]
     killed = 0
@@ -92,7 +92,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(finished: Path, tmp_path
     assert contents(tmp_path / "run") == contents(finished)
 
 
-def test_stopped_it_finishes_the_step_saves_and_says_so(tmp_path: Path) -> None:
+def test_a_stopped_run_finishes_the_step_saves_and_reports_it(tmp_path: Path) -> None:
     config = write_config(tmp_path, steps=FOREVER)
     process = start(tmp_path, "train", "digits", "-o", "run", "--config", config, "--json")
     wait(process, lambda: lines(tmp_path / "run/timing.jsonl") > 1)
@@ -118,8 +118,8 @@ def test_a_second_process_is_refused_while_the_first_trains(tmp_path: Path) -> N
     assert lines(tmp_path / "run/timing.jsonl") > 0
 
 
-def test_a_full_disk_ends_it_and_the_checkpoint_before_is_whole(finished: Path, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: metrics fit below it, the optimizer's moments do not."""
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_complete(finished: Path, tmp_path: Path) -> None:
+    """A limit on the size of files simulates the full disk: metrics fit below it, the optimizer's moments do not."""
     shutil.copytree(finished, tmp_path / "run")
     for step in ("30", "40"):
         shutil.rmtree(tmp_path / "run/checkpoints" / step)
@@ -140,7 +140,7 @@ def test_a_full_disk_ends_it_and_the_checkpoint_before_is_whole(finished: Path, 
     assert contents(tmp_path / "run") == contents(finished)
 
 
-def test_a_full_disk_is_told_of_in_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     """The first file that meets the limit is TensorBoard's, which a thread writes."""
     config = write_config(tmp_path, log_every=1)
     train = ["train", "digits", "-o", "run", "--config", config, "--checkpoint-every", 1000, "-q"]
@@ -176,10 +176,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished: Path, tmp_p
         {"pending": {"loss": ["0.5"], "gradient_norm": []}},
     ],
 )
-def test_a_checkpoint_that_does_not_say_how_to_go_on_is_refused(
+def test_a_checkpoint_without_the_state_of_training_is_refused(
     finished: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    """One from elsewhere, whose own hash is right."""
+    """The checkpoint comes from elsewhere; its hash is right."""
     shutil.copytree(finished, tmp_path / "run")
     path = tmp_path / "run/checkpoints/40/state.json"
     state = {k: v for k, v in (json.loads(path.read_text()) | change).items() if v is not None}
@@ -192,9 +192,7 @@ def test_a_checkpoint_that_does_not_say_how_to_go_on_is_refused(
     assert "state.json lacks what a resume needs" in err
 
 
-def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothing_to_do(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_resume_starts_an_empty_folder_at_step_0_and_reports_a_finished_run(finished: Path, tmp_path: Path) -> None:
     train = ["train", "digits", "-o", "run", "--config", write_config(tmp_path), "--resume"]
     assert run(tmp_path, *train)[0] == 0
     assert contents(tmp_path / "run") == contents(finished)
@@ -215,7 +213,7 @@ def test_resume_begins_at_0_where_there_is_nothing_and_says_when_there_is_nothin
         (["--resume", "--init", "run"], 2, "init.sha256: missing, now"),
     ],
 )  # fmt: skip
-def test_a_run_goes_on_only_as_it_was_begun(
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(
     finished: Path, tmp_path: Path, args: list[str], code: int, message: str
 ) -> None:
     shutil.copytree(finished, tmp_path / "run")
@@ -249,7 +247,7 @@ def test_other_data_is_another_configuration(finished: Path, tmp_path: Path) -> 
     assert "data.count: 1797, now 3" in err
 
 
-def test_what_is_not_a_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters/to-mother.txt").write_text("dear")
     (tmp_path / "file").write_text("")
@@ -279,7 +277,7 @@ def test_weights_to_begin_with(finished: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
-def test_what_is_not_finite_is_found_named_and_never_saved(finished: Path, tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_named_and_never_saved(finished: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(finished / "checkpoints/40/model.safetensors")
@@ -296,7 +294,7 @@ def test_what_is_not_finite_is_found_named_and_never_saved(finished: Path, tmp_p
 
 
 def test_the_command_itself_in_an_empty_folder(finished: Path, tmp_path: Path) -> None:
-    """`python -m diffgen train`, not forked: --dry-run writes nothing, and the real thing makes the same bytes."""
+    """`python -m diffgen train`, not forked: --dry-run writes nothing, and the training writes the same bytes."""
     train = [sys.executable, "-m", "diffgen", "train", "digits", "-o", "run", "--config", write_config(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run([*train, "--dry-run", "--json"], cwd=tmp_path, env=environment, capture_output=True)

@@ -114,7 +114,7 @@ def test_a_run_that_is_broken(copy: Path, text: str) -> None:
         read_run(copy)
 
 
-def test_what_is_not_a_run(tmp_path: Path) -> None:
+def test_refused_runs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.json")
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(InputError, match="is not a run"):

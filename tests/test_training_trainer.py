@@ -72,7 +72,7 @@ def test_a_position_of_the_batch_has_its_loss_whoever_computes_it() -> None:
             torch.testing.assert_close(torch.cat(slices), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_every_epoch_goes_once_through_what_is_trained_on() -> None:
+def test_every_epoch_has_each_training_picture_once() -> None:
     job = PixelJob(config(train={"batch_size": 100}), open_data("digits"))
     train, test = open_data("digits").split(0.1)
     n = len(train)
@@ -278,7 +278,7 @@ def test_older_checkpoints_go_and_one_between_counts_for_nothing(tmp_path: Path)
         assert names == {10: ["10"], 20: ["20", "10"], 30: ["30", "20"], 34: ["34", "30"], 40: ["40", "30"]}[step]
 
 
-def test_what_a_kill_left_half_written_goes(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".diffgen-1").mkdir()
     (tmp_path / ".diffgen-1/model.safetensors").write_bytes(b"half")
     (tmp_path / "samples").mkdir()
@@ -348,6 +348,6 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step(tmp_path: Path) ->
         ),
     ],
 )
-def test_what_does_not_go_together_is_named(chosen: Config, message: str) -> None:
+def test_options_that_exclude_each_other_are_named(chosen: Config, message: str) -> None:
     with pytest.raises(InputError, match=message):
         PixelJob(chosen, open_data("digits"), "a.toml")

@@ -1,4 +1,4 @@
-"""tune: what it learns beats every built-in grid on noises that it never saw, and is only written if it does."""
+"""tune: the grid beats every built-in one on held-out noises; otherwise no file is written."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def tune(label: str, nfe: int, settings: Settings = QUICK) -> TunedGrid:
 
 @pytest.fixture(scope="module")
 def unseen() -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Noises that no search draws, and where they lead."""
+    """Noises that no search draws, and their exact solutions."""
     subject = MixtureSubject()
     noises = [subject.start(seed)[0] for seed in range(900, 904)]
     return [(noise, subject.exact(noise)) for noise in noises]
 
 
 def error(label: str, grid: str, unseen: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """Of a scheduler at 5 evaluations, by the native loop."""
+    """The error of a scheduler at 5 evaluations, by the native loop."""
     subject = MixtureSubject()
     scheduler = Entry(label, label, grid).build(subject)
     distances = []
@@ -112,7 +112,7 @@ def test_nothing_better_is_no_file() -> None:
     assert excinfo.value.code == 1
 
 
-def test_what_cannot_be_tuned() -> None:
+def test_refused_searches() -> None:
     with pytest.raises(ValueError, match="draws noise"):
         tune("euler_ancestral", 5)
     with pytest.raises(ValueError, match="which a grid file does not record"):

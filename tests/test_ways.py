@@ -289,7 +289,7 @@ def test_with_tiling_a_shift_of_the_noise_is_a_shift_of_the_picture(generator: I
 
 
 def test_a_tiled_picture_has_no_seam(generator: ImageGenerator) -> None:
-    """Across the edge the step is no larger than inside; and without --tile the next picture is as ever."""
+    """Across the edge the step is no larger than inside; and without --tile the next picture is unchanged."""
     before = generator.generate(PROMPT, size=64, seed=3, steps=4)[0]
     tiled = pixels(generator.generate(PROMPT, size=64, seed=3, steps=4, tile=True)[0])
     after = generator.generate(PROMPT, size=64, seed=3, steps=4)[0]
@@ -303,7 +303,7 @@ def test_a_tiled_picture_has_no_seam(generator: ImageGenerator) -> None:
 
 
 def test_guidance_inside_an_interval_only(generator: ImageGenerator) -> None:
-    """All of it is the whole; outside it the conditional prediction alone counts, as at guidance 1."""
+    """The whole interval changes nothing; outside an interval only the conditional prediction counts."""
     options: dict[str, Any] = {"seed": 4, "steps": 4, "scheduler": "euler", "negative": NEGATIVE}
 
     def pixels_of(**more: Any) -> np.ndarray:

@@ -196,7 +196,7 @@ def test_what_does_not_fit_is_refused(
     assert (draw(generator) == draw(diffgen.load(str(generator.model.folder)))).all()
 
 
-def test_what_has_no_place_is_named(
+def test_tensors_without_a_place_are_named(
     generator: ImageGenerator, low: dict[str, tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
     tensors = in_layout("kohya", low) | {"lora_unet_elsewhere.lora_up.weight": torch.ones(2, 2)}
@@ -236,7 +236,7 @@ def vectors(tiny: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["emb_params", "<thing>", "clip_l"])
-def test_a_word_that_stands_for_known_words_means_them(
+def test_an_embedding_of_known_words_equals_them(
     generator: ImageGenerator, vectors: Tensor, tmp_path: Path, name: str
 ) -> None:
     save_file({name: vectors.contiguous()}, tmp_path / "x.safetensors")
@@ -260,7 +260,7 @@ def test_a_word_that_stands_for_known_words_means_them(
         ({"x": torch.zeros(1, 16)}, "red</w>", "another name"),
     ],
 )
-def test_what_is_no_embedding_is_refused(
+def test_a_file_that_is_no_embedding_is_refused(
     generator: ImageGenerator, tmp_path: Path, tensors: dict[str, Tensor], word: str, text: str
 ) -> None:
     save_file(tensors, tmp_path / "x.safetensors")

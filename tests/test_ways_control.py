@@ -31,7 +31,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def controlnet(generator: ImageGenerator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ControlNet for the tiny model whose outputs are no zeros, as an untrained one's are."""
+    """A ControlNet for the tiny model with random outputs; those of an untrained one are zero."""
     from diffusers import ControlNetModel
 
     torch.manual_seed(5)

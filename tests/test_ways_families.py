@@ -172,7 +172,7 @@ def test_second_passes_and_batches(load: Callable[[str], ImageGenerator], family
 def test_the_refiner_continues_where_the_model_stops(
     load: Callable[[str], ImageGenerator], family_folder: Callable[[str], Path]
 ) -> None:
-    """As Stable Diffusion XL's authors do it: the refiner does the last fifth of the denoising."""
+    """The refiner does the last fifth of the denoising, as Stable Diffusion XL's authors do."""
     generator, refiner = load("sdxl"), str(family_folder("sdxl-refiner"))
     options: dict[str, Any] = {"seed": SEED, "steps": 10, "guidance": 3.0, "scheduler": "euler", "size": 32}
     (ours,) = generator.generate(PROMPT, refiner=refiner, **options)

@@ -1,4 +1,4 @@
-"""What is done where memory runs out or half precision overflows, that the record has it, and what fails."""
+"""Out of memory and overflow in half precision: the remedy, its record, and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def record(image: Image.Image) -> dict[str, Any]:
 
 
 # A real end of memory: the address space of a process is limited to 80 MiB more than it has, of which the network
-# would need several times as much for all pictures at once.
+# would need several times as much for the whole batch.
 CHILD = """
 import json, resource, sys
 import diffgen, torch
@@ -61,7 +61,7 @@ print(json.dumps({"memory": [picture.record["memory"] for picture in pictures], 
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's limits")
-def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
+def test_out_of_memory_halves_the_batch_and_is_recorded(tiny: Path) -> None:
     process = subprocess.run(
         [sys.executable, "-c", CHILD, str(tiny)],
         cwd=ROOT,
@@ -78,7 +78,7 @@ def test_where_memory_ends_less_is_done_at_once_and_said(tiny: Path) -> None:
     assert report["steps"] == [[1, -(-64 // report["memory"][0]["batch_size"])]]
 
 
-def test_tiles_are_asked_for_or_not(generator: ImageGenerator) -> None:
+def test_tiling_on_request(generator: ImageGenerator) -> None:
     (untiled,) = generator.generate("a", seed=1, size=128, steps=1)
     (tiled,) = generator.generate("a", seed=1, size=128, steps=1, vae_tiling=True)
     assert record(tiled)["memory"] == {"vae_tiling": True}
@@ -91,7 +91,7 @@ def test_tiles_are_asked_for_or_not(generator: ImageGenerator) -> None:
 
 @pytest.fixture(scope="module")
 def wide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[float], Path]:
-    """The tiny model with a decoder whose first activations are so many times larger."""
+    """Build the tiny model with its decoder's first activations multiplied by a factor."""
 
     def of(factor: float) -> Path:
         folder = tmp_path_factory.mktemp("wide") / "model"
@@ -120,7 +120,7 @@ def photo() -> Image.Image:
     return Image.new("RGB", (32, 32), (90, 200, 30))
 
 
-def test_what_no_precision_can_hold_is_an_error_and_the_others_go_on(
+def test_an_overflow_in_float32_is_an_error_and_the_others_continue(
     wide: Callable[[float], Path], generator: ImageGenerator
 ) -> None:
     from diffgen.pipelines.plan import make_plan

@@ -273,7 +273,7 @@ def clip(width: int, layers: int = 2, projected: int | None = None) -> Any:
 
 
 def clip_tokenizer(**special: str) -> Any:
-    """One that knows each of WORDS as one token, and cuts at 16."""
+    """A tokenizer in which each of WORDS is one token; it cuts at 16."""
     from transformers import CLIPTokenizer
 
     vocabulary, merges = _byte_pairs(WORDS)
@@ -316,7 +316,7 @@ def t5_tokenizer() -> Any:
 
 
 def byte_level(word: str) -> str:
-    """The word in the letters of a byte-level vocabulary: printable Latin-1 bytes stand for themselves, the others for
+    """The word in the letters of a byte-level vocabulary: printable Latin-1 bytes stay, the others become
     the characters from 256 on (GPT-2)."""
     return "".join(_BYTES[byte] for byte in word.encode())
 

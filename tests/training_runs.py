@@ -89,7 +89,7 @@ def run(folder: Path, *args: object, largest_file: int | None = None) -> tuple[i
 
 
 def wait(process: BaseProcess, until: Callable[[], bool], seconds: float = 60) -> None:
-    """Until that is so; the process must be alive till then."""
+    """Wait until the condition is true; the process must be alive until then."""
     end = time.monotonic() + seconds
     while not until():
         assert process.is_alive(), "it ended before"
