@@ -190,6 +190,28 @@ def flux(schnell: bool = False) -> Any:
     )
 
 
+def z_image() -> Any:
+    import diffusers
+
+    return diffusers.ZImagePipeline(
+        vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        text_encoder=qwen3(24),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=24,
+            axes_dims=[4, 6, 6],
+            axes_lens=[1536, 64, 64],
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def unconditional() -> Any:
     import diffusers
 
@@ -219,6 +241,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sd3-without-t5": partial(stable_diffusion_3, with_t5=False),
     "flux": flux,
     "flux-schnell": partial(flux, schnell=True),
+    "z-image": z_image,
     "unconditional": unconditional,
 }
 FAMILIES = tuple(PIPELINES)
@@ -315,6 +338,42 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=t5_pieces(), model_max_length=32)
 
 
+def qwen3(width: int) -> Any:
+    from transformers import Qwen3Config, Qwen3Model
+
+    return Qwen3Model(
+        Qwen3Config(
+            vocab_size=len(qwen_tokenizer()),
+            hidden_size=width,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=1024,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        )
+    )
+
+
+def qwen_tokenizer() -> Any:
+    """Qwen's, with the bytes and WORDS as its vocabulary, and the tokens of its chats."""
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    vocabulary, merges = _byte_pairs([word for plain in WORDS for word in (plain, f" {plain}")], end="")
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges, model_max_length=1024)
+    special = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<think>", "</think>")])
+    tokenizer.chat_template = (
+        "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+        "{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+        "{%- endif %}"
+    )
+    return tokenizer
+
+
 def byte_level(word: str) -> str:
     """The word in the letters of a byte-level vocabulary: printable Latin-1 bytes stay, the others become
     the characters from 256 on (GPT-2)."""
@@ -330,11 +389,15 @@ def _byte_letters() -> dict[int, str]:
 _BYTES = _byte_letters()
 
 
-def _byte_pairs(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-pair vocabulary in which each word is one token: merge the commonest pair until all are one token."""
+def _byte_pairs(words: list[str], end: str = "</w>") -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A byte-pair vocabulary in which each word is one token: merge the commonest pair until all are one token.
+
+    `end` marks the ends of words; without it, the special tokens are not in the vocabulary.
+    """
     letters = sorted(_BYTES.values())
-    vocabulary = {token: i for i, token in enumerate([*letters, *(letter + "</w>" for letter in letters), START, END])}
-    pieces = [[*byte_level(word)[:-1], byte_level(word)[-1] + "</w>"] for word in words]
+    tokens = [*letters, *(letter + end for letter in letters), START, END] if end else letters
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    pieces = [[*byte_level(word)[:-1], byte_level(word)[-1] + end] for word in words]
     merges: list[tuple[str, str]] = []
     while pairs := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
         left, right = max(pairs, key=lambda pair: (pairs[pair], pair))

@@ -207,6 +207,7 @@ class PipelineSubject:
     def __init__(self, generator: ImageGenerator) -> None:
         from diffgen.models.info import info
         from diffgen.pipelines.plan import make_plan
+        from diffgen.pipelines.sizes import tokens
 
         self.generator, self.name, self.family = generator, generator.model.name, generator.checked.family
         self.model_hash, self.noise, self.prediction = generator.model_hash, generator.noise, generator.prediction
@@ -221,16 +222,14 @@ class PipelineSubject:
         plan = make_plan(generator.model, "x" if self.takes_prompts else (), count=1, seed=0)
         self.guidance, self.size = plan.guidance, (plan.width, plan.height)
         if self.noise.dynamic is not None:
-            _, height, width = self._shape
-            self.noise = self.noise.at_resolution(height * width // generator.checked.row.patch**2)
+            self.noise = self.noise.at_resolution(tokens(generator.checked, self.size))
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         """[C, h, w] of the latents, or of the pixels."""
-        pipeline = self.generator.pipeline
-        scale = 1 if self.pixels else pipeline.vae_scale_factor
-        channels = pipeline.unet.config.in_channels if self.pixels else pipeline.vae.config.latent_channels
-        return channels, self.size[1] // scale, self.size[0] // scale
+        if self.pixels:
+            return self.generator.pipeline.unet.config.in_channels, self.size[1], self.size[0]
+        return self.generator.autoencoder().shape(self.size)
 
     @property
     def _codec(self) -> Codec:

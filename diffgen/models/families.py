@@ -45,7 +45,12 @@ class Part:
     classes: frozenset[Pair]  # the classes it may have; empty for a scheduler, whose class is not used
     optional: bool = False  # the pipeline works without it
     file: InFile | None = None  # of a network: where single files hold it
-    vocabulary: str = ""  # of a tokenizer: the folder in configs/ with its vocabulary, for single files
+    loads: str = ""  # of a network: the class that is loaded, where it is only a part of what the files hold
+    layout: str = ""  # of a network: the layout in folders, where it is not diffusers' or transformers' own
+    vocabulary: str = (
+        ""  # of a tokenizer: the folder in configs/ with its vocabulary; without one, no single file has it
+    )
+    template: str = ""  # of a tokenizer: the chat template, one of pipelines/weights/tokenizers.TEMPLATES
     special: Mapping[str, str] = field(default_factory=dict)  # and the special tokens that differ from the folder's
 
 
@@ -71,6 +76,7 @@ class Family:
     variants: Mapping[str, Defaults] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)  # {task of TASKS: diffusers' class for it}
     module: str = "unet"  # in pipelines/families: layout, checks and inputs of the network
+    native: bool = False  # sampled by our own loop (pipelines/sampling/native.py), not by diffusers' pipelines
 
     # Pipelines
     fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are not parts
@@ -143,6 +149,21 @@ _CLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP)
 _OPENCLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP, pad_token="!")
 _T5, _T5_TOKENIZER = "T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast")
 _T5_IN_FILE = InFile("plain", ("text_encoders.t5xxl.",), "transformer.")
+
+
+def _language(*classes: str, loads: str, prefix: str = "") -> Part:
+    """A language model of which only the layers that read a prompt are loaded."""
+    pairs = frozenset(("transformers", name) for name in classes)
+    file = InFile("language", (prefix,), "transformer.") if prefix else None
+    return Part("network", pairs, file=file, loads=loads, layout="language")
+
+
+_QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
+_QWEN_TOKENIZER = Part(
+    "tokenizer",
+    frozenset(("transformers", name) for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")),
+    template="qwen",
+)
 
 _UNET_MARK = r"model\.diffusion_model\.input_blocks\.0\.0\.weight$"
 
@@ -379,6 +400,54 @@ FAMILIES = {
             marks=(r"(model\.diffusion_model\.)?double_blocks\.0\.img_attn\.",),
             lora_mark=r"double_blocks|single_blocks|single_transformer_blocks",
             configure=file_configs.flux,
+        ),
+        Family(
+            "z-image",
+            "Z-Image",
+            ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+            {
+                "transformer": _network(
+                    "diffusers",
+                    "ZImageTransformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "layers.",
+                            "noise_refiner.",
+                            "context_refiner.",
+                            "x_embedder.",
+                            "all_x_embedder.",
+                            "t_embedder.",
+                            "cap_embedder.",
+                            "final_layer.",
+                            "all_final_layer.",
+                            "x_pad_token",
+                            "cap_pad_token",
+                            "norm_final.",
+                        ),
+                    ),
+                ),
+                "vae": _network("diffusers", "AutoencoderKL", file=InFile("vae", (_FIRST_STAGE, "vae."))),
+                "text_encoder": _language(*_QWEN3, loads="Qwen3Model", prefix="text_encoders.qwen3_4b."),
+                "tokenizer": _QWEN_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(50, 5.0, "euler", size=1024),
+            {"turbo": Defaults(8, 1.0, "euler", size=1024)},
+            {"text": "ZImagePipeline", "image": "ZImageImg2ImgPipeline"},
+            "z_image",
+            native=True,
+            embeddings=_EMBEDDINGS,
+            tokens={None: 512, "turbo": 512},
+            patch=2,
+            prediction="flow_prediction",
+            marks=(
+                r"(model\.diffusion_model\.)?layers\.0\.adaLN_modulation\.0\.weight",
+                r"(model\.diffusion_model\.)?cap_embedder\.0\.weight",
+            ),
+            lora_mark=r"(?s)(?=.*layers[._]\d+[._]attention[._])(?=.*layers[._]\d+[._]feed_forward[._])",
+            configure=file_configs.z_image,
         ),
         Family(
             "unconditional",

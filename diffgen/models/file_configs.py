@@ -53,3 +53,9 @@ def flux(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> 
         network[key] = len({name.split(".")[1] for name in shapes if name.startswith(stem)})
     if not network["guidance_embeds"]:
         scheduler |= {"shift": 1.0, "use_dynamic_shifting": False}
+
+
+def z_image(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
+    """Z-Image: depth."""
+    for key, stem in (("n_layers", "layers."), ("n_refiner_layers", "noise_refiner.")):
+        network[key] = len({name.split(".")[1] for name in shapes if name.startswith(stem)})

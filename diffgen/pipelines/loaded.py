@@ -20,6 +20,7 @@ from schedulers.scheduler import Scheduler
 
 from .inputs import quantize_name
 from .plan import Plan, noise_and_prediction
+from .sizes import tokens
 from .sampling import memory
 from .sampling.autoencoder import Autoencoder, vae_dtype
 from .sampling.sketch import Sketch
@@ -61,11 +62,17 @@ class LoadedModel:
         self._refiner: Any = None
         self._sketch: Sketch | None = None
 
-    def scheduler(self, plan: Plan) -> Scheduler:
-        """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together."""
+    def scheduler(self, plan: Plan, size: tuple[int, int] | None = None) -> Scheduler:
+        """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together.
+
+        `size` is that of the pictures in pixels, where their shift depends on it and no pipeline of diffusers sets it.
+        """
         check_grid_model(plan.grid, self.model.name, self.model_hash)
+        noise = self.noise
+        if size is not None and noise.dynamic is not None:
+            noise = noise.at_resolution(tokens(self.checked, size))
         try:
-            return schedulers.get(plan.label, noise=self.noise, prediction=self.prediction, grid=plan.grid)
+            return schedulers.get(plan.label, noise=noise, prediction=self.prediction, grid=plan.grid)
         except ValueError as error:
             raise InputError(f"{self.model.name} does not go with {plan.scheduler} on {plan.grid}: {error}") from error
 

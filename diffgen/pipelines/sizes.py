@@ -26,6 +26,12 @@ def multiple(checked: Checked) -> int:
     return 2 ** (len(levels(checked)) - 1) * FAMILIES[checked.family].patch
 
 
+def tokens(checked: Checked, size: tuple[int, int]) -> int:
+    """How many tokens a picture of (width, height) pixels is for the network."""
+    factor = multiple(checked)
+    return (size[0] // factor) * (size[1] // factor)
+
+
 def own_size(model: Model, about: Mapping[str, Any], checked: Checked) -> tuple[int, int]:
     """The default size: of the model's card, its configuration or its family."""
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}

@@ -19,6 +19,8 @@ from diffgen.models.families import FAMILIES, Family
 
 from ..weights.pieces import Rename
 
+Inputs = Tensor | list[Tensor]  # [B, …], or a list of B tensors of different lengths
+
 
 @dataclass(frozen=True)
 class Code:
@@ -30,9 +32,9 @@ class Code:
     # inputs(pipeline, embeddings, (width, height) in pixels, guidance or None): what the network reads besides x and t,
     # each [B, …]. The embeddings go by the names of the pipeline's arguments; guidance is that of a network which takes
     # it as an input.
-    inputs: Callable[[Any, Mapping[str, Tensor], tuple[int, int], float | None], dict[str, Tensor]]
+    inputs: Callable[[Any, Mapping[str, Tensor], tuple[int, int], float | None], Mapping[str, Any]]
     # predict(pipeline, x, t, inputs): the network's output for x [B, …] at times t [B]
-    predict: Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+    predict: Callable[[Any, Tensor, Tensor, Mapping[str, Any]], Tensor]
     # prepared(pipeline, latents [B, C, h, w]): what prepare_latents of the family's image-to-image pipeline returns
     prepared: Callable[[Any, Tensor], Any] = lambda pipeline, latents: latents
     words: str = ""  # a pattern: the pieces of the original names that have an underscore in them

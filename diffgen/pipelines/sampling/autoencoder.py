@@ -46,6 +46,15 @@ class Autoencoder:
         else:
             self.vae.disable_tiling()
 
+    @property
+    def factor(self) -> int:
+        """How many pixels on a side one place of the latents stands for."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """[C, h, w] of the latents of a picture of that (width, height) in pixels."""
+        return self.vae.config.latent_channels, size[1] // self.factor, size[0] // self.factor
+
     def encode(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Latents [1, C, h, w] of one picture [1, 3, H, W] in [-1, 1], sampled from the encoder's posterior."""
         posterior = self._run(lambda x: self.vae.encode(x).latent_dist.parameters, pixels)

@@ -25,7 +25,7 @@ from ..loaded import LoadedModel
 from ..plan import Plan, Shot
 from ..weights import adapters
 from ..weights.load import load_controlnet
-from . import memory
+from . import memory, native
 from .attention import Maps
 from .embed import Embedded, embed, places, stacked
 from .latents import Start, latent_mask, slerp
@@ -71,6 +71,8 @@ class Batches:
         if self.pixels:
             return
         self.coder = loaded.autoencoder(plan)
+        # Of the latents between two steps: our own loop keeps them in float32.
+        self.state_dtype = torch.float32 if loaded.checked.row.native else self.dtype
         controlnets = [
             load_controlnet(control.model, loaded.pipeline.unet, self.device, self.dtype) for control in plan.controls
         ]
@@ -174,13 +176,12 @@ class Batches:
 
     def _noise(self, size: tuple[int, int], generators: list[torch.Generator]) -> Tensor:
         """Standard normal latents, each from its generator, mixed with those of the variation's seed."""
-        config, scale = self.loaded.pipeline.vae.config, self.pipeline.vae_scale_factor
-        shape = (len(generators), config.latent_channels, size[1] // scale, size[0] // scale)
+        shape = (len(generators), *self.coder.shape(size))
         noise = normal(shape, generators)
         if variation := self.plan.variation:
             other = normal((1, *shape[1:]), torch.Generator("cpu").manual_seed(variation.seed))
             noise = torch.cat([slerp(own, other, variation.strength) for own in noise.split(1)])
-        return noise.to(device=self.device, dtype=self.dtype)
+        return noise.to(device=self.device, dtype=self.state_dtype)
 
     def _encoded(self, pictures: list[Image.Image], generators: list[torch.Generator]) -> Tensor:
         """Clean latents of pictures, each sampled with its generator."""
@@ -188,7 +189,7 @@ class Batches:
             self.coder.encode(torch.from_numpy(from_pil(picture))[None], generator)
             for picture, generator in zip(pictures, generators, strict=True)
         ]
-        return torch.cat(latents).to(device=self.device, dtype=self.dtype)
+        return torch.cat(latents).to(device=self.device, dtype=self.state_dtype)
 
     def _call(
         self,
@@ -207,17 +208,20 @@ class Batches:
             def watch(i: int, t: float, x0: Tensor) -> None:
                 self._observe(shots, i, t, pipeline.codec.unpack(x0, height, width))
 
-        pipeline.scheduler = watched(self.loaded.scheduler(plan), watch)
+        size = (width * self.coder.factor, height * self.coder.factor)
+        by_us = pipeline.family.native
+        pipeline.scheduler = watched(self.loaded.scheduler(plan, size if by_us else None), watch)
         pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
-        size = (width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor)
         settings = Settings(
+            size=size,
             steps=plan.steps,
             guidance=plan.guidance,
             options=plan.options,
             controls=[fit.cover(control.map, size) for control in plan.controls],
             scales=[control.scale for control in plan.controls],
         )
-        return call(
+        sample = native.call if by_us else call
+        return sample(
             pipeline,
             embeddings,
             start,

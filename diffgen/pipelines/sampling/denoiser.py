@@ -1,22 +1,24 @@
 """A loaded pipeline as the plain function (x, t) → output that the native solvers evaluate: differentiable.
 
-`generate` lets diffusers' pipelines call their networks. Comparing and tuning schedulers needs the network alone, with
-its guidance, and gradients by x and t.
+`generate` lets diffusers' pipelines call their networks, or samples natively (native.py). That, comparing and tuning
+schedulers need the network alone, with its guidance, and the last two gradients by x and t.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffgen.diffusion.guidance import guide
+from diffgen.diffusion.guidance import rescale as guidance_rescaled
 from diffgen.errors import UsageError
+from diffgen.models.families import Family
 from diffgen.models.gate import Checked
 
-from ..families import code_of
+from ..families import Inputs, code_of
 from .embed import embed, stacked
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -32,8 +34,9 @@ def denoiser(
     the network takes the guidance as an input, or none at all.
     Raises UsageError for a family without text to image.
     """
-    family, code = checked.row, code_of(checked.family)
+    family = checked.row
     if not family.reads_prompts:
+        code = code_of(family.name)
         return lambda x, t: code.predict(pipeline, x, t, {})
     if "text" not in family.tasks:
         raise UsageError(f"models of the family {family.name} are not read natively, only by generate")
@@ -42,20 +45,46 @@ def denoiser(
         text: embed(pipeline, family, text, negative, guided=guided, tokens=checked.tokens)
         for text in dict.fromkeys(prompts)
     }
-    rows = [distinct[text] for text in prompts]
-    if len({row.tensors["prompt_embeds"].shape for row in rows}) > 1:
-        raise UsageError("these prompts are not equally long for the model", "shorten the longest")
-    embeddings = {name: x.clone() for name, x in stacked(rows).items()}
-    scale = guidance if checked.guidance_is_input else None
-    positive = code.inputs(pipeline, embeddings, size, scale)
-    if not guided:
+    embeddings = {name: tensor.clone() for name, tensor in stacked([distinct[text] for text in prompts]).items()}
+    return network_of(pipeline, family, embeddings, guidance, size, guidance_is_input=checked.guidance_is_input)
+
+
+def network_of(
+    pipeline: Any,
+    family: Family,
+    embeddings: Mapping[str, Tensor],
+    guidance: float,
+    size: tuple[int, int],
+    *,
+    guidance_is_input: bool,
+    rescale: float = 0.0,
+    guided_at: Callable[[], bool] = lambda: True,
+) -> Network:
+    """network(x [B, …], t [B]) for the embeddings of B prompts; those of negative prompts have the prefix negative_.
+
+    Guided outputs get the conditional output's standard deviation by the share `rescale`. Where `guided_at()`, asked
+    before each evaluation, is false, there is no guidance.
+    """
+    code = code_of(family.name)
+    positive = code.inputs(pipeline, embeddings, size, guidance if guidance_is_input else None)
+    if guidance == 1 or guidance_is_input:
         return lambda x, t: code.predict(pipeline, x, t, positive)
     negatives = {name: embeddings[f"negative_{name}"] for name in embeddings if f"negative_{name}" in embeddings}
     opposite = code.inputs(pipeline, negatives, size, None)
-    both = {name: torch.cat([opposite[name], positive[name]]) for name in positive}
+    both = {name: _together(opposite[name], positive[name]) for name in positive}
 
     def network(x: Tensor, t: Tensor) -> Tensor:
+        if not guided_at():
+            return code.predict(pipeline, x, t, positive)
         without, with_prompt = code.predict(pipeline, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return guide(with_prompt, without, guidance)
+        output = guide(with_prompt, without, guidance)
+        return guidance_rescaled(output, with_prompt, rescale) if rescale else output
 
     return network
+
+
+def _together(first: Inputs, second: Inputs) -> Inputs:
+    """Inputs [B, …] of two batches as those of one [2B, …]."""
+    if isinstance(first, list) or isinstance(second, list):
+        return [*first, *second]
+    return torch.cat([first, second])

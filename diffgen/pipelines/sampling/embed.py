@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from diffgen.errors import UsageError
 from diffgen.models.families import Family
@@ -31,8 +32,20 @@ class Embedded:
 
 
 def stacked(prompts: Sequence[Embedded]) -> dict[str, torch.Tensor]:
-    """The arguments [B, …] of the pipeline's call for B prompts, whose embeddings have equal shapes."""
-    return {name: torch.cat([prompt.tensors[name] for prompt in prompts]) for name in prompts[0].tensors}
+    """The arguments [B, …] of the pipeline's call for B prompts.
+
+    Texts that come with a mask are padded to the longest. Raises UsageError where others differ in length.
+    """
+    batch = {}
+    for name in prompts[0].tensors:
+        tensors = [prompt.tensors[name] for prompt in prompts]
+        length = max(tensor.shape[1] for tensor in tensors)
+        if f"{name.removesuffix('_mask')}_mask" in prompts[0].tensors:
+            tensors = [functional.pad(x, (0, 0) * (x.ndim - 2) + (0, length - x.shape[1])) for x in tensors]
+        elif any(tensor.shape[1] != length for tensor in tensors):
+            raise UsageError("these prompts are not equally long for the model", "shorten the longest")
+        batch[name] = torch.cat(tensors)
+    return batch
 
 
 @torch.no_grad()
@@ -58,7 +71,8 @@ def embed(
     """
     encoders = [getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2")]
     if not family.chunks:
-        _check_skip(clip_skip, encoders[:1])
+        if clip_skip != 1:
+            _check_skip(clip_skip, encoders[:1])
         return _embed_text(pipeline, family, prompt, negative, syntax, clip_skip, guided, tokens)
     tokenizers = [getattr(pipeline, name, None) for name in ("tokenizer", "tokenizer_2")]
     _check_skip(clip_skip, encoders)
@@ -84,8 +98,15 @@ def embed(
 
 def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, torch.Tensor]:
     """Give the tensors that encode_prompt returns the names of the call's arguments, and drop those that are None."""
-    pairs = zip(family.embeddings, tensors, strict=False)  # Flux's returns positions too
-    return {name: tensor for name, tensor in pairs if tensor is not None}
+    named: dict[str, torch.Tensor] = {}
+    for name, value in zip(family.embeddings, tensors, strict=False):  # Flux's returns positions too
+        if isinstance(value, list):  # of one text, as long as it is
+            for tensor in value:
+                named[name] = tensor[None]
+                named[f"{name}_mask"] = torch.ones(1, len(tensor), dtype=torch.bool, device=tensor.device)
+        elif value is not None:
+            named[name] = value
+    return named
 
 
 def places(pipeline: Any, prompt: str, word: str, syntax: str = "a1111") -> list[int]:

@@ -81,7 +81,9 @@ def pipeline_for(loaded: Any, family: str, task: str, **more: Any) -> Any:
     """
     row, parts = FAMILIES[family], loaded.components | more
     settings = {key: loaded.config[key] for key in row.settings if key in loaded.config}
-    pipeline = assemble(_class(class_of(family, task)), row, parts, settings)
+    name = class_of(family, task)
+    cls = getattr(diffusers, row.pipelines[0]) if row.native else _class(name)  # a native one only embeds prompts
+    pipeline = assemble(cls, row, parts, settings)
     pipeline.family, pipeline.codec = row, CODECS[row.latents]
     pipeline.guidance_is_input = guidance_is_input(family, parts[row.denoiser].config)
     return pipeline
@@ -141,6 +143,7 @@ def strength_for(steps: int, strength: float) -> float:
 class Settings:
     """How a pipeline samples."""
 
+    size: tuple[int, int]  # (width, height) in pixels
     steps: int
     guidance: float
     options: Options  # the checked values of a plan
@@ -163,7 +166,7 @@ def call(
 
     `embeddings` go by the names of the call's arguments, [B, …]. Image to image runs at `strength`.
     """
-    height, width = (side * pipeline.vae_scale_factor for side in start.noise.shape[-2:])
+    width, height = settings.size
     parameters = inspect.signature(pipeline.__call__).parameters
     pipeline.start, pipeline.interval, pipeline.position = start, settings.options["guidance_interval"], 0.0
     arguments: dict[str, Any] = {**embeddings, **more}

@@ -52,7 +52,7 @@ class Sketch:
 def fit(coder: Autoencoder) -> Tensor:
     """The matrix [C + 1, 3] from latents, and a one, to colours in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
-    scale = 2 ** (len(coder.vae.config.block_out_channels) - 1)
+    scale = coder.factor
     latents, colours = [], []
     for fields in FIELDS:
         picture = functional.interpolate(_fields(fields, generator), (PLACES * scale, PLACES * scale))

@@ -33,6 +33,11 @@ def file_layout(family: str, part: str, config: Mapping[str, Any], names: Iterab
     return functools.partial(pieces_of, rename, config, first_prefix(prefixes, names))
 
 
+def folder_layout(layout: str, config: Mapping[str, Any]) -> Layout | None:
+    """The layout of a network in a diffusers folder, by its name in the row; None: the network's own names."""
+    return functools.partial(pieces_of, _SHARED[layout], config, "") if layout else None
+
+
 def constants(family: str, part: str) -> dict[str, Take]:
     """The tensors of the network that no file of that layout holds, each made from an empty one of the right shape."""
     return {name: lambda x: torch.eye(len(x)) for name in FAMILIES[family].in_files[part].identities}
@@ -131,10 +136,18 @@ def _openclip_cut(name: str, config: Mapping[str, Any]) -> Pieces | None:
     return [] if name == "text_projection" or name.startswith(last) else _openclip(name, config)
 
 
+def _language(name: str, config: Mapping[str, Any]) -> Pieces | None:
+    """transformers' names of a language model, alone or in a larger model, without its last layer and its vision."""
+    if re.match(r"(model\.)?(lm_head|visual|vision_tower|multi_modal_projector)\.", name):
+        return []
+    return [(re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", name), keep)]
+
+
 _SHARED: dict[str, Rename] = {
     "vae": _vae,
     "clip": _clip,
     "plain": _plain,
     "openclip": _openclip,
     "openclip-cut": _openclip_cut,
+    "language": _language,
 }

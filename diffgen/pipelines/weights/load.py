@@ -9,6 +9,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from diffgen.models.gate import Checked, Component
 
 from ..families import code_of
 from ..families.unet import controlnet_layout
-from .layouts import constants, file_layout, first_prefix, pieces_of
+from .layouts import constants, file_layout, first_prefix, folder_layout, pieces_of
 from .network import load_network
 from .tokenizers import tokenizer_of
 
@@ -42,7 +43,7 @@ def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) ->
     for name, component in checked.components.items():
         if name.startswith("tokenizer"):
             encoder = loaded[name.replace("tokenizer", "text_encoder")]
-            loaded[name] = tokenizer_of(component, encoder.config)
+            loaded[name] = tokenizer_of(component, encoder.config, checked.row.parts[name].template)
     _check_vocabularies(checked, loaded)
     code_of(checked.family).check(checked.file or checked.folder, checked.row, checked.variant, loaded)
     cls = getattr(diffusers, checked.row.pipelines[0])
@@ -132,8 +133,10 @@ def _hint_widths(path: Path, tensors: Mapping[str, gate.Tensor]) -> list[int]:
 
 def _load(checked: Checked, component: Component, device: torch.device, dtype: torch.dtype) -> Any:
     """Load a network of the folder, or of the single file in its original layout."""
+    part = checked.row.parts[component.name]
+    component = replace(component, class_name=part.loads or component.class_name)
     if checked.file is None or component.weights != (checked.file,):
-        return load_network(component, device, dtype)
+        return load_network(component, device, dtype, folder_layout(part.layout, component.config))
     family, name, config = checked.family, component.name, component.config
     layout = file_layout(family, name, config, component.tensors or {})
     return load_network(component, device, dtype, layout, constants(family, name))

@@ -1,11 +1,15 @@
 """Load a network: build it without memory, compare it with the files' headers, fill it tensor by tensor.
 
+A network that computes tables for itself (rotary frequencies, positions) is built with those tables, its parameters
+alone without memory; no table is left empty.
+
 The class comes from our own table. Names and shapes of the weights must fit it exactly before any is read, and every
 value must be finite.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -21,6 +25,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -43,9 +49,16 @@ T5 = {
     "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "relative_attention_num_buckets",
     "relative_attention_max_distance", "layer_norm_epsilon", "feed_forward_proj", "pad_token_id", "eos_token_id",
 }  # fmt: skip
+# Of the language models. Their base for rotary frequencies stands at the top level or in a table: see _language.
+LANGUAGE = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "attention_bias", "pad_token_id",
+    "bos_token_id", "eos_token_id",
+}  # fmt: skip
 
 # Bounds on configurations: without them a few bytes could describe a network that takes days to build.
 MAX_NUMBER = 10**6
+MAX_BASE = 10**12  # rope_theta: a number that is only computed with
 MAX_LIST = 64
 
 
@@ -55,6 +68,14 @@ def _clip_text(cls: type, config: dict[str, Any]) -> nn.Module:
 
 def _t5(cls: type, config: dict[str, Any]) -> nn.Module:
     return cls(T5Config(**_only(T5, config), attn_implementation="sdpa"))
+
+
+def _language(cls: type, config_class: type, config: dict[str, Any]) -> nn.Module:
+    """A language model without its last layer, with plain rotary positions."""
+    table = config.get("rope_parameters") or config.get("rope_scaling")
+    theta = config.get("rope_theta") or (table.get("rope_theta") if isinstance(table, dict) else None) or 10_000
+    rope = {"rope_type": "default", "rope_theta": float(theta)}
+    return cls(config_class(**_only(LANGUAGE, config), rope_parameters=rope, attn_implementation="sdpa"))
 
 
 def _safety_checker(cls: type, config: dict[str, Any]) -> nn.Module:
@@ -80,6 +101,7 @@ _TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "CLIPTextModel": functools.partial(_clip_text, CLIPTextModel),
     "CLIPTextModelWithProjection": functools.partial(_clip_text, CLIPTextModelWithProjection),
     "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
+    "Qwen3Model": functools.partial(_language, Qwen3Model, Qwen3Config),
     "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
 }
 
@@ -120,6 +142,9 @@ def load_network(
     try:
         with torch.device("meta"):
             network: Any = make_network(component.class_name, component.config)
+        if list(_empty_tables(network)):
+            with _parameters_without_memory():
+                network = make_network(component.class_name, component.config)
     except Exception as error:  # whatever a constructor raises for arguments that do not fit together
         raise InputError(f"{component.folder / 'config.json'}: makes no {component.class_name}: {error}") from error
     expected, aliases = _tensors_of(network)
@@ -133,9 +158,11 @@ def load_network(
     network.load_state_dict({**tensors, **{a: tensors[name] for a, name in aliases.items()}}, strict=True, assign=True)
     if aliases:
         network.tie_weights()
-    for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:
-            _fill(component, network, name, buffer, device)
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    if empty := next(_empty_tables(network), None):
+        raise InputError(f"{component.folder / 'config.json'}: this {component.class_name} lacks the table {empty}")
     return network.eval().requires_grad_(False)
 
 
@@ -153,29 +180,46 @@ def _tensors_of(network: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[st
     return shapes, aliases
 
 
-def _fill(component: Component, network: nn.Module, name: str, buffer: torch.Tensor, device: torch.device) -> None:
-    """Fill the one buffer that files do not hold: CLIP's position_ids, 0, 1, 2, …"""
-    owner, _, key = name.rpartition(".")
-    if key != "position_ids":
-        raise InputError(
-            f"{component.folder / 'config.json'}: this {component.class_name} needs the table {name}, which files lack"
-        )
-    ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-    network.get_submodule(owner).register_buffer(key, ids, persistent=False)
+@contextlib.contextmanager
+def _parameters_without_memory() -> Iterator[None]:
+    """Inside, parameters of new modules take no memory and are not initialised; every other tensor is real."""
+
+    def without(module: nn.Module, name: str, parameter: Any) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(without)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _empty_tables(network: nn.Module) -> Iterator[str]:
+    """The names of tensors without memory that no file fills: unsaved buffers and plain attributes of modules."""
+    for path, module in network.named_modules():
+        tables = {name: x for name, x in vars(module).items() if isinstance(x, torch.Tensor | list | tuple | dict)}
+        buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+        for name, value in {**tables, **buffers}.items():
+            values = value if isinstance(value, list | tuple) else [value]
+            if any(isinstance(x, torch.Tensor) and x.is_meta for x in values):
+                yield f"{path}.{name}"
 
 
 def _check_bounds(component: Component) -> None:
     """Raise InputError for excessive numbers and lists, and for more layers than there are tensors."""
     where = component.folder / "config.json"
     layers, blocks = 1, 0
-    for key, value in component.config.items():
+    for key, value in _entries(component.config):
         items = _flat(value)
         numbers = [n for n in items if isinstance(n, int | float)]
-        if len(items) > MAX_LIST or any(not abs(n) <= MAX_NUMBER for n in numbers):
+        limit = MAX_BASE if key == "rope_theta" else MAX_NUMBER
+        if len(items) > MAX_LIST or any(not abs(n) <= limit for n in numbers):
             raise InputError(f"{where}: {key!r} is out of bounds")
         if key in ("layers_per_block", "transformer_layers_per_block"):
             layers *= max([1, *map(math.ceil, numbers)])
-        if key in ("num_hidden_layers", "num_layers", "num_single_layers"):
+        if key in ("num_hidden_layers", "num_layers", "num_single_layers", "n_layers", "n_refiner_layers"):
             blocks += max([0, *map(math.ceil, numbers)])
         if key == "down_block_types":
             layers *= max(1, len(items))
@@ -183,9 +227,16 @@ def _check_bounds(component: Component) -> None:
         raise InputError(f"{where}: describes more layers ({max(layers, blocks)}) than there are weights")
 
 
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each (key, value) of a configuration and of the tables in it, to any depth."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _entries(value)
+        else:
+            yield key, value
+
+
 def _flat(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        value = list(value.values())
     return [item for part in value for item in _flat(part)] if isinstance(value, list) else [value]
 
 
@@ -249,7 +300,8 @@ def _read(
             for name in file.keys():  # noqa: SIM118 (not a dictionary)
                 for target in targets.get(name, ()):
                     dtype = dtypes[target]
-                    tensor = sources[target].take(file.get_tensor(name)).to(dtype).contiguous()
+                    tensor = sources[target].take(file.get_tensor(name))
+                    tensor = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
                     if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
                         raise InputError(
                             f"{path}: the tensor {name!r} has values that are not finite in {str(dtype)[6:]}"

@@ -1,6 +1,7 @@
-"""Make tokenizers from the files of a folder: CLIP's byte pairs and T5's unigrams, from their tables alone.
+"""Make tokenizers from the files of a folder: byte pairs of CLIP and Qwen, unigrams of T5, from their tables alone.
 
-Patterns and code to split and join with, which such a file may name, are ignored: both classes have their own.
+Patterns and code to split and join with, which such a file may name, are ignored: the classes have their own. So are
+chat templates, which are programs: the few that models need stand here.
 """
 
 from __future__ import annotations
@@ -12,24 +13,41 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
+from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from diffgen.errors import InputError
-from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json
+from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json, short
 from diffgen.prompts.tokens import read_vocabulary
 from diffgen.prompts.tokens import special_tokens as tokens_of
 
 T5_LENGTH = 512  # tokens
 T5_EXTRA = 100  # <extra_id_0> … <extra_id_99>, which spiece.model leaves out and tokenizer.json names
+MAX_ADDED = 4096  # tokens beside a byte-pair vocabulary
+
+# Chat templates, by the names that families' rows have (`Part.template`). Never one of a file.
+TEMPLATES = {
+    # Qwen3, turns of text alone; without thinking, the answer begins with an empty thought
+    "qwen": (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n"
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    ),
+}
 
 
-def tokenizer_of(component: Component, encoder: Any) -> CLIPTokenizer | T5Tokenizer:
+def tokenizer_of(component: Component, encoder: Any, template: str = "") -> Any:
     """Make the tokenizer of a component that has passed the gate, for an encoder of that configuration.
 
-    CLIP's cuts a text where its encoder ends; T5's encoder has no end, and its pipelines cut at T5_LENGTH or before.
-    Raises InputError.
+    CLIP's cuts a text where its encoder ends; the others' encoders have no end, and their pipelines cut. `template` is
+    one of TEMPLATES. Raises InputError.
     """
+    if component.class_name.startswith("Qwen2"):
+        tokenizer = load_qwen_tokenizer(component.folder)
+        tokenizer.chat_template = TEMPLATES[template]
+        return tokenizer
     if component.class_name.startswith("T5"):
         return load_t5_tokenizer(component.folder, T5_LENGTH)
     return load_tokenizer(component.folder, encoder.max_position_embeddings, component.config)
@@ -62,6 +80,54 @@ def load_t5_tokenizer(folder: Path, length: int) -> T5Tokenizer:
         return T5Tokenizer(vocab=pieces, _spm_precompiled_charsmap=normalization, model_max_length=length)
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise InputError(f"{folder}: makes no T5 tokenizer: {error}") from error
+
+
+def load_qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """Make Qwen's tokenizer with the vocabulary of a folder and the tokens added to it. Raises InputError."""
+    vocabulary, merges = read_vocabulary(folder)
+    added = _added_tokens(folder)
+    known = {**vocabulary, **{token.content: number for number, token in added.items()}}
+    if "<|endoftext|>" not in known:
+        raise InputError(f"{folder}: the vocabulary has no <|endoftext|>, which Qwen's models pad with")
+    try:
+        tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
+        tokenizer.add_tokens([token for _, token in sorted(added.items())])
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise InputError(f"{folder}: makes no Qwen tokenizer: {error}") from error
+    for number, token in added.items():
+        if (got := tokenizer.convert_tokens_to_ids(token.content)) != number:
+            raise InputError(f"{folder}: the added token {short(token.content)} has the number {number}, not {got}")
+    return tokenizer
+
+
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """{number: token} of the tokens added to a vocabulary, from the first file that lists them. Raises InputError."""
+    rows: list[Any] = []
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        path = folder / name
+        if rows or not path.exists():
+            continue
+        content = read_json(path, MAX_TOKENIZER_FILE)
+        table = content.get("added_tokens_decoder") if name == "tokenizer_config.json" else None
+        if name == "tokenizer.json":
+            rows = content.get("added_tokens") or []
+        elif name == "added_tokens.json":
+            rows = [{"id": number, "content": token, "special": True} for token, number in content.items()]
+        elif isinstance(table, dict):
+            rows = [
+                {**row, "id": int(n)}
+                for n, row in table.items()
+                if n.isdecimal() and len(n) < 10 and isinstance(row, dict)
+            ]
+    if not isinstance(rows, list) or len(rows) > MAX_ADDED:
+        raise InputError(f"{folder}: the added tokens are no list of at most {MAX_ADDED}")
+    added = {}
+    for row in rows:
+        text, number = (row.get("content"), row.get("id")) if isinstance(row, dict) else (None, None)
+        if not isinstance(text, str) or not 0 < len(text) <= 100 or type(number) is not int or number in added:
+            raise InputError(f"{folder}: {short(row)} is no added token with a number of its own")
+        added[number] = AddedToken(text, special=row.get("special") is True, normalized=False)
+    return added
 
 
 def _from_json(path: Path) -> tuple[list[tuple[str, float]], bytes | None]:

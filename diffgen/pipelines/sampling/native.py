@@ -1,0 +1,69 @@
+"""Sample by our own loop, for families whose row says so: text to image, image to image and inpainting in one.
+
+diffusers' pipelines of these families differ in what they call guidance, in the layouts of their latents and in the
+ways that they have. Their networks do not: here the pipeline embeds the prompt, its network is a function of (x, t)
+(see denoiser.py), and the latents stay [B, C, h, w]. Image to image begins later on the same grid, from the picture at
+that noise; inpainting keeps the picture's own latents outside the mask after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoiser import network_of
+from .latents import Start, blend
+from .pipeline import Settings, strength_for
+
+
+def call(
+    pipeline: Any,
+    embeddings: Mapping[str, Tensor],
+    start: Start,
+    settings: Settings,
+    *,
+    strength: float,
+    generators: Sequence[torch.Generator],
+    on_evaluation: Callable[[], None],
+) -> Tensor:
+    """Clean latents [B, C, h, w], float32. The arguments are those of `pipeline.call`."""
+    scheduler, device, dtype = pipeline.scheduler, start.noise.device, pipeline.transformer.dtype
+    scheduler.set_timesteps(settings.steps, device)
+    first = 0
+    if start.clean is not None:  # as diffusers' get_timesteps counts
+        share = settings.steps * strength_for(settings.steps, strength)
+        first = int(max(settings.steps - share, 0)) * scheduler.order
+    times = scheduler.timesteps[first:]
+    scheduler.set_begin_index(first)
+    low, high = settings.options["guidance_interval"]
+    done = 0
+
+    def guided() -> bool:
+        return low <= done / len(times) < high
+
+    network = network_of(
+        pipeline,
+        pipeline.family,
+        embeddings,
+        settings.guidance,
+        settings.size,
+        guidance_is_input=pipeline.guidance_is_input,
+        rescale=settings.options["guidance_rescale"],
+        guided_at=guided,
+    )
+    if start.clean is None or start.pure:
+        x = start.noise * scheduler.init_noise_sigma
+    else:
+        x = scheduler.add_noise(start.clean, start.noise, times[:1])
+    for i, t in enumerate(times):
+        output = network(x.to(dtype), t.expand(len(x))).float()
+        x = scheduler.step(output, t, x, generator=list(generators), return_dict=False)[0]
+        if start.mask is not None:
+            x = blend(pipeline, start, times, i, x)
+        done += 1
+        on_evaluation()
+    pipeline.maybe_free_model_hooks()
+    return x

@@ -1,0 +1,253 @@
+"""Families that diffgen samples by its own loop: every task and every file, compared with diffusers' own pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import build, changed
+from torch import Tensor
+
+import diffgen
+import schedulers
+from diffgen.errors import InputError
+from diffgen.models.families import FAMILIES as ROWS
+from diffgen.pipelines.generate import ImageGenerator
+from diffgen.pipelines.plan import make_plan
+
+PROMPT, NEGATIVE, SEED, STEPS = "a red apple", "a blue square on the circle", 5, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """How diffusers' pipeline of a family is called."""
+
+    arguments: Callable[[float], dict[str, Any]]  # for a guidance scale in our convention
+    latents: Callable[[Tensor], Tensor] = lambda latents: latents  # what it returns, in our layout
+    reads_negative: bool = True
+
+
+CASES = {
+    "z-image": Case(lambda guidance: {"guidance_scale": guidance - 1, "negative_prompt": NEGATIVE}),
+}
+GUIDED = [family for family, case in CASES.items() if case.reads_negative]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build the tiny model of a family, once."""
+    root, folders = tmp_path_factory.mktemp("families"), {}
+
+    def of(family: str) -> Path:
+        if family not in folders:
+            folders[family] = build(root / family, family=family)
+        return folders[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def load(folder: Callable[[str], Path]) -> Callable[[str], ImageGenerator]:
+    generators: dict[str, ImageGenerator] = {}
+
+    def of(family: str) -> ImageGenerator:
+        if family not in generators:
+            generators[family] = diffgen.load(str(folder(family)), device="cpu")
+        return generators[family]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    y, x = np.mgrid[:64, :64] / 63
+    return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (1 - x) * y], -1).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def latents(generator: ImageGenerator, **options: Any) -> Tensor:
+    """The clean latents that the last evaluation predicts, to which every solver steps: [B, C, h, w]."""
+    last: list[Tensor] = []
+    settings: dict[str, Any] = {"seed": SEED, "steps": STEPS, "scheduler": "euler", "size": 64, **options}
+    plan = make_plan(generator.model, settings.pop("prompt", PROMPT), **settings)
+    for picture in generator.pictures(plan, on_denoised=lambda shots, i, x0: last.append(x0.float().clone())):
+        assert picture.error is None
+    return last[-1]
+
+
+def calls(generator: ImageGenerator) -> tuple[list[int], Any]:
+    """(the batch size of each call of the network from now on, the hook that notes it)."""
+    sizes: list[int] = []
+    network = generator.pipeline.transformer
+    hook = network.register_forward_hook(lambda module, inputs, output: sizes.append(len(output[0])))
+    return sizes, hook
+
+
+def theirs(folder: Path, name: str | None = None) -> Any:
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    if name is not None:
+        pipeline = getattr(diffusers, name)(**pipeline.components)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def their_latents(folder: Path, family: str, guidance: float, name: str | None = None, **more: Any) -> Tensor:
+    arguments = {"width": 64, "height": 64, "num_inference_steps": STEPS, **CASES[family].arguments(guidance), **more}
+    generator = torch.Generator().manual_seed(SEED)
+    result = theirs(folder, name)(PROMPT, generator=generator, output_type="latent", return_dict=False, **arguments)[0]
+    return CASES[family].latents(result.float())
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_text_to_image_is_diffusers_own(
+    load: Callable[[str], ImageGenerator], folder: Callable[[str], Path], family: str, guidance: float
+) -> None:
+    """With Euler, which is diffusers' scheduler of these families: the same latents."""
+    negative = {"negative": NEGATIVE} if guidance != 1 and family in GUIDED else {}
+    ours = latents(load(family), guidance=guidance, **negative)
+    expected = their_latents(folder(family), family, guidance)
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_image_to_image(
+    load: Callable[[str], ImageGenerator], folder: Callable[[str], Path], photo: Image.Image, family: str
+) -> None:
+    generator = load(family)
+    whole = latents(generator, image=photo, strength=1.0)
+    half = latents(generator, image=photo, strength=0.5)
+    assert (whole - half).abs().max() > 0.01
+    name = ROWS[family].tasks["image"]
+    if "Img2Img" not in name:
+        return
+    for strength, ours in ((1.0, whole), (0.5, half)):
+        own = generator.checked.defaults.guidance
+        ours = latents(generator, image=photo, strength=strength, guidance=own)
+        expected = their_latents(folder(family), family, own, name, image=photo, strength=strength, negative_prompt="")
+        assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_inpainting_keeps_what_is_outside_the_mask(
+    load: Callable[[str], ImageGenerator], photo: Image.Image, family: str
+) -> None:
+    """The latents outside it are the picture's own, and those inside continue them."""
+    generator, mask = load(family), Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    options: dict[str, Any] = {"image": photo, "mask": mask, "seed": SEED, "steps": STEPS, "scheduler": "euler"}
+    (ours,) = generator.generate(PROMPT, strength=0.75, **options)
+    assert (pixels(ours)[:, :32] == pixels(photo)[:, :32]).all()
+    assert (pixels(ours)[:, 32:] != pixels(photo)[:, 32:]).any()
+    inside = latents(generator, strength=0.75, **{key: options[key] for key in ("image", "mask")})
+    alone = latents(generator, strength=0.75, image=photo)
+    half = inside.shape[-1] // 2
+    assert (inside - alone)[..., half:].abs().max() > 1e-4
+
+
+def test_inpainting_is_diffusers_own(
+    load: Callable[[str], ImageGenerator], folder: Callable[[str], Path], photo: Image.Image
+) -> None:
+    generator, mask = load("z-image"), Image.new("L", (64, 64))
+    mask.paste(255, (32, 0, 64, 64))
+    options: dict[str, Any] = {"seed": SEED, "steps": STEPS, "scheduler": "euler", "guidance": 3.0}
+    (ours,) = generator.generate(PROMPT, negative=NEGATIVE, image=photo, mask=mask, strength=0.75, **options)
+    pipeline = theirs(folder("z-image"), "ZImageInpaintPipeline")
+    expected = pipeline(
+        PROMPT, image=photo, mask_image=mask, strength=0.75, num_inference_steps=STEPS, width=64, height=64,
+        generator=torch.Generator().manual_seed(SEED), **CASES["z-image"].arguments(3.0),
+    ).images[0]  # fmt: skip
+    assert abs(pixels(ours) - pixels(expected))[:, 32:].max() <= 1
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_the_requested_grid_is_walked_in_every_task(
+    load: Callable[[str], ImageGenerator], photo: Image.Image, family: str
+) -> None:
+    generator = load(family)
+    for options in ({}, {"image": photo, "strength": 1.0}):
+        times: list[float] = []
+        settings: dict[str, Any] = {"scheduler": "euler", "grid": "karras", "steps": STEPS, "size": 64, "seed": SEED}
+        plan = make_plan(generator.model, PROMPT, **settings, **options)
+        (picture,) = generator.pictures(plan)
+        assert picture.record["grid"] == "karras"
+        (picture,) = generator.pictures(make_plan(generator.model, PROMPT, keep_steps=True, **settings, **options))
+        times = [step.t for step in picture.steps]
+        scheduler = generator.scheduler(plan, (64, 64))
+        scheduler.set_timesteps(STEPS)
+        assert times == pytest.approx(scheduler.timesteps.tolist())
+        scheduler = schedulers.get("euler", noise=scheduler.noise, prediction="flow_prediction", grid="trailing")
+        scheduler.set_timesteps(STEPS)
+        assert times != pytest.approx(scheduler.timesteps.tolist())
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_solvers_of_other_orders(load: Callable[[str], ImageGenerator], family: str) -> None:
+    results = [latents(load(family), scheduler=name) for name in ("euler", "heun", "unipc", "euler_ancestral")]
+    assert all(result.isfinite().all() for result in results)
+    assert all((result - results[0]).abs().max() > 1e-4 for result in results[1:])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_batch_is_its_pictures(load: Callable[[str], ImageGenerator], family: str) -> None:
+    generator = load(family)
+    together = latents(generator, count=2, batch_size=2, scheduler="euler_ancestral")
+    for i in range(2):
+        alone = latents(generator, seed=SEED + i, scheduler="euler_ancestral")
+        assert (together[i] - alone[0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_without_guidance_a_picture_takes_one_call_of_the_network(
+    load: Callable[[str], ImageGenerator], family: str
+) -> None:
+    generator = load(family)
+    sizes, hook = calls(generator)
+    latents(generator, guidance=1.0)
+    assert sizes == [1] * STEPS
+    sizes.clear()
+    latents(generator, guidance=3.0)
+    assert sum(sizes) == STEPS * (2 if family in GUIDED else 1)
+    sizes.clear()
+    if family in GUIDED:
+        latents(generator, guidance=3.0, guidance_interval="0.5,1")
+        assert sum(sizes) == STEPS + STEPS // 2
+    hook.remove()
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_negative_prompts_are_read_or_named(load: Callable[[str], ImageGenerator], family: str) -> None:
+    generator = load(family)
+    without, other = (latents(generator, guidance=3.0, negative=text) for text in ("", NEGATIVE))
+    plan = make_plan(generator.model, PROMPT, negative=NEGATIVE, guidance=3.0 if family not in GUIDED else 1.0)
+    assert any("the negative prompt is not read" in warning for warning in plan.warnings(PROMPT))
+    assert bool((without != other).any()) == (family in GUIDED)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_prompts_of_different_lengths(load: Callable[[str], ImageGenerator], family: str) -> None:
+    """A batch of the plain function of the network holds them side by side: each output is that of its prompt alone."""
+    from diffgen.pipelines.sampling.denoiser import denoiser
+
+    generator, prompts = load(family), [PROMPT, "a green circle on the flat blue square"]
+    x = torch.randn(1, *generator.autoencoder().shape((64, 64)), generator=torch.Generator().manual_seed(1))
+    x = x.expand(2, -1, -1, -1)
+    with torch.no_grad():
+        together = denoiser(generator.pipeline, generator.checked, prompts, 3.0, (64, 64))(x, torch.full((2,), 700.0))
+        for i, prompt in enumerate(prompts):
+            network = denoiser(generator.pipeline, generator.checked, [prompt], 3.0, (64, 64))
+            assert (network(x[:1], torch.full((1,), 700.0)) - together[i : i + 1]).abs().max() <= 1e-5
+    assert (together[0] - together[1]).abs().max() > 1e-4
