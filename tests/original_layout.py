@@ -266,6 +266,25 @@ def flux(weights: Weights, settings: dict[str, Any]) -> Weights:
     return file
 
 
+def z_image(weights: Weights, settings: dict[str, Any]) -> Weights:
+    weights, file = dict(weights), {}
+    for block in [name.removesuffix(".attention.to_q.weight") for name in weights if name.endswith("to_q.weight")]:
+        three = [f"{block}.attention.to_{x}.weight" for x in "qkv"]
+        file[f"{block}.attention.qkv.weight"] = joined(weights, three)
+    for name, tensor in weights.items():
+        for pattern, old in (
+            (r"^all_(x_embedder|final_layer)\.2-1\.", r"\1."), (r"attention\.to_out\.0\.", "attention.out."),
+            (r"attention\.norm_(q|k)\.", r"attention.\1_norm."),
+        ):  # fmt: skip
+            name = re.sub(pattern, old, name)
+        file[name] = tensor
+    return file
+
+
+def language(weights: Weights, settings: dict[str, Any]) -> Weights:
+    return {f"model.{name}": tensor for name, tensor in weights.items()}
+
+
 Convert = Callable[[Weights, dict[str, Any]], Weights]
 _FIRST_STAGE = ("first_stage_model.", vae)
 _UNET = ("model.diffusion_model.", unet)
@@ -295,5 +314,10 @@ LAYOUTS: dict[str, dict[str, tuple[str, Convert]]] = {
         "vae": ("vae.", vae),
         "text_encoder": ("text_encoders.clip_l.transformer.", clip),
         "text_encoder_2": ("text_encoders.t5xxl.transformer.", same),
+    },
+    "z-image": {
+        "transformer": ("model.diffusion_model.", z_image),
+        "vae": ("vae.", vae),
+        "text_encoder": ("text_encoders.qwen3_4b.transformer.", language),
     },
 }

@@ -22,7 +22,7 @@ from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.pipelines.weights.network import make_network
 from diffgen.pipelines.weights.tokenizers import load_t5_tokenizer
 
-FILES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "flux-schnell")
+FILES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "flux-schnell", "z-image")
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,11 @@ def by_diffusers(family: str, part: str, config: dict[str, Any], network: Any, f
     if part == "vae":
         return utils.convert_ldm_vae_checkpoint(file, config)
     if part == "transformer":
-        function = f"convert_{family}_transformer_checkpoint_to_diffusers"
+        function = f"convert_{family.replace('-', '_')}_transformer_checkpoint_to_diffusers"
         return getattr(utils, function)({name: tensor for name, tensor in file.items() if name.startswith(prefix)})
+    if "qwen" in prefix:  # transformers' own names, in the language model with its last layer
+        begin = f"{prefix}model."
+        return {name.removeprefix(begin): tensor for name, tensor in file.items() if name.startswith(begin)}
     if "t5" in prefix:
         return utils.convert_sd3_t5_checkpoint_to_diffusers(file)
     if prefix.endswith("model."):

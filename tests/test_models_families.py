@@ -33,6 +33,13 @@ SD3 = {
     "tokenizer_3": T5_TOKENIZER,
     "scheduler": FLOW,
 }
+Z_IMAGE = {
+    "transformer": ("diffusers", "ZImageTransformer2DModel"),
+    "vae": VAE,
+    "text_encoder": ("transformers", "Qwen3Model"),
+    "tokenizer": ("transformers", "Qwen2Tokenizer"),
+    "scheduler": FLOW,
+}
 FLUX = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
     "vae": VAE,
@@ -81,6 +88,8 @@ FOLDERS = {
     "large-turbo": ("StableDiffusion3Pipeline", SD3, {"qk_norm": "rms_norm"}, {}, "sd3", "turbo"),
     "dev": ("FluxPipeline", FLUX, {"guidance_embeds": True}, {}, "flux", None),
     "schnell": ("FluxPipeline", FLUX, {"guidance_embeds": False}, {}, "flux", "schnell"),
+    "z-image": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 6.0}, "z-image", None),
+    "Z-Image-Turbo": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 3.0}, "z-image", "turbo"),
     "church": ("DDPMPipeline", PIXELS, {"sample_size": 32}, {}, "unconditional", None),
     "ddim": ("DDIMPipeline", PIXELS, {}, {}, "unconditional", None),
 }
@@ -124,7 +133,7 @@ def test_every_family_passes(tmp_path, name):
     assert checked.defaults == defaults_of(family, variant)
 
 
-@pytest.mark.parametrize("name", ["v1-4", "xl", "refiner", "sd3", "dev", "church"])
+@pytest.mark.parametrize("name", ["v1-4", "xl", "refiner", "sd3", "dev", "z-image", "church"])
 def test_no_part_may_lack_or_be_of_another_class(tmp_path, name):
     pipeline, parts, network, _, family, _ = FOLDERS[name]
     folder = build(tmp_path / "model", pipeline, parts, network)
@@ -251,7 +260,7 @@ def test_rows_are_complete():
             assert set(family.in_files) == networks
             assert set(gate.read_index(CONFIGS / name).pairs) == set(family.parts)
         for part in family.parts.values():
-            assert (part.kind == "tokenizer") == (CONFIGS / part.vocabulary != CONFIGS)
+            assert (part.kind == "tokenizer") == bool(part.vocabulary or part.template)
             assert (CONFIGS / part.vocabulary).is_dir()
     with pytest.raises(UsageError, match="ControlNet is not supported for models of the family flux"):
         class_of("flux", "control")

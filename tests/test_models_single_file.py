@@ -9,6 +9,7 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from test_models_gate import make_folder
 from transformers import (
@@ -16,6 +17,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -403,6 +406,8 @@ def parameters(cls, folder: Path) -> int:
             network = cls(CLIPTextConfig(**config))
         elif cls is T5EncoderModel:
             network = cls(T5Config(**config))
+        elif cls is Qwen3Model:
+            network = cls(Qwen3Config(**config))
         else:
             network = cls.from_config(config)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -426,6 +431,8 @@ def parameters(cls, folder: Path) -> int:
         ("flux/text_encoder_2", T5EncoderModel, 4_762_310_656),
         ("flux/transformer", FluxTransformer2DModel, 11_901_408_320),
         ("flux/vae", AutoencoderKL, 83_819_683),
+        ("z-image/transformer", ZImageTransformer2DModel, 6_154_908_736),
+        ("z-image/text_encoder", Qwen3Model, 4_022_468_096),
     ],
 )
 def test_configurations_make_networks_of_the_published_sizes(folder, cls, count):
@@ -445,7 +452,7 @@ def test_clips_vocabulary():
 
 def test_every_bundled_configuration_passes_the_gate():
     folders = {path.parent.name for path in CONFIGS.glob("*/model_index.json")}
-    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux"}
+    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "z-image"}
     for name in folders:
         index = gate.read_index(CONFIGS / name)
         assert (index.family, index.variant) == (name, None)

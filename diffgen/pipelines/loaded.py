@@ -20,10 +20,10 @@ from schedulers.scheduler import Scheduler
 
 from .inputs import quantize_name
 from .plan import Plan, noise_and_prediction
-from .sizes import tokens
 from .sampling import memory
 from .sampling.autoencoder import Autoencoder, vae_dtype
 from .sampling.sketch import Sketch
+from .sizes import tokens
 from .weights import quantize as quantization
 from .weights.load import load_pipeline, load_refiner, load_safety_checker
 

@@ -9,7 +9,7 @@ that noise; inpainting keeps the picture's own latents outside the mask after ea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def call(
         first = int(max(settings.steps - share, 0)) * scheduler.order
     times = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
-    low, high = settings.options["guidance_interval"]
+    low, high = cast(tuple[float, float], settings.options["guidance_interval"])
     done = 0
 
     def guided() -> bool:
