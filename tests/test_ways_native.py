@@ -189,7 +189,7 @@ def test_solvers_of_other_orders(load: Callable[[str], ImageGenerator], family: 
 @pytest.mark.parametrize("family", CASES)
 def test_a_batch_is_its_pictures(load: Callable[[str], ImageGenerator], family: str) -> None:
     generator = load(family)
-    together = latents(generator, count=2, batch_size=2, scheduler="euler_ancestral")
+    together = latents(generator, count=2, batch_size="auto", scheduler="euler_ancestral")
     for i in range(2):
         alone = latents(generator, seed=SEED + i, scheduler="euler_ancestral")
         assert (together[i] - alone[0]).abs().max() <= 1e-5

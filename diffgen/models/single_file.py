@@ -82,7 +82,9 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
         base = beside
     if base is not None:
         return _with_base(path, Path(base), contents, split, unused, prediction)
-    missing = [n for n, part in family.parts.items() if part.kind == "network" and not part.optional and n not in split]
+    networks = [n for n, part in family.parts.items() if part.kind == "network" and not part.optional]
+    vocabularies = [n for n, part in family.parts.items() if part.kind == "tokenizer" and not part.vocabulary]
+    missing = [name for name in (*networks, *vocabularies) if name not in split]
     if missing:
         raise InputError(
             f"{path}: {contents.what} that holds {', '.join(sorted(split))}; it lacks {', '.join(missing)}",

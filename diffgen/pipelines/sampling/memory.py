@@ -64,7 +64,8 @@ def fitting(pipeline: Any, plan: Plan, device: torch.device, dtype: torch.dtype,
     if "block_out_channels" in config:
         width = config["block_out_channels"][0]
     else:
-        width = config["num_attention_heads"] * config["attention_head_dim"]
+        width = next((config[key] for key in ("dim", "hidden_size") if key in config), 0)
+        width = width or config["num_attention_heads"] * config["attention_head_dim"]
         positions //= plan.checked.row.patch**2
     one = ACTIVATIONS * positions * width * dtype.itemsize * (1 + guided)
     return max(1, min(MOST[device.type != "cpu"], free_memory(device) // 2 // one))

@@ -1,0 +1,181 @@
+"""Files of the families that diffgen samples by its own loop: LoRAs in each layout, text encoders, hostile variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import original_layout
+import pytest
+import tiny
+import torch
+from loading import load
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffgen.errors import InputError
+from diffgen.models import single_file
+from diffgen.pipelines.inputs import read_lora
+from diffgen.pipelines.weights.adapters import merge_lora
+
+# Of each family: modules of its transformer by diffusers' names; and by the original ones, which may hold several.
+LORAS: dict[str, tuple[str, dict[str, list[str]]]] = {
+    "z-image": (
+        "layers.1.feed_forward.w1",
+        {
+            "layers.0.attention.qkv": [f"layers.0.attention.to_{x}" for x in "qkv"],
+            "layers.0.attention.out": ["layers.0.attention.to_out.0"],
+        },
+    ),
+}
+TRANSFORMER = "transformer/config.json"
+# Of each family: (file, a change to it, what the refusal says).
+HOSTILE: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
+    "z-image": [
+        (TRANSFORMER, lambda c: c.update(n_layers=10**5), "more layers"),
+        (TRANSFORMER, lambda c: c.update(dim=10**9), "'dim' is out of bounds"),
+        (TRANSFORMER, lambda c: c.update(axes_dims=[2, 2, 2]), "makes no ZImageTransformer2DModel"),
+        (TRANSFORMER, lambda c: c.update(all_patch_size=[4]), "the transformer's patches are|does not belong"),
+        (TRANSFORMER, lambda c: c.update(siglip_feat_dim=8), "is missing"),
+        ("text_encoder/config.json", lambda c: c.update(num_hidden_layers=10**5), "more layers"),
+        ("text_encoder/config.json", lambda c: c.update(hidden_act="os.system"), "makes no Qwen3Model"),
+        ("text_encoder/config.json", lambda c: c.update(rope_theta=float(10**13)), "'rope_theta' is out of bounds"),
+        ("text_encoder/model.safetensors", lambda t: t.update(extra=torch.zeros(1)), "'extra' does not belong"),
+        ("text_encoder/model.safetensors", lambda t: t["norm.weight"].fill_(torch.nan), "not finite"),
+        ("tokenizer/tokenizer.json", lambda c: c["added_tokens"][-1].update(id=9), "has the number"),
+        ("tokenizer/tokenizer.json", lambda c: c["added_tokens"].append({"content": "", "id": 1}), "no added token"),
+        ("tokenizer/tokenizer.json", lambda c: c.update(added_tokens={"a": 1}), "no list of at most"),
+        ("tokenizer/tokenizer.json", lambda c: c["model"].update(merges="x"), "not a list of merges"),
+        ("vae/config.json", lambda c: c.update(latent_channels=8), "vae"),
+        ("model_index.json", lambda c: c.update(text_encoder=["transformers", "AutoModel"]), "'text_encoder' is of"),
+        ("scheduler/scheduler_config.json", lambda c: c.update(shift=-1.0), "shift"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("family", "case"), [(family, case) for family, cases in HOSTILE.items() for case in cases])
+def test_a_hostile_file_is_refused(
+    family_folder: Callable[[str], Path], tmp_path: Path, family: str, case: tuple[str, Any, str]
+) -> None:
+    from diffgen.models import gate
+    from diffgen.pipelines.plan import noise_and_prediction
+
+    file, change, text = case
+    folder = tiny.changed(family_folder(family), tmp_path / "model", file, change)
+
+    def read() -> None:
+        noise_and_prediction(gate.check_folder(folder))
+        load(folder)
+
+    with pytest.raises(InputError, match=text):
+        read()
+
+
+@pytest.mark.parametrize("family", ["z-image"])
+def test_a_chat_template_of_a_file_is_never_used(
+    family_folder: Callable[[str], Path], tmp_path: Path, family: str
+) -> None:
+    """Templates are programs. Ours gives the text that the model's own would."""
+    evil = "{{ raise_exception('a template of a file was run') }}"
+    folder = tiny.changed(
+        family_folder(family), tmp_path / "m", "tokenizer/tokenizer_config.json", lambda c: c.update(chat_template=evil)
+    )
+    (folder / "tokenizer" / "chat_template.jinja").write_text(evil)
+    ours, own = load(folder).tokenizer, tiny.qwen_tokenizer()
+    messages = [{"role": "user", "content": "a red apple"}]
+    for thinking in (True, False):
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+        text = ours.apply_chat_template(messages, **options)
+        assert text == own.apply_chat_template(messages, **options)
+        assert ours(text).input_ids == own(text).input_ids
+
+
+@pytest.mark.parametrize("name", ["model.{}", "model.language_model.{}", "language_model.model.{}"])
+def test_a_language_model_is_read_from_larger_ones(
+    family_folder: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """Its last layer and the vision beside it are left out."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for key in list(tensors):
+            tensors[name.format(key)] = tensors.pop(key)
+        tensors["lm_head.weight"] = torch.zeros(3, 3)
+        tensors["model.visual.patch_embed.weight"] = torch.zeros(2)
+
+    folder = tiny.changed(family_folder("z-image"), tmp_path / "model", "text_encoder/model.safetensors", change)
+    expected = load(family_folder("z-image")).text_encoder.state_dict()
+    weights = load(folder).text_encoder.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights.items())
+
+
+@pytest.mark.parametrize("family", LORAS)
+@pytest.mark.parametrize("layout", ["diffusers", "original", "kohya"])
+def test_a_lora_in_each_layout(family_folder: Callable[[str], Path], tmp_path: Path, family: str, layout: str) -> None:
+    """Each weight becomes W + scale·(alpha/rank)·B·A; of a matrix of several, each has its rows of B."""
+    single, fused = LORAS[family]
+    pipeline = load(family_folder(family))
+    before = {name: tensor.clone() for name, tensor in pipeline.transformer.state_dict().items()}
+    random = torch.Generator().manual_seed(4)
+    modules: dict[str, list[str]] = {single: [single]}
+    modules |= {name: [name] for names in fused.values() for name in names} if layout == "diffusers" else fused
+    tensors, deltas = {}, {}
+    for module, targets in modules.items():
+        rows = [len(before[f"{target}.weight"]) for target in targets]
+        a = torch.randn(2, before[f"{targets[0]}.weight"].shape[1], generator=random)
+        b = torch.randn(sum(rows), 2, generator=random)
+        if layout == "diffusers":
+            tensors |= {
+                f"transformer.{module}.lora_A.default.weight": a,
+                f"transformer.{module}.lora_B.default.weight": b,
+            }
+        else:
+            stem = f"diffusion_model.{module}" if layout == "original" else f"lora_unet_{module.replace('.', '_')}"
+            tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b, f"{stem}.alpha": torch.tensor(2.0)}
+        deltas |= dict(zip(targets, (b @ a).split(rows), strict=True))
+    save_file(tensors, tmp_path / "x.safetensors")
+    lora = read_lora(f"{tmp_path / 'x.safetensors'}:0.5")
+    matched = merge_lora(pipeline, family, lora)
+    assert (matched.matched, matched.unmatched) == (len(tensors), ())
+    for name, tensor in pipeline.transformer.state_dict().items():
+        expected = before[name] + 0.5 * deltas.get(name.removesuffix(".weight"), torch.zeros(()))
+        assert torch.allclose(tensor, expected, atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", LORAS)
+def test_a_lora_names_its_family(family_folder: Callable[[str], Path], tmp_path: Path, family: str) -> None:
+    from diffgen.models.single_file import recognise
+
+    weights = load_file(next((family_folder(family) / "transformer").glob("*.safetensors")))
+    for prefix in ("transformer.", "lora_unet_"):
+        tensors = {}
+        for name, tensor in weights.items():
+            module = name.removesuffix(".weight")
+            if tensor.ndim == 2 and module != name:
+                stem = prefix + (module if prefix.endswith(".") else module.replace(".", "_"))
+                tensors |= {f"{stem}.lora_down.weight": torch.ones(1, 2), f"{stem}.lora_up.weight": torch.ones(2, 1)}
+        save_file(tensors, tmp_path / "x.safetensors")
+        contents = recognise(tmp_path / "x.safetensors")
+        assert (contents.kind, contents.family) == ("lora", family)
+
+
+def test_no_table_is_left_empty() -> None:
+    """Tables that no file holds are computed: rotary frequencies are real although parameters take no memory."""
+    from diffgen.pipelines.weights import network
+
+    with torch.device("meta"):
+        empty = network.make_network("Qwen3Model", {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8})
+    assert any("inv_freq" in name for name in network._empty_tables(empty))
+    with network._parameters_without_memory():
+        made = network.make_network("Qwen3Model", {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8})
+    assert not list(network._empty_tables(made))
+    assert all(parameter.is_meta for parameter in made.parameters())
+
+
+def test_a_file_of_all_networks_needs_a_base_for_its_vocabulary(
+    family_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = original_layout.write(family_folder("z-image"), tmp_path / "x.safetensors", "z-image")
+    with pytest.raises(InputError, match="holds text_encoder, transformer, vae; it lacks tokenizer"):
+        single_file.check_file(path)
