@@ -8,15 +8,14 @@ import shlex
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from diffgen.errors import UsageError
 from diffgen.version import __version__
 
-from .commands import COMMANDS, SETTINGS, parser
+from .commands import COMMANDS, SETTINGS, Group, parser
 
 
-class Root(TyperGroup):
+class Root(Group):
     """All commands; a word that is no command is taken for a prompt, and the error shows how to write it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -36,7 +35,7 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-def _build() -> TyperGroup:
+def _build() -> Root:
     app = typer.Typer(
         cls=Root,
         help="Pictures from prompts, on this machine, offline.",
@@ -53,6 +52,7 @@ def _build() -> TyperGroup:
         pass
 
     group = typer.main.get_group(app)
+    assert isinstance(group, Root)
     for name, command in COMMANDS.items():
         group.add_command(parser(name, command))
     return group

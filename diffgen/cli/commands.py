@@ -82,14 +82,33 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-def parser(name: str, command: Command) -> LazyCommand | TyperGroup:
+class UntypedFlags:
+    """A parser whose help shows no type for flags: typer shows <bool>, a value that no flag takes."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Subcommand(UntypedFlags, TyperCommand):
+    """A command."""
+
+
+class Group(UntypedFlags, TyperGroup):
+    """A command that has commands of its own."""
+
+
+def parser(name: str, command: Command) -> LazyCommand | Group:
     """The parser of a row; that of a single command is a stand-in, which imports the command when it is called."""
     if not command.commands:
         return LazyCommand(name, command)
-    return TyperGroup(name=name, help=command.summary, commands=[parser(*row) for row in command.commands.items()])
+    return Group(name=name, help=command.summary, commands=[parser(*row) for row in command.commands.items()])
 
 
-class LazyCommand(TyperCommand):
+class LazyCommand(Subcommand):
     """A command that is not imported yet: its name and its summary, for the help of its group."""
 
     def __init__(self, name: str, command: Command) -> None:
@@ -110,5 +129,5 @@ def load_command(command: Command) -> Any:
     function = getattr(module, name)
     text = "\n\n".join(filter(None, (command.summary, inspect.getdoc(function))))
     app = typer.Typer(**SETTINGS)
-    app.command(help=text, epilog=getattr(module, "EXAMPLES", None))(function)
+    app.command(cls=Subcommand, help=text, epilog=getattr(module, "EXAMPLES", None))(function)
     return typer.main.get_command(app)

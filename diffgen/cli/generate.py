@@ -78,7 +78,7 @@ def generate(
     seeds: Annotated[Text, _option(PICTURE, "Seeds instead of --seed: 0-7 or 1,5,9.", metavar="LIST")] = None,
     variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this second seed.", metavar="N")] = None,
     variation_strength: Annotated[Real, _option(PICTURE, "Share of the variation seed's noise.", metavar="0…1")] = None,
-    tile: Annotated[bool, _option(PICTURE, "Make pictures that repeat seamlessly.", "--tile", metavar="")] = False,
+    tile: Annotated[bool, _option(PICTURE, "Make pictures that repeat seamlessly.", "--tile")] = False,
     steps: Annotated[Whole, _option(SAMPLING, "Number of solver steps. \\[the model's]", metavar="N")] = None,
     guidance: Annotated[Real, _option(SAMPLING, "Guidance scale; 1: off. \\[the model's]", metavar="X")] = None,
     guidance_rescale: Annotated[
@@ -118,9 +118,7 @@ def generate(
     ] = None,
     safety: Annotated[str, _option(MODEL, "Run the safety checker. \\[on]", metavar="on|off")] = "on",
     offline: Offline = False,
-    preview: Annotated[
-        bool, _option(LOOK, "Show pictures in the terminal as they form.", "--preview", metavar="")
-    ] = False,
+    preview: Annotated[bool, _option(LOOK, "Show pictures in the terminal as they form.", "--preview")] = False,
     save_steps: Annotated[
         Text, _option(LOOK, "Save all predictions as a strip and a GIF.", "--save-steps", metavar="FOLDER")
     ] = None,
@@ -133,7 +131,7 @@ def generate(
     batch_size: Annotated[
         str, _option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")
     ] = "1",
-    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling", metavar="")] = False,
+    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
     offload: Annotated[str, _option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
     quantize: Annotated[str, _option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
     out: Annotated[
@@ -147,9 +145,9 @@ def generate(
             metavar="FILE|DIR/",
         ),
     ] = None,
-    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite", metavar="")] = False,
+    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
     metadata: Annotated[str, _option(OUTPUT, "Write full, params or none. \\[full]", metavar="LEVEL")] = "full",
-    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run", metavar="")] = False,
+    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -24,7 +24,7 @@ from .output import Debug, Json, Output, Quiet, UnfinishedError, table
 NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or the org/name of a hub."
 COLUMNS = ("name", "family", "variant", "source", "bytes", "licence", "resolution", "folder")
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask for confirmation.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 
 
 def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -71,11 +71,9 @@ def info(
 
 def pull(
     name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A diffusers repository on the hub.")],
-    full: Annotated[
-        bool, typer.Option("--full", metavar="", help="Full-precision weights. \\[half, if there are any]")
-    ] = False,
-    safety: Annotated[bool, typer.Option("--safety", metavar="", help="Fetch the safety checker too.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="List the files, fetch nothing.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Full-precision weights. \\[half, if there are any]")] = False,
+    safety: Annotated[bool, typer.Option("--safety", help="Fetch the safety checker too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, fetch nothing.")] = False,
     yes: Yes = False,
     offline: Offline = False,
     json: Json = False,
@@ -168,9 +166,7 @@ def rm(
     name: Annotated[
         str, typer.Argument(metavar="ORG/NAME[@REVISION]|NAME", help="A model in the cache, or a name in your list.")
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", metavar="", help="List what would be deleted, delete nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be deleted, delete nothing.")] = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -23,7 +23,9 @@ RecordedDevice = Annotated[str | None, _device("the recorded device, if this mac
 Dtype = Annotated[
     str,
     typer.Option(
-        metavar="auto|float32|float16|bfloat16", help="Number format of the weights.", rich_help_panel=MACHINE
+        metavar="FORMAT",
+        help="Number format of the weights: auto, float32, float16 or bfloat16.",
+        rich_help_panel=MACHINE,
     ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", metavar="", help="Never use the network.", rich_help_panel=MACHINE)]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]

@@ -16,14 +16,10 @@ SCHEMA = "diffgen.result/1"
 
 # The options that every command has.
 Json = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print one JSON document, even on errors.", rich_help_panel="Output")
+    bool, typer.Option("--json", help="Print one JSON document, even on errors.", rich_help_panel="Output")
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", help="Print only errors on stderr.", rich_help_panel="Output")
-]
-Debug = Annotated[
-    bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.", rich_help_panel="Output")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on stderr.", rich_help_panel="Output")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Output")]
 
 
 class UnfinishedError(Exception):

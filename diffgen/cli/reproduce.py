@@ -47,7 +47,7 @@ def reproduce(
     out: Annotated[
         str | None, typer.Option("--out", "-o", "--output", metavar="FILE", help="Image file to write. \\[none]")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a file that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that exists.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
