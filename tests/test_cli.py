@@ -311,6 +311,15 @@ def test_a_partly_failed_batch_saves_the_rest_and_lists_the_failures(
     assert len(os.listdir("made")) == 2
 
 
+def test_help_shows_no_type_for_flags(diffgen_: Callable[..., Result]) -> None:
+    names = [[name, *inner] for name, row in COMMANDS.items() for inner in ([[n] for n in row.commands] or [[]])]
+    for words in ([], ["models"], *names):
+        code, out, _ = diffgen_(*words, "--help")
+        assert code == 0
+        assert "--help" in out
+        assert "bool" not in out, words
+
+
 @pytest.mark.parametrize(
     ("args", "help_of"),
     [

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, byte_level, changed
+from tiny import changed
 
 import diffgen
 import schedulers
@@ -25,7 +23,6 @@ from diffgen.models.find import find
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import Plan, make_plan
 from diffgen.pipelines.weights.tokenizers import load_tokenizer
-from diffgen.prompts import words as prompts
 from diffgen.prompts.files import read_lines
 from diffgen.prompts.tokens import read_vocabulary
 
@@ -148,68 +145,6 @@ def test_metadata_levels(generator: ImageGenerator) -> None:
     assert generator.generate("a", metadata="none")[0].info == {}
     with pytest.raises(UsageError, match="metadata"):
         generator.generate("a", metadata="all")
-
-
-# Words
-
-
-@given(
-    st.lists(st.sampled_from([*WORDS, "Zebra's", "éclair", "日本", "7", "x2", "?!", "don't", "ПЁС", "a_b"]), max_size=8)
-)
-@settings(max_examples=60, deadline=None)
-def test_words_are_those_that_the_tokenizer_looks_up(generator: ImageGenerator, pieces: list[str]) -> None:
-    text = " ".join(pieces)
-    backend = generator.pipeline.tokenizer.backend_tokenizer
-    looked_up = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))]
-    ours = [byte_level(word) for word in prompts.words(text)]
-    assert ours == [piece for piece in looked_up if piece not in {"'s", "'t", "?!", "_"}]
-
-
-@pytest.mark.parametrize(
-    ("text", "unknown"),
-    [
-        ("a red apple, flat style", ()),
-        ("an apple on a PIÑATA!", ("on",)),
-        ("zebra, zebra and Circle", ("zebra", "and")),
-        ("a blue square", ("blue", "square")),  # tokens of the vocabulary, words of no caption
-    ],
-)
-def test_unknown_words_are_in_no_caption(tiny: Path, text: str, unknown: tuple[str, ...]) -> None:
-    assert make_plan(find(str(tiny)), text).unknown(text) == unknown
-
-
-def test_a_piece_of_a_known_word_is_not_a_known_word() -> None:
-    vocabulary = prompts.caption_words(["snowman", "t-rex", "1st place"], ["flat"])
-    assert prompts.unknown_words(vocabulary, "a man, a snowman and the T-Rex, flat style, 1st 2nd") == [
-        "man", "and", "the", "2", "nd",
-    ]  # fmt: skip
-
-
-# Prompt files
-
-
-def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes("\ufeffa red apple\r\n\n  # a comment\n  a piñata  \n".encode())
-    assert [line.prompt for line in read_lines(str(file), json_types())] == ["a red apple", "a piñata"]
-
-
-@pytest.mark.parametrize(
-    ("content", "error", "text"),
-    [
-        (b"a\nb\xff\n", InputError, "line 2: not valid UTF-8"),
-        (b'a\n{"prompt": "b", "sed": 5}\n', InputError, "line 2: unknown key 'sed'"),
-        (b"a\n" + b"x" * 65537, InputError, "line 2: longer than 65536 bytes"),
-        (b"\n# nothing\n", UsageError, "has no prompt"),
-    ],
-)
-def test_a_bad_prompt_file_is_refused_with_its_line(
-    tmp_path: Path, content: bytes, error: type[Exception], text: str
-) -> None:
-    file = tmp_path / "prompts.txt"
-    file.write_bytes(content)
-    with pytest.raises(error, match=text):
-        read_lines(str(file), json_types())
 
 
 # What is refused

@@ -1,4 +1,4 @@
-"""Prompt files, styles, and the words that a model knows."""
+"""Prompt files and styles."""
 
 from __future__ import annotations
 
@@ -7,22 +7,41 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffgen.errors import InputError, UsageError
 from diffgen.generation.options import json_types
-from diffgen.models.find import find
-from diffgen.models.info import info
 from diffgen.prompts.files import Line, read_lines
 from diffgen.prompts.styles import Style, apply_styles, read_styles
-from diffgen.prompts.words import known_words, unknown_words
 
 
 def lines_of(folder: Path, content: str | bytes, name: str = "prompts.txt") -> list[Line]:
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return read_lines(str(file), json_types())
+
+
+def test_a_prompt_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffa red apple\r\n\n  # a comment\n  a piñata  \n".encode())
+    assert [line.prompt for line in read_lines(str(file), json_types())] == ["a red apple", "a piñata"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "text"),
+    [
+        (b"a\nb\xff\n", InputError, "line 2: not valid UTF-8"),
+        (b'a\n{"prompt": "b", "sed": 5}\n', InputError, "line 2: unknown key 'sed'"),
+        (b"a\n" + b"x" * 65537, InputError, "line 2: longer than 65536 bytes"),
+        (b"\n# nothing\n", UsageError, "has no prompt"),
+    ],
+)
+def test_a_bad_prompt_file_is_refused_with_its_line(
+    tmp_path: Path, content: bytes, error: type[Exception], text: str
+) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content)
+    with pytest.raises(error, match=text):
+        read_lines(str(file), json_types())
 
 
 def test_lines_and_objects_may_be_mixed(tmp_path: Path) -> None:
@@ -163,42 +182,3 @@ def test_an_invalid_file_of_styles_is_refused(tmp_path: Path, content: bytes, me
         read_styles([tmp_path / "s.toml"])
     with pytest.raises(InputError, match=r"nowhere.toml: No such file"):
         read_styles([tmp_path / "nowhere.toml"])
-
-
-# Words
-
-
-@pytest.mark.parametrize(
-    ("text", "syntax", "unknown"),
-    [
-        ("a (red:1.3) [apple] BREAK flat \\(style\\)", "a1111", []),
-        ("a (red:1.3) zebra", "a1111", ["zebra"]),
-        ("a (red:1.3) BREAK", "plain", ["1", "3", "break"]),
-        ("苹果 flat风格", "a1111", []),
-        ("红苹果, 斑马斑", "a1111", ["斑马斑"]),
-        ("苹斑果马", "a1111", ["斑", "马"]),
-        ("flatx风", "a1111", ["flatx"]),
-        ("ЁЖ", "a1111", ["ёж"]),
-    ],
-)
-def test_words_of_a_card_that_lists_them(text: str, syntax: str, unknown: list[str]) -> None:
-    vocabulary = known_words(
-        {"words": ["a", "Red", "apple", "flat", "style", "苹果", "红", "风格"], "concepts": ["zebra"]}
-    )
-    assert vocabulary is not None
-    assert unknown_words(vocabulary, text, syntax) == unknown
-
-
-def test_words_of_cards_without_a_list() -> None:
-    assert known_words({"words": None, "concepts": None}) is None
-    assert known_words({"concepts": ["t-rex"], "styles": None}) == {"a", "an", "style", "t", "rex"}
-    vocabulary = known_words(info(find("emoji")))
-    assert vocabulary is not None
-    assert unknown_words(vocabulary, "a (red:1.2) [apple], flat style") == []
-
-
-@given(st.lists(st.text(st.sampled_from("ab苹果é"), min_size=1), min_size=1))
-def test_words_that_a_card_lists_are_known(listed: list[str]) -> None:
-    vocabulary = known_words({"words": listed})
-    assert vocabulary is not None
-    assert unknown_words(vocabulary, " ".join(listed)) == []
