@@ -19,6 +19,7 @@ from PIL import Image
 
 import diffgen
 import schedulers
+from diffgen.cli.commands import COMMANDS
 from diffgen.generation.write import Inside, write_pictures
 from diffgen.images.naming import Outputs
 from diffgen.loading import count_pictures, make_plans, read_prompts

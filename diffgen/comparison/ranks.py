@@ -1,4 +1,4 @@
-"""Rank the rows of a setting by their error, as far as seeds and reference can separate them."""
+"""Rank the rows of a setting by their error; rows that seeds or the reference cannot separate share a rank."""
 
 from __future__ import annotations
 

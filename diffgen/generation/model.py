@@ -21,7 +21,7 @@ OnStep = Callable[[int, int], None]  # on_step(done, total), after each evaluati
 class Loaded(Protocol):
     """A model in memory.
 
-    `Any` stands for what torch defines, which this room does not import: a device, a dtype, tensors.
+    `Any` is a type of torch (a device, a dtype, tensors), which this room does not import.
     """
 
     @property

@@ -129,7 +129,7 @@ def write_pictures(
     """Make the pictures of the plans and write each as soon as it is done.
 
     `metadata` is full, params or none; `on_step` and `on_denoised` are those of `Generator.pictures`. An
-    invalid picture is listed in the result's `failed`, and the others go on. `result` is filled while the work goes on,
+    invalid picture is listed in the result's `failed`, and the others continue. `result` is filled during the work,
     so that the caller has it where an error ends the work. Raises CannotWrite, and what the generator raises.
     """
     result = result or Result(plans, started=time.perf_counter())

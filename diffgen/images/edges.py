@@ -9,7 +9,7 @@ LOW, HIGH = 100, 200  # Canny's thresholds of the gradient's size, as ControlNet
 
 
 def is_map(image: Image.Image) -> bool:
-    """Is this a map of lines already: nearly only black and white, without colour, and more black than white?"""
+    """Whether the picture is a map of lines: nearly only black and white, without colour, more black than white."""
     pixels = np.asarray(image.convert("RGB")).astype(int)
     colour = (pixels.max(2) - pixels.min(2)).max()
     grey = pixels[..., 0]
@@ -67,7 +67,7 @@ def _is_ridge(size: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 
 
 def _connected(seeds: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """The pixels of `allowed` that a path of neighbours in it joins to a seed."""
+    """The pixels of `allowed` that a path of neighbours in `allowed` joins to a seed."""
     grown = seeds
     while True:
         more = _grown(grown) & allowed

@@ -1,4 +1,4 @@
-"""A map of numbers over a picture, in colours: where a word was attended to."""
+"""Draw a map of numbers over a picture, in colours: the attention of a word."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a picture says about itself: the AUTOMATIC1111 text, our own record as JSON, and the mark "made by a model".
+"""A picture's metadata: the AUTOMATIC1111 text, our own record as JSON, and the mark "made by a model".
 
 `generation/record.py` says what the record holds. No path goes in, only base names. Keys that are missing are left
 out of the texts.
@@ -132,7 +132,7 @@ def _stem(name: str) -> str:
 
 
 def base_name(path: str) -> str:
-    """The last part of a path of any system: folders of this machine are nobody's business."""
+    """The last part of a path of any system; folders of this machine are not published."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 

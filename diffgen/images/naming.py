@@ -1,4 +1,4 @@
-"""Where pictures go: what `-o` means, checked before any work; file names that are safe whatever the prompt says."""
+"""Where pictures go: `-o`, checked before any work, and file names that are safe for every prompt."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _advising(option: str) -> Iterator[None]:
 
 
 def _pattern(out: str | None) -> str | Path:
-    """A template (str) or one file (Path)."""
+    """The template (str) or the one file (Path) that `-o` names."""
     if out is None:
         return DEFAULT
     if not out or "\0" in out:
@@ -209,7 +209,7 @@ def _split(template: str) -> tuple[Path, list[str]]:
     if any("index" in fields for fields in names[:-1]):
         raise UsageError("-o: {index} numbers files, not folders", "put it into the file's name")
     if os.pardir in parts[first:]:
-        raise UsageError("-o: `..` stands behind a field", "write the folder out")
+        raise UsageError("-o: `..` after a {field}", "write the folder out")
     plain = ("".join(literal for literal, _, _ in _fields(part)) for part in parts[:first])
     return Path(*plain), parts[first:]
 
@@ -258,7 +258,7 @@ def _check_file(path: Path, overwrite: bool) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Could files be written there? Asks the folder, or the nearest one above it that exists."""
+    """Check that files can be written there, in the folder or in the nearest one above it that exists."""
     nearest = folder
     while not os.path.lexists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
@@ -269,7 +269,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _make_folder(root: Path, parts: Sequence[str]) -> Path:
-    """root/part/part…, made where it isn't there; below the root (what has no field) no symbolic link is followed."""
+    """Make root/part/part… and return it; below the root (which has no field) no symbolic link is followed."""
     folder = root
     try:
         folder.mkdir(parents=True, exist_ok=True)

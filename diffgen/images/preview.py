@@ -18,7 +18,7 @@ CUBE = (0, 95, 135, 175, 215, 255)  # levels of xterm's colours 16 to 231; 232 t
 
 
 def colours_of(environ: Mapping[str, str], terminal: bool, encoding: str | None) -> str | None:
-    """How many colours a stream shows, "24bit" or "256"; None if no picture belongs there.
+    """The colours that a stream shows, "24bit" or "256"; None if it is no terminal for pictures.
 
     That is no terminal, a dumb one, one whose encoding has no half-block, or anywhere where NO_COLOR is set.
     """

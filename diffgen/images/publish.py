@@ -1,4 +1,4 @@
-"""The one function that puts a file in place: under its final name a file is complete, or it is not there."""
+"""The one function that puts a file in place: under its final name a file is complete, or does not exist."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """A second name for the temporary file; the system refuses a name that is taken, also in a race."""
+    """Give the temporary file a second name; the system refuses a name that exists, also in a race."""
     try:
         os.link(temporary, path)
     except OSError as error:

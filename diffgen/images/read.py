@@ -1,4 +1,4 @@
-"""The one reader of pictures. A file from anywhere is judged by its header before it may cost memory."""
+"""Read pictures. A file's header is checked before the file may cost memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_kind(path: str | Path) -> tuple[int, int, str]:
 
 @dataclass(frozen=True)
 class Carried:
-    """What a picture file carries beside its pixels, if it is text."""
+    """The texts that a picture file carries beside its pixels."""
 
     texts: dict[str, str] = field(default_factory=dict)  # PNG text chunks by keyword
     comment: str = ""  # EXIF's UserComment
@@ -61,7 +61,7 @@ class Carried:
 
 
 def read_carried(path: str | Path) -> Carried:
-    """The texts in PNG chunks, EXIF and XMP. Same checks as `read_image`; a text over MAX_TEXT is refused."""
+    """The texts in PNG chunks, EXIF and XMP. The checks are those of `read_image`; a text over MAX_TEXT is refused."""
     texts = read_texts(path)
     with _opened(Path(path)) as image:
         exif = image.getexif()
@@ -92,7 +92,7 @@ def exif_text(value: str | bytes) -> str:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). Same checks as `read_image`."""
+    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). The checks are those of `read_image`."""
     with _opened(Path(path)) as image:
         image.load()  # text chunks may also follow the pixels
         return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}

@@ -1,4 +1,4 @@
-"""What one run predicted on its way, as a strip and as an animation; each frame says that it is inside one run.
+"""The predictions of one run, as a strip and as an animation; each frame says that it is inside one run.
 
 A picture inside a run is no picture of fewer steps: a run of ten steps walks another grid than the first ten of twenty.
 """
@@ -22,7 +22,7 @@ MILLISECONDS, LAST = 140, 1800  # how long a frame of the animation is shown, an
 
 
 class Step(NamedTuple):
-    """What one evaluation of the network predicts the clean picture to be."""
+    """The clean picture as one evaluation of the network predicts it."""
 
     image: Image.Image
     evaluation: int  # from 1

@@ -73,7 +73,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A textual inversion: a word that stands for the vectors in a file."""
+    """A textual inversion: a word that is replaced by the vectors in a file."""
 
     word: str
     path: Path

@@ -31,7 +31,7 @@ ARTICLE = re.compile(r"^(?:a|an|the) ")
 
 @dataclass
 class _Phrase:
-    """What a prompt asks for, as far as it could be read."""
+    """The parts of a prompt that were recognised."""
 
     things: list[str] = field(default_factory=list)
     asked: dict[str, list[str]] = field(default_factory=dict)  # kind: its words

@@ -139,7 +139,7 @@ class Wildcards:
         return self._files[name]
 
     def options(self, braces: _Braces) -> _Options:
-        """The options of braces; a single file stands for its lines. Raises UsageError if there are too few."""
+        """The options of braces; a single file is replaced by its lines. Raises UsageError if there are too few."""
         options = braces.options
         if len(options) == 1 and len(options[0][1]) == 1 and isinstance(file := options[0][1][0], _File):
             options = self.lines(file.name)

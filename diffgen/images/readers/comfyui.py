@@ -215,7 +215,7 @@ class _Graph:
                 info.notes.append(f"there is nothing like its node {text(above['class_type'])!r} here")
 
     def start(self, info: PictureInfo, node: Node) -> None:
-        """What the sampler began with: nothing of a size, or a picture."""
+        """The start of the sampler: an empty latent of some size, or a picture."""
         for above in self.up(self.link(node, "latent_image"), ("samples", "pixels", "image", "latent")):
             width, height = (side(self.value(above, key)) for key in ("width", "height"))
             if above["class_type"].startswith("Empty") and width and height:
@@ -230,7 +230,7 @@ class _Graph:
                 info.notes.append("it was made with a mask")
 
     def second(self, info: PictureInfo, chain: list[Node]) -> None:
-        """A second pass at another size, as --upscale does it; more than that is only told."""
+        """A second pass at another size, as --upscale does it; further passes are only noted."""
         last = chain[0]
         keys = ("samples", "pixels", "image", "latent")
         between = [node for node in self.up(self.link(last, "latent_image"), keys) if not _samples(node)]

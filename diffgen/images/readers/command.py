@@ -1,4 +1,4 @@
-"""The command that does here what a picture's metadata says, and what it cannot carry over."""
+"""The command that reproduces a picture here by its metadata, and notes on what it cannot carry over."""
 
 from __future__ import annotations
 

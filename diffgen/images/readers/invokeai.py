@@ -58,7 +58,7 @@ def _of_metadata(record: dict[str, Any]) -> PictureInfo:
 
 
 def _older(values: dict[str, Any], prompt: str, model: Any) -> PictureInfo:
-    """From before version 3: what stands in square brackets is the negative prompt."""
+    """Prompts from before version 3: the text in square brackets is the negative prompt."""
     negative = ", ".join(part.strip() for part in re.findall(r"\[([^\[\]]*)\]", prompt))
     info = PictureInfo(
         "invokeai",

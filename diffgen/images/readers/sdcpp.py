@@ -35,7 +35,7 @@ def read(carried: Carried) -> PictureInfo | None:
 
 
 def _tail(value: str) -> tuple[str, dict[str, Any] | None]:
-    """(text, record): the JSON repeats the prompt, so what looks like its beginning may be a part of a prompt."""
+    """(text, record): the JSON repeats the prompt, so text that looks like its beginning may be part of a prompt."""
     for match in list(re.finditer(re.escape(TAIL) + r"(?=\{)", value))[:20]:
         try:
             record, end = json.JSONDecoder().raw_decode(value, match.end())

@@ -55,7 +55,7 @@ def fitting(pipeline: Any, plan: Plan, device: torch.device, dtype: torch.dtype,
     """How many pictures to make at once: those whose activations fill half of the free memory, within reason.
 
     The network's activations are estimated by its widest layer at the full resolution. Where the estimate is too high,
-    less is done at once; where it is too low, running out of memory makes the batch smaller.
+    the batch is smaller than it could be; if it is too low, running out of memory makes the batch smaller.
     """
     network = pipeline.components[plan.checked.row.denoiser]
     scale = getattr(pipeline, "vae_scale_factor", 1)
