@@ -61,7 +61,7 @@ class Carried:
 
 
 def read_carried(path: str | Path) -> Carried:
-    """The texts in PNG chunks, EXIF and XMP. The checks are those of `read_image`; a text over MAX_TEXT is refused."""
+    """The texts in PNG chunks, EXIF and XMP. Checks as `read_image` does; a text over MAX_TEXT is refused."""
     texts = read_texts(path)
     with _opened(Path(path)) as image:
         exif = image.getexif()
@@ -92,7 +92,7 @@ def exif_text(value: str | bytes) -> str:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). The checks are those of `read_image`."""
+    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). Checks as `read_image` does."""
     with _opened(Path(path)) as image:
         image.load()  # text chunks may also follow the pixels
         return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
