@@ -24,14 +24,22 @@ class ExitCode(IntEnum):
     TERMINATED = 143
 
 
+MAX_TEXT = 1400  # characters of a message; a hint has at most a third
+
+
+def shortened(text: str, most: int = MAX_TEXT) -> str:
+    """The text with its middle left out where it is too long: what a file says may have any length."""
+    return text if len(text) <= most else f"{text[: most * 3 // 4]} … {text[-most // 5 :]}"
+
+
 class DiffgenError(Exception):
     """An error for the user: what happened and what was seen (`message`), what to do (`hint`)."""
 
     code = ExitCode.FAILED
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message, self.hint = message, hint
+        self.message, self.hint = shortened(message), shortened(hint, MAX_TEXT // 3)
+        super().__init__(self.message)
 
 
 class UsageError(DiffgenError):

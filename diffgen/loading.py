@@ -84,13 +84,14 @@ def read_prompts(prompts: Sequence[str], file: str | None = None) -> list[Line]:
 
 def count_pictures(lines: Sequence[Line], options: Options) -> int:
     """How many pictures the lines and the options for all of them ask for. Raises UsageError."""
-    from .generation.checks import which_seeds
+    from .generation.checks import MAX_PICTURES, check_int, which_seeds
 
     total = 0
     for line in lines:
         values = {**options, **line.options}
         with _naming(line.where if line.options else ""):
             total += which_seeds(values.get("count", 1), values.get("seed"), values.get("seeds"))["count"]
+    check_int("the number of pictures", total, 0, MAX_PICTURES)
     return total if lines else which_seeds(options.get("count", 1), options.get("seed"), options.get("seeds"))["count"]
 
 

@@ -29,7 +29,8 @@ from diffgen.pipelines import inputs
 from diffgen.training.run import read_run, read_state
 from schedulers.explicit import is_grid_file
 
-MAX_THREADS = 256
+MAX_THREADS = 4 * (os.cpu_count() or 1)
+SMALL = 2**20  # pixels that a record may ask for, however few the file has
 PICTURES = {"image": "the picture to begin with", "mask": "the mask", "map": "the map"}
 COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
 
@@ -146,6 +147,10 @@ def reproduce(
                                "model_hash", "pixels_sha256") if record.get(key) is None]  # fmt: skip
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
+    width, height, _ = read_kind(path)
+    if record["width"] * record["height"] > max(width * height, SMALL):
+        recorded = f"{record['width']}x{record['height']}"
+        raise InputError(f"{path} has {width}x{height} pixels, its record says {recorded}: it was changed since")
     loadable, checkpoint = _model(record, model, path)
     plan = _plan(record, loadable, Files(files, path, loadable.folder))
     generator = _load(record, loadable, checkpoint, device)

@@ -134,19 +134,19 @@ def tuned(path: str | Path) -> Explicit:
             raise ValueError('no grid: "schema" must be "diffgen.grid/1"')
         if not isinstance(content.get("solver"), str) or type(content.get("nfe")) is not int:
             raise ValueError('"solver" (a name) and "nfe" (a number) are required')
-        levels = {key: content.get(key) for key in ("times", "sigmas", "model_times")}
+        levels = {key: _numbers(key, content.get(key)) or None for key in ("times", "sigmas", "model_times")}
         model_hash, guidance = content.get("model_hash"), content.get("guidance")
         if not isinstance(model_hash, str | None) or not (guidance is None or _is_finite(guidance)):
             raise ValueError('"model_hash" must be a text and "guidance" a number')
         rows = content.get("corrections") or []
         if not isinstance(rows, list):
             raise ValueError('"corrections" must be a list of lists')
-        corrections = tuple(_numbers("corrections", row) for row in rows)
+        corrections = tuple(_numbers("corrections", row, LARGEST_CORRECTION) for row in rows)
         count = len(levels["sigmas"] or levels["times"] or ())
         widths = {len(row) for row in corrections}
         if corrections and (len(corrections) != count or len(widths) > 1 or max(widths) > max(count, 2)):
             raise ValueError(f'"corrections" must be {count} rows of equally many numbers, at most {max(count, 2)}')
-        gains = _numbers("gains", content.get("gains"))
+        gains = _numbers("gains", content.get("gains"), LARGEST_CORRECTION)
         if gains and len(gains) != count:
             raise ValueError(f'"gains" must be {count} numbers')
         details: dict[str, Any] = {"model_hash": model_hash, "guidance": guidance}
@@ -157,6 +157,7 @@ def tuned(path: str | Path) -> Explicit:
 
 
 LARGEST_FILE = 1 << 20
+LARGEST_CORRECTION = 1e6  # of a solver's coefficients; those that are learned are around 1
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,15 +166,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _numbers(what: str, values: Any) -> tuple[float, ...]:
+def _numbers(what: str, values: Any, largest: float = math.inf) -> tuple[float, ...]:
     if values is None:
         return ()
     values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, (list, tuple)) or not 0 < len(values) <= 10_000:
         raise ValueError(f"{what} must be a list of 1 to 10000 numbers")
-    wrong = [v for v in values if not _is_finite(v)]
+    wrong = [v for v in values if not _is_finite(v) or abs(v) > largest]
     if wrong:
-        raise ValueError(f"{what} must be finite numbers, got {str(wrong[0])[:40]!r}")
+        bound = "" if largest == math.inf else f" up to {largest:g}"
+        raise ValueError(f"{what} must be finite numbers{bound}, got {str(wrong[0])[:40]!r}")
     return tuple(float(v) for v in values)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -145,7 +144,7 @@ def compare(
             on_start=lambda estimate: _announce(say, estimate),
             on_step=on_step,
             stop=stop,
-            command=shlex.join(["diffgen", *sys.argv[1:]]),
+            command=["diffgen", *sys.argv[1:]],
             **options,
         )
     _finish(say, results)

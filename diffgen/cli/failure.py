@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import typer
 
-from diffgen.errors import CannotWrite, DiffgenError, ExitCode, OutOfMemory, UsageError
+from diffgen.errors import CannotWrite, DiffgenError, ExitCode, OutOfMemory, UsageError, shortened
 
 from .commands import COMMANDS
 from .output import UnfinishedError, fail
@@ -18,6 +18,8 @@ from .signals import first_signal
 # Typer has its own copy of click since 0.2x; the base of its errors is only reachable through a subclass.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
+
+NO_MEMORY = ("Cannot allocate memory", "failed to map segment", "can't allocate memory")  # said by the system and torch
 
 GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
@@ -56,4 +58,14 @@ def error_and_code(caught: BaseException, command: str) -> tuple[DiffgenError, i
         return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
     if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
         return CannotWrite(f"cannot write: {caught.strerror}", "make room"), ExitCode.WRITE
-    return DiffgenError(f"{type(caught).__name__}: {caught}", "add --debug for the traceback"), ExitCode.FAILED
+    if any(text in str(cause) for cause in _chain(caught) for text in NO_MEMORY):
+        return OutOfMemory("out of memory", "raise the limit (ulimit -v), or close other programs"), ExitCode.MEMORY
+    message = f"{type(caught).__name__}: {shortened(str(caught))}"
+    return DiffgenError(message, "add --debug for the traceback"), ExitCode.FAILED
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception, and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from diffgen.errors import DiffgenError, UsageError
+from diffgen.errors import DiffgenError, UsageError, shortened
 
 SCHEMA = "diffgen.result/1"
+MAX_LINE = 1950  # characters of an error or a note on stderr
 
 # The options that every command has.
 Json = Annotated[
@@ -52,7 +53,7 @@ class Output:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            print(printable(text), file=sys.stderr, flush=True)
+            print(shortened(printable(text), MAX_LINE), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Print a warning, once."""
@@ -106,7 +107,7 @@ def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: di
     """Print the error in one line on stderr. With --json, print the document too, with the result so far."""
     text = f"{error.message.rstrip('.')}; {error.hint}" if error.hint else error.message
     with contextlib.suppress(OSError):  # nobody reads the output; the exit code still reports the error
-        print("error: " + printable(" ".join(text.split())), file=sys.stderr, flush=True)
+        print("error: " + shortened(printable(" ".join(text.split())), MAX_LINE), file=sys.stderr, flush=True)
     if as_json:
         details = {"code": int(code), "message": error.message, "hint": error.hint}
         with contextlib.suppress(OSError):

@@ -115,6 +115,7 @@ def train(
         raise typer.Exit(error.code) from error
     document = asdict(result)
     if first_signal() is not None:
+        say.note(f"saved at step {document['step']}: to continue, add --resume to the same command")
         raise UnfinishedError(KeyboardInterrupt(), document)
     if not dry_run and document["started_at"] == document["steps"]:
         say.note(f"{out} is finished: all {document['steps']} steps are done")

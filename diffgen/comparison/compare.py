@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import CannotWrite, InputError, UsageError, checked_arguments
 from diffgen.generation.checks import check_int
+from diffgen.images.lock import locked
+from diffgen.images.metadata import base_name
 
 from . import plan
 
@@ -29,6 +31,7 @@ Names = str | Sequence[str]  # names, or their text with commas
 Numbers = str | float | Iterable[float]  # numbers, or their text as on the command line
 Progress = Callable[[int, int, str], None]
 
+PATHS = {"-m", "--model", "-o", "--out", "--output", "--grids", "--data"}  # options with paths as values
 MAX_RESULTS = 256 << 20  # bytes of a results.json
 
 
@@ -170,7 +173,7 @@ def compare(
     on_start: Callable[[Estimate], None] | None = None,
     on_step: Progress | None = None,
     stop: Callable[[], bool] | None = None,
-    command: str | None = None,
+    command: Sequence[str] | None = None,
     **options: Any,
 ) -> Results:
     """Compare schedulers side by side: the same noise, the same number of network evaluations (NFE).
@@ -192,7 +195,7 @@ def compare(
     data        for a training run: what it was trained on, to measure its pictures against
     samples     pictures of each scheduler at each budget, with data
     device, dtype, offline
-    command     recorded as the command line; by default that of the same comparison
+    command     the words of a command line, recorded without absolute paths; by default that of the same comparison
 
     `on_start(estimate)` is called before the first cell, `on_step(done, total, text)` after each; `stop()` is asked
     between cells, and if it is true, the results are those of the finished cells. An exception in a callback ends the
@@ -202,14 +205,34 @@ def compare(
     """
     folder = _folder(out, resume)
     prepared = prepare(prompts, folder=folder, **options)
-    _make_folder(folder)
-    estimate = prepared.estimate()
-    if on_start is not None:
-        on_start(estimate)
-    command = _command(prompts, folder, options) if command is None else command
-    results = prepared.run(command, on_step, stop or (lambda: False))
-    write(results, folder)
+    words = _command(prompts, folder, options) if command is None else list(command)
+    with locked(folder, "comparing"):
+        estimate = prepared.estimate()
+        if on_start is not None:
+            on_start(estimate)
+        results = prepared.run(shlex.join(without_folders(words)), on_step, stop or (lambda: False))
+        write(results, folder)
     return replace(results, folder=folder)
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """A command line with base names in place of absolute paths, which name a user or a machine."""
+    shown, option = [], ""
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], "")
+        if option in PATHS:
+            word = _without_folders(word)
+        elif name in PATHS and equals:
+            word = name + (f"={_without_folders(value)}" if word.startswith("--") else _without_folders(equals))
+        option = "" if option in PATHS else word
+        shown.append(word)
+    return shown
+
+
+def _without_folders(value: str) -> str:
+    """The option's value, whose paths are separated by commas."""
+    paths = [path.strip() for path in value.split(",")]
+    return ",".join(base_name(path) if PurePath(path).is_absolute() or path.startswith("~") else path for path in paths)
 
 
 def write(results: Results, folder: Path) -> None:
@@ -262,8 +285,8 @@ def _text(value: Numbers) -> str:
     return ",".join(map(str, value)) if isinstance(value, Iterable) else str(value)
 
 
-def _command(prompts: str | Sequence[str], folder: Path, options: dict[str, Any]) -> str:
-    """The command line of the same comparison."""
+def _command(prompts: str | Sequence[str], folder: Path, options: dict[str, Any]) -> list[str]:
+    """The command line of the same comparison, as words."""
     words = ["diffgen", "compare"]
     for name, value in options.items():
         if name == "offline":
@@ -272,7 +295,7 @@ def _command(prompts: str | Sequence[str], folder: Path, options: dict[str, Any]
             text = os.fspath(value) if isinstance(value, os.PathLike) else _text(value)
             words += ["-m" if name == "model" else f"--{name}", text]
     texts = [prompts] if isinstance(prompts, str) else prompts
-    return shlex.join([*words, "-o", str(folder), *(["--", *texts] if texts else [])])
+    return [*words, "-o", str(folder), *(["--", *texts] if texts else [])]
 
 
 def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Path:
@@ -286,16 +309,6 @@ def _folder(out: str | os.PathLike[str] | None, resume: bool) -> Path:
         hint = "continue there with --resume, or choose another -o"
         raise CannotWrite(f"cannot write to {out}: it is not empty", hint)
     return folder
-
-
-def _make_folder(folder: Path) -> None:
-    """Raises CannotWrite."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        from diffgen.images.publish import cannot_write
-
-        raise cannot_write(folder, error) from error
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:

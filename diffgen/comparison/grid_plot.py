@@ -16,7 +16,7 @@ from typing import Any
 import schedulers
 from diffgen.errors import UsageError
 from diffgen.generation.grid_files import check_grid
-from diffgen.images.publish import Exists, publish
+from diffgen.images.publish import Exists, check_writable, publish
 from schedulers import NoiseSchedule, grids
 from schedulers.noise import level_symbol
 
@@ -69,7 +69,7 @@ def plot(
     noise: str,
     overwrite: bool = False,
 ) -> GridFigures:
-    """Measure, draw and write a .png or .svg; see `measure`.
+    """Measure, draw and write a .png or .svg; see `grid_figures`.
 
     Raises UsageError for the arguments, InputError for a grid file, CannotWrite for the path.
     """
@@ -78,6 +78,7 @@ def plot(
         raise UsageError(f"-o must end in .png or .svg (got {str(path)!r})")
     if path.exists() and not overwrite:
         raise Exists(path)
+    check_writable(path)
     figures = replace(grid_figures(names, grid_names, steps, nfe, noise), path=str(path))
     publish(path, draw(figures, kind), overwrite)
     return figures

@@ -35,7 +35,7 @@ from .results import (
     StartResult,
     SubjectInfo,
 )
-from .run import Comparison, versions
+from .run import Comparison, image_name, versions
 from .subjects import MixtureSubject
 from .verdict import verdict
 
@@ -131,7 +131,7 @@ def _start(comparison: Comparison, seed: int, prompt: str, guidance: float) -> S
         key=tasks[0].key,
         error=error,
         nfe=records[0]["nfe"],
-        image=records[0]["image"],
+        image=image_name(tasks[0].key),
         metrics=_cloud_metrics(comparison, tasks[0].key, seed),  # as near as so small a cloud can come
     )
 
@@ -150,8 +150,8 @@ def _cells(comparison: Comparison, starts: Sequence[StartResult]) -> Iterator[Ce
     by_start = {(s.seed, s.prompt, s.guidance): s for s in starts}
 
     @lru_cache(maxsize=1)  # the cells of a start follow each other
-    def solution(key: str, image: str) -> tuple[np.ndarray, Callable[[], Image.Image]]:
-        return comparison.folder.result(key).numpy(), lru_cache(lambda: _picture(comparison, image))
+    def solution(key: str) -> tuple[np.ndarray, Callable[[], Image.Image]]:
+        return comparison.folder.result(key).numpy(), lru_cache(lambda: comparison.folder.picture(key))
 
     for i, cell in enumerate(comparison.cells):
         result = _cell(comparison, i, cell)
@@ -160,12 +160,12 @@ def _cells(comparison: Comparison, starts: Sequence[StartResult]) -> Iterator[Ce
             continue
         measured = {**result.metrics, **_cloud_metrics(comparison, result.key, cell.seed)}
         start = by_start.get((cell.seed, cell.prompt, cell.guidance))
-        if start is not None and start.image is not None and not result.stochastic:
-            aim, aim_picture = solution(start.key, start.image)
+        if start is not None and not result.stochastic:
+            aim, aim_picture = solution(start.key)
             x0 = comparison.folder.result(result.key).numpy()
             measured |= {name: metric(x0, aim) for name, metric in RESULT.items()}
-            if not comparison.subject.is_mixture and result.image is not None:
-                picture = _picture(comparison, result.image)
+            if not comparison.subject.is_mixture:
+                picture = comparison.folder.picture(result.key)
                 measured |= {name: metric(picture, aim_picture()) for name, metric in PICTURE.items()}
         yield replace(result, metrics=measured)
 
@@ -194,17 +194,12 @@ def _cell(comparison: Comparison, i: int, cell: Cell) -> CellResult:
         network_calls=stored.get("network_calls"),
         peak_memory=stored.get("peak_memory"),
         metrics=dict.fromkeys((*RESULT, *PICTURE)),
-        image=stored.get("image"),
+        image=None if record is None or key is None else image_name(key),
         pixels_sha256=stored.get("pixels_sha256"),
         noise_sha256=stored.get("noise_sha256"),
         reason=reason,
         key=key,
     )
-
-
-def _picture(comparison: Comparison, name: str) -> Image.Image:
-    with Image.open(comparison.folder.path / name) as image:
-        return image.convert("RGB")
 
 
 def _rows(comparison: Comparison, cells: Sequence[CellResult], references: set[str]) -> list[RowResult]:

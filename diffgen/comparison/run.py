@@ -19,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
 import schedulers
 from diffgen.devices import out_of_memory
 from diffgen.errors import DiffgenError, ExitCode, InputError, UsageError
+from diffgen.generation import recorded
 from diffgen.generation.grid_files import grid_notes
 from diffgen.images.metadata import encode_png
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.publish import publish
+from diffgen.images.read import read_image
 from diffgen.models.gate import read_header, read_json
 from diffgen.version import __version__
 
@@ -37,8 +40,21 @@ from .subjects import Counter, Subject
 
 CELL = "diffgen.cell/1"
 FAILURES = (DiffgenError, ArithmeticError, ValueError, RuntimeError)  # these end one cell, not the comparison
-RECORDED = {"seed", "nfe", "seconds", "image", "pixels_sha256", "noise_sha256"}  # the keys of a cell's record
+RECORDED = {  # the keys of a cell's record, with the checks of their values
+    "seed": recorded.whole(0, 2**32 - 1),
+    "nfe": recorded.whole(0, 10**6),
+    "seconds": recorded.optional(recorded.number(0, 10**9)),
+    "network_calls": recorded.optional(recorded.whole(0, 10**9)),
+    "peak_memory": recorded.optional(recorded.whole(0, 2**60)),
+    "pixels_sha256": recorded.sha256,
+    "noise_sha256": recorded.sha256,
+}
 PNG_END = b"IEND\xaeB`\x82"
+
+
+def image_name(key: str) -> str:
+    """The file of a cell's picture, in the folder of its comparison."""
+    return f"images/{key}.png"
 
 
 @dataclass(frozen=True)
@@ -78,23 +94,27 @@ AUTOMATIC = (Entry("dpmpp_3m", "dpmpp_3m", "karras"), 128)
 
 
 class Folder:
-    """The folder of a comparison: each cell is cells/KEY.json, cells/KEY.safetensors and images/KEY.png."""
+    """The folder of a comparison: each cell is cells/KEY.json, cells/KEY.safetensors and images/KEY.png.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A record names no file: it may come from somebody else.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self.path, self.shape = path, shape  # of a cell's result
 
     def record(self, key: str) -> dict[str, Any] | None:
-        """The record of a finished cell; None if one of its files is missing or incomplete."""
+        """The record of a finished cell; None if one of its files is missing, incomplete or not what a cell has."""
         record = self.read(self.path / "cells" / f"{key}.json", CELL)
-        if not record or record.get("key") != key or not record.keys() >= RECORDED:
+        if not record or record.get("key") != key or not all(fits(record.get(k)) for k, fits in RECORDED.items()):
             return None
         try:
-            with (self.path / "images" / f"{key}.png").open("rb") as file:
+            with (self.path / image_name(key)).open("rb") as file:
                 file.seek(-len(PNG_END), 2)
                 complete = file.read() == PNG_END
-            return record if complete and "x0" in read_header(self.tensor_file(key)) else None
+            x0 = read_header(self.tensor_file(key)).get("x0")
         except (InputError, OSError):
             return None
+        return record if complete and x0 is not None and (x0.dtype, x0.shape) == ("F32", self.shape) else None
 
     @staticmethod
     def read(file: Path, schema: str) -> dict[str, Any] | None:
@@ -112,14 +132,21 @@ class Folder:
         return self.path / "cells" / f"{key}.safetensors"
 
     def result(self, key: str) -> Tensor:
-        """The stored result of a cell, [B, …]."""
-        return load(self.tensor_file(key).read_bytes())["x0"]
+        """The stored result of a cell, [B, …], float32. Raises InputError for one that is not finite."""
+        x0 = load(self.tensor_file(key).read_bytes())["x0"]
+        if not x0.isfinite().all():
+            raise InputError(f"{self.tensor_file(key)} is damaged: it is not finite", "delete it, and --resume")
+        return x0
+
+    def picture(self, key: str) -> Image.Image:
+        """The picture of a cell. Raises InputError."""
+        return read_image(self.path / image_name(key))
 
     def store(self, key: str, record: Mapping[str, Any], x0: Tensor, png: bytes) -> None:
         """Write the files of a cell. The record comes last: if it is there, the others are complete."""
         for name in ("cells", "images"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
-        publish(self.path / record["image"], png, overwrite=True)
+        publish(self.path / image_name(key), png, overwrite=True)
         publish(self.tensor_file(key), save({"x0": x0.contiguous()}), overwrite=True)
         text = json.dumps({"schema": CELL, "key": key, **record}, indent=1)
         publish(self.path / "cells" / f"{key}.json", text.encode(), overwrite=True)
@@ -142,7 +169,8 @@ class Comparison:
     """A subject, the axes, and the folder that holds what is done."""
 
     def __init__(self, subject: Subject, axes: Axes, reference: ReferenceSpec | None, folder: Path) -> None:
-        self.subject, self.axes, self.reference, self.folder = subject, axes, reference, Folder(folder)
+        self.subject, self.axes, self.reference = subject, axes, reference
+        self.folder = Folder(folder, self._start_shape)
         self.cells = axes.cells(subject)
         self._networks: dict[tuple[str, float], Any] = {}
         self._schedulers: dict[Entry, schedulers.Scheduler] = {}
@@ -302,7 +330,7 @@ class Comparison:
                 x0, measured = self._sample(task, noise, generator)
                 record |= measured
             picture = self.subject.picture(x0)
-        record |= {"pixels_sha256": pixels_sha256(picture), "image": f"images/{task.key}.png"}
+        record |= {"pixels_sha256": pixels_sha256(picture), "image": image_name(task.key)}
         self.folder.store(task.key, record, x0.float().cpu(), encode_png(picture, {}, "none"))
 
     def _sample(self, task: Task, noise: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diffgen.images.read import read_image, read_kind
+
 from .results import Results
 
 SMALLEST = 96  # pictures below this side are enlarged by a whole factor, pixel by pixel
@@ -42,8 +44,8 @@ def sheet(results: Results, folder: Path) -> Image.Image:
                 x = LABEL + column * (width + MARGIN)
                 cell = cells.get((label, grid, budget, prompt, guidance))
                 if cell and cell.image:
-                    with Image.open(folder / cell.image) as image:
-                        picture.paste(image.convert("RGB").resize((width, height), _filter(image, width)), (x, y))
+                    image = read_image(folder / cell.image)
+                    picture.paste(image.resize((width, height), _filter(image, width)), (x, y))
                     error = "stochastic" if cell.stochastic else _short(cell.error)
                     draw.text((x, y + height + 2), error, "dimgray", small)
                 else:
@@ -58,8 +60,7 @@ def _size(results: Results, folder: Path) -> tuple[int, int]:
     name = next((cell.image for cell in results.cells if cell.image), None)
     if name is None:
         return SMALLEST, SMALLEST
-    with Image.open(folder / name) as image:
-        width, height = image.size
+    width, height, _ = read_kind(folder / name)
     factor = -(-SMALLEST // max(width, height)) if max(width, height) < SMALLEST else 1
     shrink = min(1.0, LARGEST / (max(width, height) * factor))
     return max(1, round(width * factor * shrink)), max(1, round(height * factor * shrink))

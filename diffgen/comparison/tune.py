@@ -12,7 +12,7 @@ from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import UsageError, checked_arguments
 from diffgen.generation.checks import check_int
-from diffgen.images.publish import Exists, cannot_write, publish
+from diffgen.images.publish import Exists, check_writable, publish
 from schedulers.explicit import is_grid_file
 
 from . import plan
@@ -122,6 +122,5 @@ def _paths(out: str | os.PathLike[str] | None, overwrite: bool) -> tuple[Path, P
     for file in (path, path.with_suffix(".png")):
         if file.exists() and not overwrite:
             raise Exists(file)
-    if not path.parent.is_dir():
-        raise cannot_write(path, FileNotFoundError(2, "no such folder"))
+    check_writable(path)
     return path, path.with_suffix(".png")

@@ -40,6 +40,10 @@ def number(low: float, high: float) -> Fits:
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
+def optional(fits: Fits) -> Fits:
+    return lambda value: value is None or fits(value)
+
+
 def numbers(count: int, low: float, high: float) -> Fits:
     fits = number(low, high)
     return lambda value: isinstance(value, list) and len(value) == count and all(map(fits, value))

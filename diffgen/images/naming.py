@@ -278,6 +278,8 @@ def _make_folder(root: Path, parts: Sequence[str]) -> Path:
             folder.mkdir(exist_ok=True)
             if folder.is_symlink():
                 raise CannotWrite(f"cannot write to {folder}: it is a symbolic link", "choose another -o")
+    except RecursionError:
+        raise CannotWrite(f"cannot write to {folder}: it has too many folders", "choose another -o") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
     return folder

@@ -6,9 +6,20 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from diffgen.errors import CannotWrite
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+HAS_LOCKS = fcntl is not None
 
 # What os.link answers where a file system has no hard links (exFAT, some network and FUSE mounts).
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -28,6 +39,11 @@ REASONS = {
 }
 
 
+TEMPORARY = ".diffgen-"  # how names of unfinished files and folders begin
+YOUNG = 2.0  # seconds: a file so new may be one that its process has not locked yet
+_swept: set[str] = set()  # folders that were searched for what killed processes left
+
+
 class Exists(CannotWrite):
     """The name is taken: a file, a folder or a symbolic link, dangling ones included."""
 
@@ -43,21 +59,34 @@ def cannot_write(path: Path, error: OSError) -> CannotWrite:
     return CannotWrite(f"cannot write {path}: {reason}", hint)
 
 
+def check_writable(path: Path) -> None:
+    """Raise CannotWrite if no file can be written beside `path`: before the work whose result it shall hold."""
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with _written(temporary, b"?"):
+            temporary.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def publish(path: Path, data: bytes, overwrite: bool = False) -> None:
     """Write `data` under a temporary name (`.diffgen-…`) in the same folder, then give it its own name in one step.
 
     A name that is taken is refused (`Exists`), or replaced if `overwrite`; a symbolic link is never followed. The
-    mode is 0666 less the umask. Whatever happens, no temporary file stays behind, except after a kill -9.
-    Raises CannotWrite, with the reason in words.
+    mode is 0666 less the umask. Whatever happens, no temporary file stays behind, except after a kill -9: then the next
+    process that writes into the folder removes it. Raises CannotWrite, with the reason in words.
     """
-    temporary = path.parent / f".diffgen-{secrets.token_hex(8)}"
+    if str(path.parent) not in _swept:
+        _swept.add(str(path.parent))
+        sweep(path.parent)
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         try:
-            _write(temporary, data)
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _link(temporary, path)
+            with _written(temporary, data):
+                if overwrite:
+                    os.replace(temporary, path)
+                else:
+                    _link(temporary, path)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
@@ -68,12 +97,48 @@ def publish(path: Path, data: bytes, overwrite: bool = False) -> None:
     sync_folder(path.parent)
 
 
-def _write(path: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _written(path: Path, data: bytes) -> Iterator[None]:
+    """Write the temporary file, and hold its lock, by which `sweep` sees that its process lives."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     with open(descriptor, "wb") as file:
+        try_lock(descriptor)
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+        if not HAS_LOCKS:  # Windows renames no open file
+            file.close()
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder, where the system has locks."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name.startswith(TEMPORARY):
+                _remove_if_left(folder / name)
+
+
+def _remove_if_left(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > YOUNG and try_lock(descriptor):
+                path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock a file; False if another process holds its lock, or there are no locks."""
+    if not HAS_LOCKS:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _link(temporary: Path, path: Path) -> None:

@@ -16,6 +16,7 @@ from diffgen.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 8192 * 8192  # 64 MP
+MAX_READ_SIDE = 2**15
 MAX_BYTES = 512 * 2**20  # of the file
 
 MAX_TEXT = 4 * 2**20  # characters of one text that a picture carries
@@ -119,7 +120,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=FORMATS)
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if width * height > MAX_PIXELS or max(width, height) > MAX_READ_SIDE:
                 raise InputError(
                     f"the picture {path} is too large: {width}x{height} pixels, at most {MAX_PIXELS // 2**20} MP",
                     "make it smaller first",

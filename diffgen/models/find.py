@@ -144,7 +144,7 @@ def listed_model(entry: listed.Entry) -> Model:
 def _base(entry: listed.Entry) -> Path:
     """The diffusers folder that supplies what an entry's file lacks: a path or a hub's id."""
     name = entry.base or ""
-    path = listed.list_file().parent / Path(name).expanduser()
+    path = listed.list_file().parent / os.path.expanduser(name)
     if not _is_model(path) and _is_id(name):
         path = _cached(*cache.parse_id(name)).folder
     if not _is_model(path):

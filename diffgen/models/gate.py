@@ -7,6 +7,7 @@ the file and, in weights, the tensor. The loader checks whether names and shapes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,7 +15,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
@@ -40,6 +41,8 @@ MAX_JSON = 2**20  # bytes of a configuration file
 MAX_TOKENIZER_FILE = 32 * 2**20
 MAX_HEADER = 8 * 2**20
 MAX_GRIDS = 64
+LISTS = {"latents_mean", "latents_std"}  # of a configuration: a number for each channel
+FACTORS = {"scaling_factor", "shift_factor", *LISTS}  # what latents are scaled with
 GRID_NAME = re.compile(r"\w[\w.-]{0,99}\.json", re.ASCII)
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
@@ -366,11 +369,21 @@ def check_component(folder: Path, name: str, pair: families.Pair, kind: str, fil
     config = folder / configs.get(kind, "config.json")
     component_config = read_json(config)
     files.append(config)
+    _check_numbers(config, component_config)
     if kind != "network":
         return Component(name, library, class_name, folder, component_config)
     weights, tensors = _check_weights(folder, "diffusion_pytorch_model" if library == "diffusers" else "model", files)
     files += weights
     return Component(name, library, class_name, folder, component_config, weights, tensors)
+
+
+def _check_numbers(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a factor of latents that is no number."""
+    for key in FACTORS & config.keys():
+        value = config[key]
+        numbers = value if key in LISTS and isinstance(value, list) else [value]
+        if value is not None and not all(type(one) in (int, float) for one in numbers):
+            raise InputError(f"{path}: {key} is {short(value)}, not {'numbers' if key in LISTS else 'a number'}")
 
 
 def check_tokenizer(folder: Path) -> list[Path]:
@@ -428,16 +441,17 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     return tuple(folder / shard for shard in shards), tensors
 
 
-def _open(path: Path) -> BufferedReader:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file (or a link to one) for reading; never waits on a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InputError(f"{path}: not a regular file")
+            yield file
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise InputError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _check_size(file: BufferedReader, path: Path, limit: int) -> None:

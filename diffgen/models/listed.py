@@ -92,7 +92,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         if key not in DEFAULTS or isinstance(setting, bool) or not isinstance(setting, DEFAULTS[key]):
             hint = f"it may have: {', '.join(DEFAULTS)}"
             raise InputError(f"{where}: defaults: {gate.short(key)} = {gate.short(setting)}", hint)
-    folder = Path(value["path"]).expanduser() if "path" in value else None
+    folder = Path(os.path.expanduser(value["path"])) if "path" in value else None
     return Entry(
         name,
         path.parent / folder if folder is not None else None,  # a relative path starts at the list

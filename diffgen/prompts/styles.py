@@ -20,6 +20,8 @@ import platformdirs
 
 from diffgen.errors import InputError, UsageError
 
+from .wildcards import MAX_TEXT
+
 MAX_STYLES_FILE = 2**20  # bytes
 
 PLACE = "{prompt}"
@@ -71,6 +73,9 @@ def apply_styles(
 
 
 def _put(style: str, text: str) -> str:
+    size = len(style) + len(text) * max(style.count(PLACE), 1)
+    if size > MAX_TEXT:
+        raise UsageError(f"with its styles, a prompt has about {size} characters, at most {MAX_TEXT}")
     if PLACE in style:
         return style.replace(PLACE, text)
     return ", ".join(part for part in (text.strip(), style) if part) if style else text

@@ -94,7 +94,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         raise InputError(f"{path}: not a table of tokens and numbers")
     if not isinstance(merges, list):
         raise InputError(f"{path}: not a list of merges")
-    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    pairs = [tuple(m.split(" ") if isinstance(m, str) else m if isinstance(m, list) else ()) for m in merges]
     if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
         raise InputError(f"{folder}: a merge is not a pair of texts")
     return vocabulary, pairs

@@ -32,7 +32,8 @@ from diffgen.errors import InputError, UsageError
 MAX_DEPTH = 20  # choices inside choices, and files inside files
 MAX_CHOICES = 10_000  # for one prompt
 MAX_TEXT = 64 * 1024  # characters of a prompt after its choices
-MAX_WILDCARDS_FILE = 16 * 2**20  # bytes
+MAX_WILDCARDS_FILE = 4 * 2**20  # bytes
+MAX_LINES = 100_000  # of a wildcards file
 
 _NAME = re.compile(r"__([^_\s{}|\\](?:[^\s{}|\\]{0,198}?[^_\s{}|\\])?)__")
 _SAFE_NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*")
@@ -295,8 +296,11 @@ def _read(path: Path, name: str) -> _Options:
         raise InputError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not valid UTF-8 (byte {error.start + 1})", "save it as UTF-8") from error
+    lines = text.split("\n")
+    if len(lines) > MAX_LINES:
+        raise InputError(f"{path}: {len(lines)} lines, at most {MAX_LINES} are read")
     options = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(lines, 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

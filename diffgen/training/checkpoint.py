@@ -20,12 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffgen.errors import CannotWrite, InputError, InvalidOutput
-from diffgen.images.publish import cannot_write, publish, sync_folder
+from diffgen.images.publish import TEMPORARY, cannot_write, publish, sync_folder
 from diffgen.models.gate import read_header
 
 from .run import STATE_SCHEMA, Run, state_hash
-
-TEMPORARY = ".diffgen-"
 
 
 def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:

@@ -36,6 +36,7 @@ from typing import Any
 
 from diffgen.diffusion.names import OBJECTIVES, VARIANCES, WEIGHTS
 from diffgen.errors import InputError
+from diffgen.models.gate import read_bytes
 from schedulers.noise import NoiseSchedule
 from schedulers.prediction import PLAIN
 
@@ -132,13 +133,7 @@ class Config:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read the tables of a TOML file, unchecked. Raises InputError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE + 1)
-        if len(data) > MAX_FILE:
-            raise InputError(f"{path}: more than {MAX_FILE} bytes")
-        return tomllib.loads(data.decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
+        return tomllib.loads(read_bytes(path, MAX_FILE).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise InputError(f"{path}: broken TOML ({error})") from error
 
@@ -236,7 +231,7 @@ def _value(value: Any, expected: Any, limits: Mapping[str, Any], key: str) -> An
             raise InputError(f"{key} is {value!r}, not a table")
         return dict(value)
     if expected is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf  # a file's whole number may have any length
     if type(value) is not expected:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
         raise InputError(f"{key} is {value!r}, not {words[expected]}")

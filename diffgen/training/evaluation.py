@@ -180,7 +180,7 @@ class Evaluation:
             left_out=left_out,
             held_out_loss_quartiles=quartiles,
             classifier=Judge(self.real.task, self.real.classifier_accuracy),
-            notes=[*self.real.notes, *self.generator.damaged],
+            notes=[*self.real.notes, *self.generator.notes],
             seconds=round(time.perf_counter() - began, 3),
         )
 

@@ -49,11 +49,12 @@ class RunGenerator:
         self.run = read_run(model.folder)
         self.device = choose_device(device)
         self.dtype = torch.float32 if dtype == "auto" else choose_dtype(dtype, self.device)
-        self.damaged: list[str] = []  # newer checkpoints that were left out
-        checkpoint = checkpoint or self.run.latest(self.damaged.append)
+        damaged: list[str] = []  # newer checkpoints that were left out
+        checkpoint = checkpoint or self.run.latest(damaged.append)
         with out_of_memory():
             self.network, self.step = load_network(self.run, device=self.device, checkpoint=checkpoint)
         assert checkpoint is not None
+        self.notes = [f"newer checkpoints are damaged: that of step {self.step} was taken"] if damaged else []
         self.model_hash = gate.read_json(checkpoint / "state.json")["files"]["ema.safetensors"]["sha256"]
         process = diffusion_of(self.run)
         self.noise, self.prediction = process.noise, process.prediction
@@ -177,7 +178,6 @@ class _Batches:
                     yield from self.make([shot])
                 return
             pixels = torch.full((1, 1, 1, 1), torch.nan)
-        damaged = f"newer checkpoints are damaged: that of step {generator.step} was taken"
         for row, (shot, x) in enumerate(zip(shots, pixels, strict=True)):
             steps = tuple(Step(images[row], i, t) for i, (t, images) in enumerate(trail, 1))
             record = record_of(
@@ -191,7 +191,7 @@ class _Batches:
                 threads=torch.get_num_threads(),
                 training_step=generator.step,
                 training_data=generator.run.data["name"],
-                warnings=[*shot.plan.warnings(shot.prompt), *[damaged] * bool(generator.damaged)],
+                warnings=[*shot.plan.warnings(shot.prompt), *generator.notes],
             )
             yield self._finish(x, shot, record, steps)
 

@@ -6,11 +6,9 @@ are in timing.jsonl, to which every start appends.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
-import warnings
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,10 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffgen.errors import InputError
 from diffgen.images.metadata import encode_png
 from diffgen.images.publish import cannot_write, publish
 from diffgen.images.sheet import sheet
 
+from .board import Board
 from .config import Train
 from .listener import Listener
 
@@ -41,22 +41,34 @@ class Log:
         self.latest: dict[str, Any] = {}  # the last value of each key
         if folder is None:
             return
+        path = folder / "metrics.jsonl"
+        self._remember(path, metrics_bytes)
         try:
-            self.metrics = open(folder / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+            self.metrics = open(path, "ab", buffering=0)  # noqa: SIM115
             if os.fstat(self.metrics.fileno()).st_size < metrics_bytes:
-                listener.warn(f"{folder / 'metrics.jsonl'} is shorter than when the checkpoint was written")
+                listener.warn(f"{path} is shorter than when the checkpoint was written")
             else:
                 self.metrics.truncate(metrics_bytes)
             self.timing = open(folder / "timing.jsonl", "ab", buffering=0)  # noqa: SIM115
             (folder / "samples").mkdir(exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
-        self._remember(folder / "metrics.jsonl")
-        self.board = _board(folder / "tensorboard", start)
+        self.board = Board(folder / "tensorboard", start)
 
-    def _remember(self, path: Path) -> None:
-        for line in path.read_bytes().splitlines():
-            self.latest |= json.loads(line)
+    def _remember(self, path: Path, size: int) -> None:
+        """Read the values that earlier starts logged, up to the checkpoint. Raises InputError for a damaged file."""
+        content = path.read_bytes()[:size] if path.exists() else b""
+        hint = "move it away: the training then goes on without the earlier figures"
+        if content and not content.endswith(b"\n"):
+            raise InputError(f"{path} is damaged: the checkpoint ends within a line", hint)
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                values = json.loads(line)
+                if type(values["step"]) is not int:
+                    raise ValueError("no step")
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(f"{path}, line {number} is damaged", hint) from error
+            self.latest |= values
 
     def step(self, step: int) -> None:
         self.listener.step(step, self.config.steps)
@@ -91,7 +103,7 @@ class Log:
         rows = [pictures[i : i + COLUMNS] for pictures in groups for i in range(0, len(pictures), COLUMNS)]
         picture = sheet(rows)
         publish(self.folder / "samples" / f"{step}.png", encode_png(picture, {}, "params"), overwrite=True)
-        self._show("image", "samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        self.board.image("samples", np.asarray(picture.convert("RGB")), step)
 
     def sync(self) -> int:
         """Flush metrics.jsonl to the disk; returns its length in bytes."""
@@ -109,13 +121,7 @@ class Log:
         if self.folder is not None:
             for key, value in line.items():
                 if key != "step" and not isinstance(value, list):
-                    self._show("scalar", key, value, line["step"])
-
-    def _show(self, kind: str, *what: Any, **how: Any) -> None:
-        try:
-            getattr(self.board, f"add_{kind}")(*what, **how)
-        except OSError as error:  # raised by TensorBoard's writing thread
-            raise cannot_write(Path(self.board.log_dir), error) from error
+                    self.board.scalar(key, value, line["step"])
 
     def _append(self, name: str, line: dict[str, Any]) -> None:
         if self.folder is None:
@@ -129,13 +135,4 @@ class Log:
         if self.folder is not None:
             self.metrics.close()
             self.timing.close()
-            with contextlib.suppress(OSError):  # a full disk is reported already
-                self.board.close()
-
-
-def _board(folder: Path, start: int) -> Any:
-    """TensorBoard's writer; it hides what an earlier start wrote after step `start`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(folder), purge_step=start + 1)
+            self.board.close()

@@ -208,6 +208,8 @@ def load_network(
         raise InputError(f"{run.folder} has no checkpoint to read", f"train it first: {hint}")
     path = weights_file(folder, which)
     tensors = gate.read_header(path)
+    if strange := sorted({t.dtype for t in tensors.values()} - {"F32", "F16", "BF16"}):
+        raise InputError(f"{path}: weights of the type {strange[0]}", "those of a run are F32")
     with torch.device("meta"):
         network = build_network(run.network, f"{run.folder / 'run.json'}: network")
     check_fit(path, {name: t.shape for name, t in tensors.items()}, network)

@@ -20,6 +20,7 @@ import torch
 
 from diffgen.devices import out_of_memory
 from diffgen.errors import CannotWrite, InputError, OutOfMemory, UsageError
+from diffgen.images.lock import locked
 from diffgen.images.publish import cannot_write, publish
 from diffgen.models.gate import read_header, sha256_of
 from diffgen.version import __version__
@@ -103,29 +104,6 @@ def check_folder(folder: Path, resume: bool) -> Run | None:
     return None
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Create the folder, and keep other processes from training in it. Raises CannotWrite."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it after a kill -9 too
-    except ImportError:  # Windows
-        pass
-    except OSError as error:
-        os.close(descriptor)
-        raise CannotWrite(f"another process is training in {folder}", "wait for it, or choose another -o") from error
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def execute(
     request: TrainRequest, job: Job, ranks: Ranks, listener: Listener, stopping: Callable[[], bool]
 ) -> TrainResult:
@@ -143,7 +121,7 @@ def execute(
 
         def claim() -> None:
             about = describe(request, job)
-            stack.enter_context(locked(request.folder))
+            stack.enter_context(locked(request.folder, "training"))
             place(request, about)
             for name, data in job.files().items():
                 (path := request.folder / name).parent.mkdir(parents=True, exist_ok=True)

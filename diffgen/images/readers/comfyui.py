@@ -9,6 +9,7 @@ links to the first sampler, its texts, its model and its latents; every node is 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -133,15 +134,16 @@ class _Graph:
 
     def up(self, start: Node | None, keys: Iterable[str] | None = None) -> Iterator[Node]:
         """The nodes above, nearest first, that one first; along the inputs of these names, or along all."""
-        waiting, visited = [start] if start else [], set()
+        waiting = deque([start] if start else [])
+        queued = {id(start)}
         while waiting:
-            node = waiting.pop(0)
-            if id(node) in visited:
-                continue
-            visited.add(id(node))
+            node = waiting.popleft()
             yield node
-            linked = (self.link(node, key) for key in (node["inputs"] if keys is None else keys))
-            waiting += [above for above in linked if above is not None]
+            for key in node["inputs"] if keys is None else keys:
+                above = self.link(node, key)
+                if above is not None and id(above) not in queued:
+                    queued.add(id(above))
+                    waiting.append(above)
 
     def samplers(self) -> list[Node]:
         """The sampler that made the picture, and those before it, whose latents or picture it began with."""

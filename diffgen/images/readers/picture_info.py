@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -106,7 +106,7 @@ def number(value: Any) -> float | None:
         if not re.fullmatch(r"\s*[+-]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})(e[+-]?\d{1,3})?\s*", value, re.IGNORECASE):
             return None
         value = float(value)
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    return float(value) if type(value) in (int, float) and abs(value) <= sys.float_info.max else None
 
 
 def seed(value: Any) -> int | None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from diffgen import networks
 from diffgen.errors import InputError
-from diffgen.images.publish import Exists, cannot_write, sync_folder
+from diffgen.images.publish import TEMPORARY, Exists, cannot_write, sync_folder
 from diffgen.models.gate import Checked
 
 
@@ -157,7 +158,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is in it. Raises CannotWrite."""
     if os.path.lexists(folder):
         raise Exists(folder)
-    temporary = folder.parent / f".diffgen-{secrets.token_hex(8)}"
+    temporary = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
     try:
         temporary.mkdir()
         yield temporary
@@ -165,6 +166,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for file in temporary.rglob("*.safetensors"):
             file.chmod(mode)  # which safetensors makes 0600
         os.rename(temporary, folder)
+    except SafetensorError as error:  # it carries the system's refusal as text alone
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise cannot_write(folder, OSError(int(code[1]), os.strerror(int(code[1])))) from error
     except OSError as error:
         raise cannot_write(folder, error) from error
     finally:
