@@ -280,7 +280,7 @@ def test_styles_that_multiply_a_prompt_are_refused() -> None:
 
 def test_a_wildcards_file_of_very_many_lines_is_refused(diffgen_: Command) -> None:
     Path("wildcards").mkdir()
-    Path("wildcards/a.txt").write_text("b\n" * 200_000)
+    Path("wildcards/a.txt").write_text("b\n" * 300_000)
     assert "lines" in refused(diffgen_("generate", "__a__", "--dry-run"))
 
 

@@ -98,7 +98,7 @@ def test_an_error_names_its_file_and_key(text: str, message: str, hint: str) -> 
         (b"a = 1\na = 2", "broken TOML"),
         (b"\xff", "broken TOML"),
         (b"a = " + b"[" * 100_000, "broken TOML"),
-        (b"#" * 2**21, "more than 1048576 bytes"),
+        (b"#" * 2**21, "at most 1048576 are read"),
     ],
 )
 def test_a_file_that_is_no_toml(tmp_path: Path, data: bytes, message: str) -> None:

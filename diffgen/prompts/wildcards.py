@@ -33,7 +33,7 @@ MAX_DEPTH = 20  # choices inside choices, and files inside files
 MAX_CHOICES = 10_000  # for one prompt
 MAX_TEXT = 64 * 1024  # characters of a prompt after its choices
 MAX_WILDCARDS_FILE = 4 * 2**20  # bytes
-MAX_LINES = 100_000  # of a wildcards file
+MAX_LINES = 250_000  # of a wildcards file
 
 _NAME = re.compile(r"__([^_\s{}|\\](?:[^\s{}|\\]{0,198}?[^_\s{}|\\])?)__")
 _SAFE_NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*")
