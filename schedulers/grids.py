@@ -272,6 +272,15 @@ def kl_optimal(noise: NoiseSchedule, n: int) -> list[Point]:
 
 
 @grid(
+    "σ = tan(arctan σ_max + u·(arctan σ_min − arctan σ_max)), u = k/n",
+    "Align Your Steps, Sabour et al. 2024 (2404.14507), theorem 3.1; KL Optimal of AUTOMATIC1111",
+)
+def kl_optimal_a1111(noise: NoiseSchedule, n: int) -> Sequence[Point]:
+    """The first n of n + 1 points of kl_optimal. AUTOMATIC1111 ends at the last of them, with the noise of σ_min."""
+    return kl_optimal(noise, n + 1)[:n]
+
+
+@grid(
     "σ = exp(−β·sign(½ − u)·ln(1 − 2·|½ − u|)), u = k/(n − 1), from σ_max to σ_min",
     "Hang et al. 2024 (2407.03297); ComfyUI's LaplaceScheduler",
 )

@@ -22,14 +22,27 @@ from . import grids, lists  # noqa: F401  (lists registers its grids)
 from . import solvers as _solvers  # noqa: F401  (registers them)
 
 # Other tools' names for a solver with options. The plain names are in the solvers' decorators. A1111 is AUTOMATIC1111.
-# The `_k` names of InvokeAI mean the Karras grid.
+# The `_k` names of InvokeAI mean the Karras grid. A name that a solver here has too is spelled as here, or follows the
+# tool's: comfyui_deis.
+_UNIPC = {"order": 3, "end": "lowered"}  # of the other tools
 LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "DPM++ 2M SDE Heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # A1111
+    "UniPC": ("unipc", None, {"variant": "bh1", **_UNIPC}),
     "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", None, {"variant": "heun"}),  # ComfyUI
     "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde", None, {"variant": "heun"}),
-    "uni_pc_bh2": ("unipc", None, {"variant": "bh2"}),  # ComfyUI
+    "uni_pc": ("unipc", None, {"variant": "bh1", **_UNIPC}),
+    "uni_pc_bh2": ("unipc", None, {"variant": "bh2", **_UNIPC}),
+    "comfyui_deis": ("deis", None, {"variable": "t"}),
+    "comfyui_ipndm_v": ("ipndm_v", None, {"variant": "diff-sampler"}),
+    "comfyui_sa_solver": (
+        "sa_solver",
+        None,
+        {"predictor_order": 3, "corrector_order": 4, "tau_at": "end", "end": "lowered", "variant": "exact"},
+    ),
     "uni_pc_bh1": ("unipc", None, {"variant": "bh1"}),
 }
+# Labels of A1111 for other grids than those of nearly the same name here, which are ComfyUI's.
+A1111_GRIDS = {"Beta": "beta_sigma", "Align Your Steps": "ays_11", "KL Optimal": "kl_optimal_a1111"}
 
 
 class UnknownName(ValueError):  # noqa: N818
@@ -96,7 +109,7 @@ def check_grid(name: str) -> str:
     if is_grid_file(name):
         grids.tuned(name)
         return name
-    plain, colon, number = name.partition(":")
+    plain, colon, number = A1111_GRIDS.get(name, name).partition(":")
     canonical = _grid_labels(tuple(GRIDS)).get(_plain(plain))
     if canonical is None:
         canonical = _grid_labels(tuple(grid_names())).get(_plain(plain))
@@ -110,6 +123,11 @@ def check_grid(name: str) -> str:
 
 
 def _parse(label: str) -> Label | None:
+    if label in LABELS and LABELS[label][0] in SOLVERS:
+        return Label(*LABELS[label])
+    for ending, grid in A1111_GRIDS.items():
+        if label.endswith(f" {ending}") and (match := _parse(label.removesuffix(f" {ending}"))):
+            return match._replace(grid=grid)
     table, plain = _labels(tuple(SOLVERS)), _plain(label)
     for start in ("", "k", "sample"):  # k-diffusion's functions are called k_euler and sample_euler
         rest = plain.removeprefix(start)
@@ -135,7 +153,7 @@ def _labels(_names: tuple[str, ...]) -> dict[str, Label]:
             table[label] = Label(s.name, None, {})
     for label, (name, grid, options) in LABELS.items():
         if name in SOLVERS:
-            table[_plain(label)] = Label(name, grid, options)
+            table.setdefault(_plain(label), Label(name, grid, options))
     return table
 
 

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import PICTURE, Info, options, png
 from PIL import Image
 
+import schedulers
 from diffgen.images import read
 from diffgen.images.readers import comfyui
 from diffgen.images.readers.command import command
+from diffgen.images.readers.picture_info import PictureInfo
 
 BASE: dict[str, Any] = {
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15/v1-5-pruned.safetensors"}},
@@ -60,6 +63,26 @@ def test_comfyui(inspect: Callable[[Path], Info], tmp_path: Path) -> None:
     exif[0x0110], exif[0x010F] = "prompt:" + texts["prompt"], "workflow:{}"
     PICTURE.save(tmp_path / "x.webp", "WEBP", exif=exif)
     assert inspect(tmp_path / "x.webp")["prompt"] == "a red apple"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "schedule", "expected"),
+    [
+        ("uni_pc", "beta", ("unipc", "beta_t", "UniPC", "beta_t")),
+        ("uni_pc_bh2", "karras", ("unipc", "karras", "uni_pc_bh2", "karras")),
+        ("deis", "normal", ("deis", "linspace", "comfyui_deis", "linspace")),
+        ("ipndm_v", "kl_optimal", ("ipndm_v", "kl_optimal", "comfyui_ipndm_v", "kl_optimal")),
+        ("sa_solver", "simple", ("sa_solver", "simple", "comfyui_sa_solver", "simple")),
+        ("dpmpp_2m", "sgm_uniform", ("dpmpp_2m", "sgm_uniform", "dpmpp_2m", "sgm_uniform")),
+    ],
+)
+def test_comfyuis_samplers_and_schedules(sampler: str, schedule: str, expected: tuple[str, ...]) -> None:
+    """The command names the solver that ComfyUI means, with its options."""
+    info = PictureInfo("comfyui")
+    info.sampled(sampler, schedule)
+    assert (info.scheduler, info.grid, info.label, info.given_grid) == expected
+    label = schedulers.parse(expected[2])
+    assert label.name == expected[0]
 
 
 def test_comfyui_custom_sampling(inspect: Callable[[Path], Info], tmp_path: Path) -> None:

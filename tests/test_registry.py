@@ -31,11 +31,9 @@ LABELS: dict[str, tuple[str, str | None]] = {
     "DPM++ 2M Karras": ("dpmpp_2m", "karras"),
     "DPM++ 2M SGM Uniform": ("dpmpp_2m", "sgm_uniform"),
     "DPM++ 2M Uniform": ("dpmpp_2m", "linspace"),
-    "DPM++ 2M Align Your Steps": ("dpmpp_2m", "ays"),
     "DPM++ 2M Automatic": ("dpmpp_2m", None),
     "DPM++ SDE Karras": ("dpmpp_sde", "karras"),
     "DPM++ 2M SDE Exponential": ("dpmpp_2m_sde", "exponential"),
-    "DPM++ 3M SDE KL Optimal": ("dpmpp_3m_sde", "kl_optimal"),
     "DPM adaptive": ("dpm_adaptive", None),
     "Restart": ("restart", None),
     "UniPC": ("unipc", None),
@@ -98,6 +96,21 @@ def test_names_of_other_tools(label: str) -> None:
     assert schedulers.info(label).name == LABELS[label][0]
 
 
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("DPM++ 2M Beta", ("dpmpp_2m", "beta_sigma")),  # AUTOMATIC1111
+        ("DPM++ 2M Align Your Steps", ("dpmpp_2m", "ays_11")),
+        ("DPM++ 3M SDE KL Optimal", ("dpmpp_3m_sde", "kl_optimal_a1111")),
+        ("Euler a Turbo", ("euler_ancestral", "trailing")),  # Forge
+        ("euler_beta", ("euler", "beta_t")),  # ComfyUI
+        ("euler kl_optimal", ("euler", "kl_optimal")),
+    ],
+)
+def test_grids_are_those_of_the_tool_that_spells_them_so(label: str, expected: tuple[str, str]) -> None:
+    assert schedulers.resolve(label) == expected
+
+
 def test_every_name_and_alias_is_its_own() -> None:
     for name in schedulers.names():
         s = schedulers.info(name)
@@ -110,6 +123,13 @@ def test_every_name_and_alias_is_its_own() -> None:
     [
         ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde", {"variant": "heun"}),
         ("uni_pc_bh1", "unipc", {"variant": "bh1"}),
+        ("uni_pc", "unipc", {"variant": "bh1", "order": 3, "end": "lowered"}),  # ComfyUI
+        ("uni_pc_bh2", "unipc", {"variant": "bh2", "order": 3, "end": "lowered"}),
+        ("UniPC", "unipc", {"variant": "bh1", "order": 3, "end": "lowered"}),  # AUTOMATIC1111
+        ("unipc", "unipc", {}),
+        ("unipc_k", "unipc", {}),  # InvokeAI
+        ("comfyui_deis", "deis", {"variable": "t"}),
+        ("comfyui_ipndm_v", "ipndm_v", {"variant": "diff-sampler"}),
     ],
 )
 def test_labels_with_options(label: str, name: str, options: dict[str, Any]) -> None:
@@ -134,7 +154,16 @@ def test_an_explicit_grid_and_option_win() -> None:
 
 @pytest.mark.parametrize(
     ("grid", "canonical"),
-    [("Karras", "karras"), ("normal", "linspace"), ("beta", "beta_t"), ("Align Your Steps", "ays")],
+    [
+        ("Karras", "karras"),
+        ("normal", "linspace"),
+        ("beta", "beta_t"),
+        ("Beta", "beta_sigma"),
+        ("Align Your Steps", "ays_11"),
+        ("align_your_steps", "ays"),
+        ("KL Optimal", "kl_optimal_a1111"),
+        ("kl_optimal", "kl_optimal"),
+    ],
 )
 def test_names_that_other_tools_have_for_grids(grid: str, canonical: str) -> None:
     assert schedulers.check_grid(grid) == canonical

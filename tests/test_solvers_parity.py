@@ -142,6 +142,7 @@ SAME = [
      {"method": "singlestep", "of": "x0", "order": 3}, {}),
     ("UniPCMultistep", {"solver_order": 1, **KARRAS}, "unipc", {"order": 1}, {}),
     ("UniPCMultistep", KARRAS, "unipc", {}, {}),
+    ("UniPCMultistep", {"solver_order": 3, **KARRAS}, "unipc", {"order": 3, "end": "lowered"}, {}),
     ("LCM", {}, "lcm", {}, {}),
 ]  # fmt: skip
 

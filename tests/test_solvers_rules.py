@@ -248,6 +248,128 @@ def test_res_multistep_ancestral_in_the_formulas_of_comfyui() -> None:
     assert (result - x).abs().max() < 1e-9
 
 
+def run_in_sigma(grid: Grid, weights: Callable[[list[float], float], list[float]]) -> tuple[Tensor, Tensor]:
+    """(start, result) on a VE schedule of x + Σ w_j·ε_j; `weights` of the levels so far, newest last, and the next."""
+    start = x = from_prior(VE, MIXTURE, 24)
+    levels: list[float] = []
+    slopes: list[Tensor] = []
+    for p, q in grid.pairs():
+        x0 = exact_x0(x, p.sigma)
+        if q.sigma == 0:
+            return start, x0
+        levels, slopes = [*levels, p.sigma], [*slopes, (x - x0) / p.sigma]
+        x = x + sum(w * d for w, d in zip(weights(levels, q.sigma), reversed(slopes), strict=False))
+    raise AssertionError("the grid has no end")
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_v_in_the_formulas_of_diff_sampler(order: int) -> None:
+    """With the steps h, h₁, h₂, h₃, the newest first, and without the parentheses in (1 − h/(3(h + h₁)))·…"""
+
+    def weights(levels: list[float], to: float) -> list[float]:
+        all_levels = [to, *reversed(levels)]
+        n, h = min(order, len(levels)), [new - old for new, old in pairwise(all_levels)]
+        if n == 1:
+            return [h[0]]
+        c = [1 + h[0] / h[1] / 2, -h[0] / h[1] / 2]
+        if n == 2:
+            return [h[0] * w for w in c]
+        r = h[1] / h[2]
+        a = 0.5 * (1 - h[0] / (3 * (h[0] + h[1])) * h[0] * (h[0] + h[1]) / (h[1] * (h[1] + h[2])))
+        c = [c[0] + a, c[1] - (1 + r) * a, r * a]
+        if n == 3:
+            return [h[0] * w for w in c]
+        two, three, all_four = h[0] + h[1], h[0] + h[1] + h[2], h[1] + h[2] + h[3]
+        b = 0.5 * (1 - h[0] / (3 * two)) + (1 - h[0] / (2 * two)) * h[0] / (6 * three)
+        b *= h[0] * two * three / (h[1] * (h[1] + h[2]) * all_four)
+        f = h[1] * (h[1] + h[2]) / (h[2] * (h[2] + h[3]))
+        c = [c[0] + b, c[1] - (1 + r + f) * b, c[2] + (r + f * (1 + h[2] / h[3])) * b, -f * r * b]
+        return [h[0] * w for w in c]
+
+    grid = karras(9, VE)
+    start, expected = run_in_sigma(grid, weights)
+    result = sample("ipndm_v", grid, start, MIXTURE, order=order, variant="diff-sampler")[0]
+    assert (result - expected).abs().max() < 1e-9
+    exact = sample("ipndm_v", grid, start, MIXTURE, order=order)[0]
+    assert ((result - exact).abs().max() < 1e-9) == (order < 3)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_deis_in_the_time_of_the_vp_sde(order: int) -> None:
+    """tAB: polynomials in the t with ᾱ = exp(−β_d·t²/2 − β_min·t), integrated by the midpoint rule."""
+    small, large = math.log1p(0.002**2), math.log1p(80.0**2)
+    beta_d = (large - small / 0.001) * 2 / (1 - 0.001)
+    beta_min = large - beta_d / 2
+
+    def time(sigma: Any) -> Any:
+        grown = torch.log1p(torch.as_tensor(sigma, dtype=torch.float64) ** 2)
+        return ((beta_min**2 + 2 * beta_d * grown).sqrt() - beta_min) / beta_d
+
+    def weights(levels: list[float], to: float) -> list[float]:
+        ends = torch.linspace(levels[-1], to, 20_001, dtype=torch.float64)
+        middles = time((ends[1:] + ends[:-1]) / 2)
+        nodes = time(levels[::-1][:order])
+        result = []
+        for j, node in enumerate(nodes):
+            others = torch.cat([nodes[:j], nodes[j + 1 :]])
+            basis = ((middles[:, None] - others) / (node - others)).prod(1)
+            result.append(float((basis * ends.diff()).sum()))
+        return result
+
+    grid = karras(9, VE)
+    start, expected = run_in_sigma(grid, weights)
+    result = sample("deis", grid, start, MIXTURE, order=order, variable="t")[0]
+    assert (result - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0])
+def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
+    """Orders 3 and 4, lowered to 1 in the step before the last, exact polynomials, τ at the end of a step."""
+    grid = karras(9, VE)
+    levels = [p.sigma for p in grid.points]
+    lams = [-math.log(sigma) for sigma in levels[:-1]]
+    N = len(levels) - 1
+
+    def weights(nodes: list[float], a: float, b: float, t: float) -> list[float]:
+        """∫ of each Lagrange polynomial times (1 + τ²)·e^(−(1 + τ²)(b − λ)) from a to b."""
+        k = 1 + t * t
+        edges = torch.linspace(a, b, 20_001, dtype=torch.float64)
+        middles = (edges[1:] + edges[:-1]) / 2
+        density = k * torch.exp(-k * (b - middles)) * edges.diff()
+        result = []
+        for j, node in enumerate(nodes):
+            basis = torch.ones_like(middles)
+            for i, other in enumerate(nodes):
+                basis = basis * ((middles - other) / (node - other)) if i != j else basis
+            result.append(float((basis * density).sum()))
+        return result
+
+    start = x = predicted = from_prior(VE, MIXTURE, 24)
+    found: list[Tensor] = []
+    t, noise = 0.0, torch.zeros_like(start)
+    for i in range(N):
+        found.append(exact_x0(predicted, levels[i]))
+        if i == N - 1:
+            x = found[-1]
+            break
+        if i > 0:
+            order = min(4, len(found), N - i)
+            w = weights(lams[i - order + 1 : i + 1], lams[i - 1], lams[i], t)
+            decay = math.exp(-t * t * (lams[i] - lams[i - 1])) * levels[i] / levels[i - 1]
+            x = decay * x + sum(c * f for c, f in zip(w, found[-order:], strict=True)) + noise
+        order = min(3, len(found), N - 1 - i)
+        t = tau if 0.05 <= levels[i + 1] <= 1 else 0.0
+        h = lams[i + 1] - lams[i]
+        w = weights(lams[i - order + 1 : i + 1], lams[i], lams[i + 1], t)
+        noise = levels[i + 1] * math.sqrt(-math.expm1(-2 * t * t * h)) * draws(grid[i], grid[i + 1])
+        decay = math.exp(-t * t * h) * levels[i + 1] / levels[i]
+        predicted = decay * x + sum(c * f for c, f in zip(w, found[-order:], strict=True)) + noise
+    options = schedulers.parse("comfyui_sa_solver").options
+    result = sample("sa_solver", grid, start, MIXTURE, noise=draws, tau=tau, **options)[0]
+    assert (result - x).abs().max() < 1e-6
+    assert (result - sample("sa_solver", grid, start, MIXTURE, noise=draws, tau=tau)[0]).abs().max() > 1e-3
+
+
 def test_er_sde_in_the_formulas_of_its_paper() -> None:
     """The first two stages in the frame x/α, the integral of 1/φ as a fine sum."""
 

@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import schedulers
-from schedulers.registry import LABELS
+from schedulers.registry import A1111_GRIDS, LABELS
 
 SCHEMA = "diffgen.image/1"
 LEVELS = ("full", "params", "none")
@@ -33,9 +33,7 @@ SCHEDULE_TYPES = {
     "trailing": "Simple",  # both take every (T/n)-th entry of the noise table, counted from its end
     "sgm_uniform": "SGM Uniform",
     "leading": "DDIM",
-    "beta_t": "Beta",
-    "kl_optimal": "KL Optimal",
-    "ays": "Align Your Steps",
+    **{grid: label for label, grid in A1111_GRIDS.items()},
 }
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -142,9 +140,9 @@ def label_of(name: str, options: Mapping[str, Any]) -> str:
         usual = schedulers.info(name).options
     except ValueError:
         return name
-    unusual = {key: value for key, value in options.items() if key in usual and usual[key] != value}
-    labels = (label for label, (of, _, stands) in LABELS.items() if of == name and unusual and stands == unusual)
-    return next(labels, name)
+    values = usual | {key: value for key, value in options.items() if key in usual}
+    labels = (label for label, (of, _, stands) in LABELS.items() if of == name and usual | stands == values)
+    return name if values == usual else next(labels, name)
 
 
 def _sampler(scheduler: str | None, options: Mapping[str, Any]) -> str | None:

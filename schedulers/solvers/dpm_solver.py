@@ -8,7 +8,7 @@ from schedulers.grid import Grid
 from schedulers.noise import Point
 from schedulers.solver import Steps, solver
 
-from .algebra import exponential, first, halved
+from .algebra import adams_in_time, exponential, first, halved
 from .multistep import along_lambda, multistep
 
 
@@ -21,9 +21,19 @@ from .multistep import along_lambda, multistep
     same='order 1: euler; 2: dpm_solver\'s "heun" form; 3: multistep DPM-Solver-3',
     when="What schedulers.recommend takes: with Stable Diffusion's noise from 7 evaluations on, with others later.",
 )
-def deis(x: Any, grid: Grid, noise: Any, *, order: Literal[1, 2, 3, 4] = 3) -> Steps:
-    """Integrate a polynomial of ε in λ through the latest `order` values exactly."""
-    return (yield from multistep(x, grid, noise, "eps", order, along_lambda("eps")))
+def deis(
+    x: Any, grid: Grid, noise: Any, *, order: Literal[1, 2, 3, 4] = 3, variable: Literal["lambda", "t"] = "lambda"
+) -> Steps:
+    """Integrate a polynomial of ε in λ through the latest `order` values exactly.
+
+    `variable` "t" takes polynomials in the time of the VP-SDE, as ComfyUI does: DEIS's tAB.
+    """
+    weights = along_lambda("eps") if variable == "lambda" else _in_time
+    return (yield from multistep(x, grid, noise, "eps", order, weights))
+
+
+def _in_time(p: Point, q: Point, past: list[Point]) -> tuple[Any, ...]:
+    return tuple(q.alpha * c for c in adams_in_time(p.rho, q.rho, *(o.rho for o in past)))
 
 
 @solver(

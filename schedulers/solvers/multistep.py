@@ -31,7 +31,8 @@ def multistep(
 ) -> Steps:
     """x' = α'·x0 + σ'·(keep·ε + √(1 − keep²)·z) + Σ c_j·(f_j − f), f the latest `order` values of x0 or eps.
 
-    The step to σ = 0 is x' = x0. A value at α = 0 is not used as a node, because λ is −∞ there.
+    The step to σ = 0 is x' = x0. A value at α = 0 is not used as a node, because λ is −∞ there. If `weights` gives one
+    number more than there are earlier values, it is that of f itself.
     """
     past: list[tuple[Point, Any]] = []
     for p, q in grid.pairs():
@@ -42,7 +43,9 @@ def multistep(
         x = first(Point(q.t, q.alpha, q.sigma * kept), d)
         if past:
             points, values = zip(*past, strict=True)
-            x = x + differences(weights(p, q, list(points)), values, now)
+            c = weights(p, q, list(points))
+            x = x + differences(c[: len(values)], values, now)
+            x = x + now * c[-1] if len(c) > len(values) else x
         if heun_first and p is grid[0] and len(grid) - 1 == grid.total:
             e = yield x, q
             x = x + heun_correction(grid, p, q, d, e)

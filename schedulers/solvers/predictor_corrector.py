@@ -16,14 +16,14 @@ def predictor_corrector(
     x: Any,
     grid: Grid,
     noise: Any,
-    predictor: int,
-    corrector: int,
+    orders: Callable[[int], tuple[int, int]],
     second_order: Callable[..., tuple[Any, ...]],
-    tau: Callable[[Point], float] = lambda p: 0.0,
+    tau: Callable[[Point, Point], float] = lambda p, q: 0.0,
 ) -> Steps:
-    """Polynomials of x0 in λ: predict through `predictor` values, correct through `corrector`, the new one included.
+    """Polynomials of x0 in λ through the latest values: predict each step, and correct it by the value at its end.
 
-    `second_order` is the rule for one further value. τ² is the η of the reverse SDE.
+    `orders(n)`, n steps before the end, are the number of values of the prediction, and of the correction of the step
+    before, the new value included. `second_order` is the rule for one further value. τ² is the η of the reverse SDE.
     """
     last: Any = None  # the step before: (point, Denoised, exponent k in λ, what it added to the first-order step)
     past: list[tuple[Point, Any]] = []
@@ -33,10 +33,12 @@ def predictor_corrector(
         weights = rule(k, q.lam - p.lam, *(o.lam - p.lam for o, _ in others)) if others else ()
         return differences(weights, (f for _, f in others), now) * q.alpha
 
-    for p, q in grid.pairs():
+    most = max(orders(len(grid)))
+    for i, (p, q) in enumerate(grid.pairs()):
         d = yield x, p
         if q.sigma == 0:
             return d.x0
+        predictor, corrector = orders(len(grid) - 1 - i)
         correction = 0.0
         if last is not None:
             o, before, k, predicted = last
@@ -45,14 +47,14 @@ def predictor_corrector(
                 correction = added(k, o, before.x0, p, nodes) - predicted
             elif k == 1:
                 correction = trapezoid(o, p, before, d)
-        eta = tau(p) ** 2
+        eta = tau(p, q) ** 2
         keep = (q.rho / p.rho) ** eta
         predicted = added(1 + eta, p, d.x0, q, past[: predictor - 1]) if p.alpha != 0 else 0.0
         x = first(Point(q.t, q.alpha, q.sigma * keep), d) + (correction * (q.sigma * keep / p.sigma) + predicted)
         x = noised(x, q.sigma * (1 - keep * keep) ** 0.5, noise, p, q)
         last = (p, d, 1 + eta, predicted)
         if p.alpha != 0:
-            past = [(p, d.x0), *past][: max(predictor, corrector) - 1]
+            past = [(p, d.x0), *past][: most - 1]
     return x
 
 
@@ -60,21 +62,31 @@ def predictor_corrector(
     order=2,
     grid="karras",
     aliases=("UniPCMultistepScheduler",),
-    a1111="UniPC",
     reference="UniPC, Zhao et al. 2023 (2302.04867), algorithms 1 and 2, of x0",
     formula="predictor: x0 a polynomial in λ through the latest `order` values; corrector: with the new one too",
     same="order 1 without its corrector: euler; its order 2 predictor (bh2): dpmpp_2m",
     when="What schedulers.recommend takes for up to 4 evaluations. Order 3: accurate solutions in 30 or more.",
 )
 def unipc(
-    x: Any, grid: Grid, noise: Any, *, order: Literal[1, 2, 3] = 2, variant: Literal["bh1", "bh2"] = "bh2"
+    x: Any,
+    grid: Grid,
+    noise: Any,
+    *,
+    order: Literal[1, 2, 3] = 2,
+    variant: Literal["bh1", "bh2"] = "bh2",
+    end: Literal["full", "lowered"] = "full",
 ) -> Steps:
     """UniP-p predicts, UniC-p corrects; the corrected sequence converges one order higher than `order`.
 
-    `variant` is B(h) = h (bh1) or e^h − 1 (bh2); they differ only in steps with one further value.
+    `variant` is B(h) = h (bh1) or e^h − 1 (bh2); they differ only in steps with one further value. With `end` "lowered"
+    the order of a step is at most the number of steps that are left, itself included, as in other tools.
     """
+
+    def orders(n: int) -> tuple[int, int]:
+        return (order, order + 1) if end == "full" else (min(order, n), min(order, n + 1) + 1)
+
     rule = linear if variant == "bh1" else halved
-    return (yield from predictor_corrector(x, grid, noise, order, order + 1, rule))
+    return (yield from predictor_corrector(x, grid, noise, orders, rule))
 
 
 @solver(
@@ -96,16 +108,28 @@ def sa_solver(
     tau: float = 1.0,
     predictor_order: Literal[1, 2, 3] = 2,
     corrector_order: Literal[2, 3, 4] = 2,
+    tau_at: Literal["start", "end"] = "start",
+    end: Literal["full", "lowered"] = "full",
+    variant: Literal["simple", "exact"] = "simple",
 ) -> Steps:
     """Stochastic Adams: multistep for the reverse SDE with η = τ², then corrected with the same noise.
 
     τ applies in the middle of the schedule, 0.2 ≤ t/T ≤ 0.8 (0.05 ≤ σ ≤ 1 on an edm schedule), and is 0 elsewhere. An
-    order is the number of values that the polynomial goes through.
+    order is the number of values that the polynomial goes through. ComfyUI's choices, where they are not the paper's:
+    `tau_at` "end" takes τ at the end of a step; `end` "lowered" goes down to order 1 in the step before the last;
+    `variant` "exact" integrates a polynomial through two values exactly too.
     """
     T = grid.noise.T
 
-    def tau_at(p: Point) -> float:
+    def tau_of(p: Point, q: Point) -> float:
+        p = p if tau_at == "start" else q
         applies = 0.05 <= p.sigma <= 1 if grid.noise.name == "edm" else 0.2 * T <= p.t <= 0.8 * T
         return tau if applies else 0.0
 
-    return (yield from predictor_corrector(x, grid, noise, predictor_order, corrector_order, linear, tau_at))
+    def orders(n: int) -> tuple[int, int]:
+        if end == "full":
+            return predictor_order, corrector_order
+        return min(predictor_order, max(n - 1, 1)), min(corrector_order, n)
+
+    rule = linear if variant == "simple" else exponential
+    return (yield from predictor_corrector(x, grid, noise, orders, rule, tau_of))

@@ -11,6 +11,7 @@ from typing import Any
 
 import schedulers
 from schedulers.explicit import is_grid_file
+from schedulers.registry import LABELS
 
 from ..metadata import base_name, label_of, printable
 
@@ -55,8 +56,9 @@ class PictureInfo:
         """Set scheduler and grid from a tool's names for them."""
         label, plan = (text(name) or "")[:100], (text(schedule) or "")[:100]
         if label:
+            same = f"{self.tool}_{label}"  # where a scheduler here has the name of another one there
             try:
-                scheduler = schedulers.parse(label)
+                scheduler = schedulers.parse(same if same in LABELS else label)
             except ValueError:
                 self.scheduler = label
                 self.notes.append(f"there is no scheduler {label!r} here: the model's own is taken")
