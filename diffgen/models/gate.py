@@ -75,6 +75,11 @@ class Component:
     weights: tuple[Path, ...] = ()
     tensors: Mapping[str, Tensor] | None = None  # None for a part without weights
 
+    @property
+    def parameters(self) -> int:
+        """The number of its weights."""
+        return sum(math.prod(tensor.shape) for tensor in (self.tensors or {}).values())
+
 
 @dataclass(frozen=True)
 class Index:

@@ -43,7 +43,7 @@ class LoadedModel:
         self.checked = find.check(model)
         self.noise, self.prediction = noise_and_prediction(self.checked)
         self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
+        self.dtype = choose_dtype(dtype, self.device, self.checked.network.parameters)
         self.offload = memory.check_offload(offload, self.device)
         self.quantize = quantize_name(quantize)
         if quantize != "none":
@@ -127,4 +127,6 @@ class LoadedModel:
     def _load(self) -> Any:
         with out_of_memory():
             device = self.device if self.offload == "none" else torch.device("cpu")
-            return load_pipeline(self.checked, device, self.dtype)
+            # float16 may be too narrow for the autoencoder: `autoencoder` decides
+            exact = self.dtype == torch.float16 or self.offload == "sequential"
+            return load_pipeline(self.checked, device, self.dtype, torch.float32 if exact else self.dtype)

@@ -48,7 +48,7 @@ class RunGenerator:
         self.model = model
         self.run = read_run(model.folder)
         self.device = choose_device(device)
-        self.dtype = torch.float32 if dtype == "auto" else choose_dtype(dtype, self.device)
+        self.dtype = choose_dtype("float32" if dtype == "auto" else dtype, self.device, 0)
         damaged: list[str] = []  # newer checkpoints that were left out
         checkpoint = checkpoint or self.run.latest(damaged.append)
         with out_of_memory():

@@ -7,6 +7,8 @@ import contextlib
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from diffgen.devices import has_amx
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -21,7 +23,7 @@ def fast_dtype(name: str, device: torch.device, area: int) -> torch.dtype:
     """
     if name == "auto":
         cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported() and area >= WORTH_IT
+        amx = device.type == "cpu" and has_amx() and area >= WORTH_IT
         name = "bfloat16" if cuda or amx else "float32"
     return DTYPES[name]
 

@@ -50,11 +50,26 @@ def save_part(part: Any, folder: Path) -> None:
     Without a dtype from the caller, diffusers loads networks in float32, but transformers loads a text encoder in the
     dtype that its configuration names: the parts of a pipeline would not fit together.
     """
-    part.save_pretrained(folder)
+    with _contiguous(part):
+        part.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if "dtype" in config:
         write_json(path, {**config, "dtype": "float32"})
+
+
+@contextlib.contextmanager
+def _contiguous(part: Any) -> Iterator[None]:
+    """Inside, a network's weights are laid out as files hold them."""
+    weights = list(part.parameters()) if isinstance(part, nn.Module) else []
+    last = [weight for weight in weights if not weight.is_contiguous()]
+    for weight in last:
+        weight.data = weight.data.contiguous()
+    try:
+        yield
+    finally:
+        for weight in last:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def as_unet2d(network: nn.Module, size: list[int], name: str) -> UNet2DModel:

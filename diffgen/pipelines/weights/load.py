@@ -29,17 +29,19 @@ from .network import load_network
 from .tokenizers import tokenizer_of
 
 
-def load_pipeline(checked: Checked, device: torch.device, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    checked: Checked, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype = torch.float32
+) -> Any:
     """Load the text-to-image pipeline of a model that has passed the gate; its scheduler is None.
 
-    A refiner has an image-to-image pipeline, an unconditional model DDPMPipeline. The VAE is in float32, because it
-    overflows in float16. Raises InputError where a configuration makes no network, names, shapes or values of the
-    weights do not fit it, or the parts do not fit each other.
+    A refiner has an image-to-image pipeline, an unconditional model DDPMPipeline. Raises InputError where a
+    configuration makes no network, names, shapes or values of the weights do not fit it, or the parts do not fit each
+    other.
     """
     loaded: dict[str, Any] = {}
     for name, component in checked.components.items():
         if component.tensors is not None:
-            loaded[name] = _load(checked, component, device, torch.float32 if name == "vae" else dtype)
+            loaded[name] = _load(checked, component, device, vae_dtype if name == "vae" else dtype)
     for name, component in checked.components.items():
         if name.startswith("tokenizer"):
             encoder = loaded[name.replace("tokenizer", "text_encoder")]

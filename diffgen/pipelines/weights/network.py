@@ -14,8 +14,9 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -60,6 +61,7 @@ LANGUAGE = {
 MAX_NUMBER = 10**6
 MAX_BASE = 10**12  # rope_theta: a number that is only computed with
 MAX_LIST = 64
+MAPPED = 2**27  # bytes
 
 
 def _clip_text(cls: type, config: dict[str, Any]) -> nn.Module:
@@ -295,16 +297,38 @@ def _read(
     for target, source in sources.items():
         targets.setdefault(source.name, []).append(target)
     tensors = {}
+    for path, name, stored in _stored(component, targets):
+        for target in targets[name]:
+            dtype = dtypes[target]
+            part = sources[target].take(stored)
+            tensor = _laid_out(part.to(dtype if part.is_floating_point() else part.dtype))
+            if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
+                raise InputError(f"{path}: the tensor {name!r} has values that are not finite in {str(dtype)[6:]}")
+            tensors[target] = tensor.to(device)
+    return tensors
+
+
+def _stored(component: Component, names: Container[str]) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """(file, name, tensor) of each of these tensors in the files.
+
+    An open file keeps every page in memory that was read from it. So it is opened anew after each MAPPED bytes.
+    """
     for path in component.weights:
         with safe_open(path, framework="pt", device="cpu") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dictionary)
-                for target in targets.get(name, ()):
-                    dtype = dtypes[target]
-                    tensor = sources[target].take(file.get_tensor(name))
-                    tensor = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-                    if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
-                        raise InputError(
-                            f"{path}: the tensor {name!r} has values that are not finite in {str(dtype)[6:]}"
-                        )
-                    tensors[target] = tensor.to(device)
-    return tensors
+            wanted = [name for name in file.keys() if name in names]  # noqa: SIM118 (not a dictionary)
+        while wanted:
+            read = 0
+            with safe_open(path, framework="pt", device="cpu") as file:
+                while wanted and read < MAPPED:
+                    name = wanted.pop(0)
+                    tensor = file.get_tensor(name)
+                    read += tensor.nbytes
+                    yield path, name, tensor
+                    del tensor
+
+
+def _laid_out(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the memory format that is fast: in half precision, convolutions have their channels last."""
+    if tensor.ndim == 4 and tensor.dtype in (torch.bfloat16, torch.float16):
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
