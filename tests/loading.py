@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def picture(pipe: Any, folder: Path, guidance: float = 3.0) -> np.ndarray:
     kind = type(pipe).__name__
     if kind != "DDPMPipeline":
         settings |= {"prompt": "a red apple", "guidance_scale": guidance}
-    if kind not in ("DDPMPipeline", "FluxPipeline"):
+    if "negative_prompt" in inspect.signature(pipe.__call__).parameters and kind != "FluxPipeline":
         settings["negative_prompt"] = "blue"
     if kind == "StableDiffusionXLImg2ImgPipeline":
         settings |= {"image": torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32), "strength": 1.0}

@@ -21,7 +21,8 @@ Weights = dict[str, Tensor]
 
 def write(folder: Path, file: Path, family: str, change: Callable[[Weights], Any] | None = None) -> Path:
     """A folder's networks as one file; `change` edits its tensors before they are written."""
-    weights = single_file({name: (config(folder / name), tensors(folder / name)) for name in networks(folder)}, family)
+    parts = [name for name in networks(folder) if name in LAYOUTS[family]]
+    weights = single_file({name: (config(folder / name), tensors(folder / name)) for name in parts}, family)
     if change is not None:
         change(weights)
     save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, file)
@@ -281,6 +282,40 @@ def z_image(weights: Weights, settings: dict[str, Any]) -> Weights:
     return file
 
 
+def flux2(weights: Weights, settings: dict[str, Any]) -> Weights:
+    weights, file = dict(weights), {}
+    for i in range(settings["num_layers"]):
+        block = f"transformer_blocks.{i}.attn"
+        for old, names in (("img", [f"to_{x}" for x in "qkv"]), ("txt", [f"add_{x}_proj" for x in "qkv"])):
+            three = [f"{block}.{name}.weight" for name in names]
+            file[f"double_blocks.{i}.{old}_attn.qkv.weight"] = joined(weights, three)
+    for name, tensor in weights.items():
+        swap = name.startswith("norm_out.")
+        for pattern, old in (
+            (r"^x_embedder", "img_in"), (r"^context_embedder", "txt_in"),
+            (r"time_guidance_embed\.timestep_embedder", "time_in"),
+            (r"time_guidance_embed\.guidance_embedder", "guidance_in"),
+            (r"_in\.linear_1", "_in.in_layer"), (r"_in\.linear_2", "_in.out_layer"),
+            (r"modulation(_img|_txt)?\.linear", r"modulation\1.lin"),
+            (r"^proj_out", "final_layer.linear"), (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+            (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+            (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+            (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+            (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+            (r"^transformer_blocks", "double_blocks"),
+            (r"attn\.norm_q\.weight", "img_attn.norm.query_norm.scale"),
+            (r"attn\.norm_k\.weight", "img_attn.norm.key_norm.scale"),
+            (r"attn\.norm_added_q\.weight", "txt_attn.norm.query_norm.scale"),
+            (r"attn\.norm_added_k\.weight", "txt_attn.norm.key_norm.scale"),
+            (r"attn\.to_out\.0", "img_attn.proj"), (r"attn\.to_add_out", "txt_attn.proj"),
+            (r"ff\.linear_in", "img_mlp.0"), (r"ff\.linear_out", "img_mlp.2"),
+            (r"ff_context\.linear_in", "txt_mlp.0"), (r"ff_context\.linear_out", "txt_mlp.2"),
+        ):  # fmt: skip
+            name = re.sub(pattern, old, name)
+        file[name] = exchanged(tensor) if swap else tensor
+    return file
+
+
 def language(weights: Weights, settings: dict[str, Any]) -> Weights:
     return {f"model.{name}": tensor for name, tensor in weights.items()}
 
@@ -320,4 +355,6 @@ LAYOUTS: dict[str, dict[str, tuple[str, Convert]]] = {
         "vae": ("vae.", vae),
         "text_encoder": ("text_encoders.qwen3_4b.transformer.", language),
     },
+    "flux2-klein": {"transformer": ("", flux2)},
+    "qwen-image": {"transformer": ("model.diffusion_model.", same)},
 }

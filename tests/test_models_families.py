@@ -40,6 +40,19 @@ Z_IMAGE = {
     "tokenizer": ("transformers", "Qwen2Tokenizer"),
     "scheduler": FLOW,
 }
+KLEIN = {
+    **Z_IMAGE,
+    "transformer": ("diffusers", "Flux2Transformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKLFlux2"),
+    "text_encoder": ("transformers", "Qwen3ForCausalLM"),
+    "tokenizer": ("transformers", "Qwen2TokenizerFast"),
+}
+QWEN = {
+    **Z_IMAGE,
+    "transformer": ("diffusers", "QwenImageTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKLQwenImage"),
+    "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
+}
 FLUX = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
     "vae": VAE,
@@ -89,6 +102,10 @@ FOLDERS = {
     "dev": ("FluxPipeline", FLUX, {"guidance_embeds": True}, {}, "flux", None),
     "schnell": ("FluxPipeline", FLUX, {"guidance_embeds": False}, {}, "flux", "schnell"),
     "z-image": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 6.0}, "z-image", None),
+    "klein-4B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", None),
+    "klein-base-9B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", "base"),
+    "qwen": ("QwenImagePipeline", QWEN, {}, {"base_shift": 0.5, "max_shift": 0.9}, "qwen-image", None),
+    "q8": ("QwenImagePipeline", QWEN, {}, {"base_shift": 1.0986, "max_shift": 1.0986}, "qwen-image", "lightning"),
     "Z-Image-Turbo": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 3.0}, "z-image", "turbo"),
     "church": ("DDPMPipeline", PIXELS, {"sample_size": 32}, {}, "unconditional", None),
     "ddim": ("DDIMPipeline", PIXELS, {}, {}, "unconditional", None),
@@ -133,7 +150,7 @@ def test_every_family_passes(tmp_path, name):
     assert checked.defaults == defaults_of(family, variant)
 
 
-@pytest.mark.parametrize("name", ["v1-4", "xl", "refiner", "sd3", "dev", "z-image", "church"])
+@pytest.mark.parametrize("name", ["v1-4", "xl", "refiner", "sd3", "dev", "z-image", "klein-4B", "qwen", "church"])
 def test_no_part_may_lack_or_be_of_another_class(tmp_path, name):
     pipeline, parts, network, _, family, _ = FOLDERS[name]
     folder = build(tmp_path / "model", pipeline, parts, network)
@@ -257,7 +274,7 @@ def test_rows_are_complete():
         )
         if family.marks:
             networks = {part for part, what in family.parts.items() if what.kind == "network"}
-            assert set(family.in_files) == networks
+            assert {family.denoiser} <= set(family.in_files) <= networks
             assert set(gate.read_index(CONFIGS / name).pairs) == set(family.parts)
         for part in family.parts.values():
             assert (part.kind == "tokenizer") == bool(part.vocabulary or part.template)

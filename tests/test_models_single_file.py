@@ -7,27 +7,24 @@ from pathlib import Path
 import pytest
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from test_models_gate import make_folder
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    Qwen3Config,
-    Qwen3Model,
-    T5Config,
-    T5EncoderModel,
-)
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, Qwen3Model, T5EncoderModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from diffgen.errors import InputError
 from diffgen.models import families, gate
 from diffgen.models.find import check, find
 from diffgen.models.info import info
 from diffgen.models.single_file import CONFIGS, check_file, recognise
+from diffgen.pipelines.weights.network import make_network
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 BOTH_VAE = {VAE + "encoder.conv_in.weight": (128, 3, 3, 3), VAE + "decoder.conv_in.weight": (512, 4, 3, 3)}
@@ -402,14 +399,8 @@ def parameters(cls, folder: Path) -> int:
 
     config = json.loads((folder / "config.json").read_text())
     with torch.device("meta"):
-        if issubclass(cls, CLIPTextModel | CLIPTextModelWithProjection):
-            network = cls(CLIPTextConfig(**config))
-        elif cls is T5EncoderModel:
-            network = cls(T5Config(**config))
-        elif cls is Qwen3Model:
-            network = cls(Qwen3Config(**config))
-        else:
-            network = cls.from_config(config)
+        network = make_network(cls.__name__, config)
+    assert type(network) is cls
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -433,6 +424,11 @@ def parameters(cls, folder: Path) -> int:
         ("flux/vae", AutoencoderKL, 83_819_683),
         ("z-image/transformer", ZImageTransformer2DModel, 6_154_908_736),
         ("z-image/text_encoder", Qwen3Model, 4_022_468_096),
+        ("flux2-klein/transformer", Flux2Transformer2DModel, pytest.approx(4e9, rel=0.05)),
+        ("flux2-klein/vae", AutoencoderKLFlux2, pytest.approx(84e6, rel=0.01)),
+        ("qwen-image/transformer", QwenImageTransformer2DModel, 20_430_401_088),
+        ("qwen-image/vae", AutoencoderKLQwenImage, pytest.approx(127e6, rel=0.01)),
+        ("qwen-image/text_encoder", Qwen2_5_VLTextModel, 7_070_619_136),
     ],
 )
 def test_configurations_make_networks_of_the_published_sizes(folder, cls, count):
@@ -452,7 +448,7 @@ def test_clips_vocabulary():
 
 def test_every_bundled_configuration_passes_the_gate():
     folders = {path.parent.name for path in CONFIGS.glob("*/model_index.json")}
-    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "z-image"}
+    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "z-image", "flux2-klein", "qwen-image"}
     for name in folders:
         index = gate.read_index(CONFIGS / name)
         assert (index.family, index.variant) == (name, None)

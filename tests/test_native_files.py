@@ -28,6 +28,21 @@ LORAS: dict[str, tuple[str, dict[str, list[str]]]] = {
             "layers.0.attention.out": ["layers.0.attention.to_out.0"],
         },
     ),
+    "flux2-klein": (
+        "x_embedder",
+        {
+            "double_blocks.0.img_attn.qkv": [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"],
+            "double_blocks.0.txt_mlp.2": ["transformer_blocks.0.ff_context.linear_out"],
+            "single_blocks.1.linear1": ["single_transformer_blocks.1.attn.to_qkv_mlp_proj"],
+        },
+    ),
+    "qwen-image": (
+        "transformer_blocks.0.attn.to_q",
+        {
+            "transformer_blocks.1.img_mlp.net.0.proj": ["transformer_blocks.1.img_mlp.net.0.proj"],
+            "transformer_blocks.0.txt_mod.1": ["transformer_blocks.0.txt_mod.1"],
+        },
+    ),
 }
 TRANSFORMER = "transformer/config.json"
 # Of each family: (file, a change to it, what the refusal says).
@@ -50,6 +65,33 @@ HOSTILE: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
         ("vae/config.json", lambda c: c.update(latent_channels=8), "vae"),
         ("model_index.json", lambda c: c.update(text_encoder=["transformers", "AutoModel"]), "'text_encoder' is of"),
         ("scheduler/scheduler_config.json", lambda c: c.update(shift=-1.0), "shift"),
+    ],
+    "flux2-klein": [
+        (TRANSFORMER, lambda c: c.update(num_single_layers=10**5), "more layers"),
+        (TRANSFORMER, lambda c: c.update(axes_dims_rope=[2, 2, 2, 4]), "do not make up"),
+        (TRANSFORMER, lambda c: c.update(guidance_embeds=True), "is missing"),
+        (
+            "transformer/diffusion_pytorch_model.safetensors",
+            lambda t: t.update(extra=torch.zeros(1)),
+            "does not belong",
+        ),
+        ("text_encoder/config.json", lambda c: c.update(rope_parameters={"rope_theta": 1e13}), "out of bounds"),
+        ("tokenizer/tokenizer.json", lambda c: c["model"].update(vocab={"a": -1}), "not a table of tokens"),
+        ("vae/config.json", lambda c: c.update(patch_size=[4, 4]), "'bn.running_mean' has the shape"),
+        ("vae/diffusion_pytorch_model.safetensors", lambda t: t["bn.running_var"].fill_(-1), "running_var"),
+        ("model_index.json", lambda c: c.update(vae=["diffusers", "AutoencoderKL"]), "'vae' is of the class"),
+        ("scheduler/scheduler_config.json", lambda c: c.update(base_shift="x"), "base_shift"),
+    ],
+    "qwen-image": [
+        (TRANSFORMER, lambda c: c.update(num_layers=10**5), "more layers"),
+        (TRANSFORMER, lambda c: c.update(use_additional_t_cond=True), "is missing"),
+        (TRANSFORMER, lambda c: c.update(use_layer3d_rope=True), "of another model"),
+        (TRANSFORMER, lambda c: c.update(axes_dims_rope=[4, 4, 4]), "do not make up"),
+        ("text_encoder/config.json", lambda c: c.update(text_config=[]), "does not belong|has the shape|more layers"),
+        ("text_encoder/model.safetensors", lambda t: t.update({"model.other.x": torch.zeros(1)}), "does not belong"),
+        ("vae/config.json", lambda c: c.update(dim_mult=[1] * 11), "block_out|does not belong|is missing|makes no"),
+        ("vae/config.json", lambda c: c.update(latents_std=[0.0, 1, 1, 1]), "latents_std"),
+        ("scheduler/scheduler_config.json", lambda c: c.update(shift_terminal=2.0), "shift_terminal"),
     ],
 }
 

@@ -212,6 +212,61 @@ def z_image() -> Any:
     )
 
 
+def flux2_klein(is_distilled: bool = True) -> Any:
+    import diffusers
+
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 2)
+    return diffusers.Flux2KleinPipeline(
+        vae=autoencoder,
+        text_encoder=qwen3(8, layers=28),  # its outputs 9, 18 and 27 are read
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(2, 2, 2, 2),
+            guidance_embeds=False,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=is_distilled,
+    )
+
+
+def qwen_image() -> Any:
+    import diffusers
+
+    return diffusers.QwenImagePipeline(
+        vae=qwen_vae(),
+        text_encoder=qwen25vl(16),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+    )
+
+
 def unconditional() -> Any:
     import diffusers
 
@@ -242,6 +297,9 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux-schnell": partial(flux, schnell=True),
     "z-image": z_image,
+    "flux2-klein": flux2_klein,
+    "flux2-klein-base": partial(flux2_klein, is_distilled=False),
+    "qwen-image": qwen_image,
     "unconditional": unconditional,
 }
 FAMILIES = tuple(PIPELINES)
@@ -338,7 +396,53 @@ def t5_tokenizer() -> Any:
     return T5Tokenizer(vocab=t5_pieces(), model_max_length=32)
 
 
-def qwen3(width: int) -> Any:
+def qwen_vae() -> Any:
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=4,
+        z_dim=4,
+        num_res_blocks=1,
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.1, 1.0],
+    )
+
+
+def qwen25vl(width: int) -> Any:
+    """With its vision, which only editing needs."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(qwen_tokenizer()),
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [1, 1, 2]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "fullatt_block_indexes": [1],
+        "patch_size": 14,
+        "window_size": 56,
+    }
+    ids = {name: qwen_tokenizer().convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "vision_start")}
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["image_pad"],
+        vision_start_token_id=ids["vision_start"],
+    )
+    return Qwen2_5_VLForConditionalGeneration(config)
+
+
+def qwen3(width: int, layers: int = 3) -> Any:
     from transformers import Qwen3Config, Qwen3Model
 
     return Qwen3Model(
@@ -346,7 +450,7 @@ def qwen3(width: int) -> Any:
             vocab_size=len(qwen_tokenizer()),
             hidden_size=width,
             intermediate_size=32,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,

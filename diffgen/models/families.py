@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from diffgen.errors import UsageError
@@ -93,6 +94,7 @@ class Family:
     patch: int = 1  # latents on a side that the network reads as one
     vae_overflows: bool = False  # its VAE may be too narrow in float16, and says so (force_upcast)
     guidance_embedded: bool = False  # the network takes the guidance as an input, in one evaluation
+    shift: str | None = None  # how a flow's shift depends on the size, where it is not linear in the tokens: "flux2"
     prediction: str | None = "epsilon"  # unless a file names another; None: single files have to name it
 
     # Single files
@@ -159,6 +161,7 @@ def _language(*classes: str, loads: str, prefix: str = "") -> Part:
 
 
 _QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
+_QWEN25VL = ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel")
 _QWEN_TOKENIZER = Part(
     "tokenizer",
     frozenset(("transformers", name) for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")),
@@ -450,6 +453,90 @@ FAMILIES = {
             configure=file_configs.z_image,
         ),
         Family(
+            "flux2-klein",
+            "FLUX.2 klein",
+            ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+            {
+                "transformer": _network(
+                    "diffusers",
+                    "Flux2Transformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "double_blocks.",
+                            "single_blocks.",
+                            "img_in.",
+                            "txt_in.",
+                            "time_in.",
+                            "final_layer.",
+                            "double_stream_modulation_img.",
+                            "double_stream_modulation_txt.",
+                            "single_stream_modulation.",
+                        ),
+                    ),
+                ),
+                "vae": _network("diffusers", "AutoencoderKLFlux2"),
+                "text_encoder": _language(*_QWEN3, loads="Qwen3Model"),
+                "tokenizer": _QWEN_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(4, 1.0, "euler", size=1024),
+            {"base": Defaults(50, 4.0, "euler", size=1024)},
+            {"text": "Flux2KleinPipeline", "image": "Flux2KleinPipeline"},
+            "flux2",
+            native=True,
+            settings=("is_distilled",),
+            embeddings=("prompt_embeds",),
+            tokens={None: 512, "base": 512},
+            patch=2,
+            shift="flux2",
+            prediction="flow_prediction",
+            marks=(r"(model\.diffusion_model\.)?single_stream_modulation\.lin\.weight",),
+            lora_mark=r"to_qkv_mlp_proj|ff[._]linear_in|ff_context[._]linear_in|stream_modulation",
+            configure=file_configs.flux2,
+        ),
+        Family(
+            "qwen-image",
+            "Qwen-Image",
+            ("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
+            {
+                "transformer": _network(
+                    "diffusers",
+                    "QwenImageTransformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "transformer_blocks.",
+                            "img_in.",
+                            "txt_in.",
+                            "txt_norm.",
+                            "time_text_embed.",
+                            "norm_out.",
+                            "proj_out.",
+                        ),
+                    ),
+                ),
+                "vae": _network("diffusers", "AutoencoderKLQwenImage"),
+                "text_encoder": _language(*_QWEN25VL, loads="Qwen2_5_VLTextModel"),
+                "tokenizer": _QWEN_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(50, 4.0, "euler", size=1024),
+            {"lightning": Defaults(8, 1.0, "euler", size=1024)},
+            {"text": "QwenImagePipeline", "image": "QwenImageImg2ImgPipeline"},
+            "qwen_image",
+            native=True,
+            embeddings=("prompt_embeds", "prompt_embeds_mask"),
+            tokens={None: 512, "lightning": 512},
+            patch=2,
+            prediction="flow_prediction",
+            marks=(r"(model\.diffusion_model\.)?transformer_blocks\.0\.img_mod\.1\.weight",),
+            lora_mark=r"img_mlp|txt_mlp|img_mod|txt_mod",
+            configure=file_configs.qwen_image,
+        ),
+        Family(
             "unconditional",
             "unconditional diffusion in pixels",
             ("DDPMPipeline", "DDIMPipeline"),
@@ -511,13 +598,20 @@ def family_of(pipeline: str, parts: set[str], unet: Mapping[str, Any]) -> Family
 
 
 def variant_of(
-    family: Family, name: str, pipeline: str, network: Mapping[str, Any], scheduler: Mapping[str, Any]
+    family: Family,
+    name: str,
+    pipeline: str,
+    network: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    index: Mapping[str, Any] = MappingProxyType({}),
 ) -> str | None:
     """The variant of a family's model, by its configurations first, then by its name; None is the plain one.
 
     inpaint: 9 channels in. lcm: the UNet has a projection for the guidance (time_cond_proj_dim). lcm-merged: it has
     none, and LCM's pipeline or scheduler, or "lcm" in the name. turbo: an Euler scheduler with trailing times for
     epsilon, or "turbo" or "lightning" in the name. 3.5: normalised queries and keys. schnell: no guidance embedding.
+    base: model_index.json (`index`) says that it is not distilled, or "base" in the name. lightning: a shift that does
+    not depend on the size, or "lightning" in the name.
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
     variants = family.variants
@@ -537,6 +631,12 @@ def variant_of(
         plain = scheduler.get("prediction_type", "epsilon") == "epsilon"
         if fast or (euler and plain and scheduler.get("timestep_spacing") == "trailing"):
             return "turbo"
+    if "base" in variants and not index.get("is_distilled", "base" not in words):
+        return "base"
+    if "lightning" in variants:
+        ends = [scheduler.get(key) for key in ("base_shift", "max_shift")]
+        if "lightning" in words or (None not in ends and ends[0] == ends[1]):
+            return "lightning"
     if "3.5" in variants and network.get("qk_norm") is not None:
         return "3.5"
     return None

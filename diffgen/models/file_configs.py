@@ -59,3 +59,18 @@ def z_image(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) 
     """Z-Image: depth."""
     for key, stem in (("n_layers", "layers."), ("n_refiner_layers", "noise_refiner.")):
         network[key] = len({name.split(".")[1] for name in shapes if name.startswith(stem)})
+
+
+def flux2(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
+    """FLUX.2: depth, width, the width of its texts, and whether it takes the guidance."""
+    network["guidance_embeds"] = any(name.startswith("guidance_in.") for name in shapes)
+    for key, stem in (("num_layers", "double_blocks."), ("num_single_layers", "single_blocks.")):
+        network[key] = len({name.split(".")[1] for name in shapes if name.startswith(stem)})
+    if len(first := shapes.get("txt_in.weight", ())) == 2:
+        network["num_attention_heads"] = first[0] // network["attention_head_dim"]
+        network["joint_attention_dim"] = first[1]
+
+
+def qwen_image(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
+    """Qwen-Image: depth."""
+    network["num_layers"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})

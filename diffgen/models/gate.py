@@ -222,7 +222,7 @@ def read_index(folder: Path, name: str | None = None) -> Index:
         raise InputError(f"{path}: no {', '.join(missing)}", f"{family.title} has {', '.join(family.parts)}")
     network = unet if "unet" in pairs else read_json(folder / family.denoiser / "config.json")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-    variant = families.variant_of(family, name or called(folder), pipeline, network, scheduler)
+    variant = families.variant_of(family, name or called(folder), pipeline, network, scheduler, index)
     return Index(pipeline, family.name, variant, pairs, companions)
 
 

@@ -190,11 +190,11 @@ def _unread(tensors: Mapping[str, Tensor]) -> str | None:
         return f"{kind.get(channels, 'a model')} with {channels} channels in, which is not read"
     if "edm_mean" in tensors:
         return "a checkpoint of Playground 2.5, which is read as a diffusers folder only"
-    for word, name in (("distilled_guidance_layer", "Chroma"), ("double_stream_modulation", "FLUX.2")):
-        if any(word in tensor for tensor in tensors):
-            return f"a checkpoint of {name}, which is not read"
+    if any("distilled_guidance_layer" in tensor for tensor in tensors):
+        return "a checkpoint of Chroma, which is not read"
     image = next((tensor for name, tensor in tensors.items() if re.fullmatch(r"(.*\.)?img_in\.weight", name)), None)
-    if image is not None and len(image.shape) == 2 and image.shape[1] in (128, 384):
+    flux2 = any("stream_modulation" in tensor for tensor in tensors)
+    if image is not None and not flux2 and len(image.shape) == 2 and image.shape[1] in (128, 384):
         return "a FLUX.1 model that needs a control picture (fill, depth, canny), which is not read"
     return None
 

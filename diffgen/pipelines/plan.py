@@ -296,7 +296,9 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
     """The noise schedule and the prediction that a model's scheduler_config.json states."""
     component = checked.components["scheduler"]
     try:
-        return schedulers.from_diffusers_config(component.config)
+        return schedulers.from_diffusers_config(
+            component.config | ({"mu": checked.row.shift} if checked.row.shift else {})
+        )
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
 

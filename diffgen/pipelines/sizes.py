@@ -11,11 +11,13 @@ from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model
 from diffgen.models.gate import Checked
 
+LEVELS = ("block_out_channels", "dim_mult", "encoder_block_out_channels")  # an entry for each level, in some class
+
 
 def levels(checked: Checked) -> tuple[int, ...]:
     """The widths of the levels of what makes pixels of numbers: the VAE, or the network of a model of pixels."""
     component = checked.components.get("vae", checked.network)
-    levels = component.config.get("block_out_channels")
+    levels = next((component.config[key] for key in LEVELS if key in component.config), None)
     if not isinstance(levels, list) or not 0 < len(levels) < 10:
         raise InputError(f"{component.folder / 'config.json'}: block_out_channels is {levels!r}")
     return tuple(levels)

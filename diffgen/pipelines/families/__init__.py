@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffgen.diffusion.guidance import guide
 from diffgen.errors import InputError
 from diffgen.models.families import FAMILIES, Family
 
@@ -37,6 +38,8 @@ class Code:
     predict: Callable[[Any, Tensor, Tensor, Mapping[str, Any]], Tensor]
     # prepared(pipeline, latents [B, C, h, w]): what prepare_latents of the family's image-to-image pipeline returns
     prepared: Callable[[Any, Tensor], Any] = lambda pipeline, latents: latents
+    # guide(conditional, unconditional, scale): the guided output, each [B, …]
+    guide: Callable[[Tensor, Tensor, float], Tensor] = guide
     words: str = ""  # a pattern: the pieces of the original names that have an underscore in them
 
 
@@ -52,6 +55,21 @@ def check_transformer(where: Path, transformer: Any, *, channels: int, pooled: i
         )
     if (needed := transformer.joint_attention_dim) != width:
         raise InputError(f"{where}: the transformer reads texts of width {needed}, the encoders write {width}")
+
+
+def check_widths(where: Path, transformer: Any, *, channels: int, width: int) -> None:
+    """Does a transformer's configuration fit the channels that it reads and the width of its texts? Raises InputError.
+
+    Its channels are `in_channels`, its texts' width `joint_attention_dim`.
+    """
+    if transformer.in_channels != channels:
+        raise InputError(
+            f"{where}: the transformer has {transformer.in_channels} channels in, the VAE makes {channels}"
+        )
+    if (needed := transformer.joint_attention_dim) != width:
+        raise InputError(f"{where}: the transformer reads texts of width {needed}, the encoders write {width}")
+    if sum(transformer.axes_dims_rope) != transformer.attention_head_dim:
+        raise InputError(f"{where}: axes_dims_rope {transformer.axes_dims_rope} do not make up attention_head_dim")
 
 
 @functools.cache

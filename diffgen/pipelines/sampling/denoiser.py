@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffgen.diffusion.guidance import guide
 from diffgen.diffusion.guidance import rescale as guidance_rescaled
 from diffgen.errors import UsageError
 from diffgen.models.families import Family
@@ -77,7 +76,7 @@ def network_of(
         if not guided_at():
             return code.predict(pipeline, x, t, positive)
         without, with_prompt = code.predict(pipeline, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        output = guide(with_prompt, without, guidance)
+        output = code.guide(with_prompt, without, guidance)
         return guidance_rescaled(output, with_prompt, rescale) if rescale else output
 
     return network

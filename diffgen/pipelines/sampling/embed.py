@@ -106,6 +106,9 @@ def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, 
                 named[f"{name}_mask"] = torch.ones(1, len(tensor), dtype=torch.bool, device=tensor.device)
         elif value is not None:
             named[name] = value
+        elif name.endswith("_mask"):  # of a text that is not padded
+            length = named[name.removesuffix("_mask")].shape[1]
+            named[name] = torch.ones(1, length, dtype=torch.bool, device=named[name.removesuffix("_mask")].device)
     return named
 
 

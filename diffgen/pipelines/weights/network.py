@@ -26,6 +26,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from transformers.models.t5.configuration_t5 import T5Config
@@ -73,10 +75,12 @@ def _t5(cls: type, config: dict[str, Any]) -> nn.Module:
 
 
 def _language(cls: type, config_class: type, config: dict[str, Any]) -> nn.Module:
-    """A language model without its last layer, with plain rotary positions."""
+    """A language model without its last layer, with plain rotary positions; in a larger one, `text_config` is its."""
+    config = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     table = config.get("rope_parameters") or config.get("rope_scaling")
-    theta = config.get("rope_theta") or (table.get("rope_theta") if isinstance(table, dict) else None) or 10_000
-    rope = {"rope_type": "default", "rope_theta": float(theta)}
+    table = table if isinstance(table, dict) else {}
+    theta = config.get("rope_theta") or table.get("rope_theta") or 10_000
+    rope = {"rope_type": "default", "rope_theta": float(theta), **_only({"mrope_section"}, table)}
     return cls(config_class(**_only(LANGUAGE, config), rope_parameters=rope, attn_implementation="sdpa"))
 
 
@@ -104,6 +108,7 @@ _TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "CLIPTextModelWithProjection": functools.partial(_clip_text, CLIPTextModelWithProjection),
     "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
     "Qwen3Model": functools.partial(_language, Qwen3Model, Qwen3Config),
+    "Qwen2_5_VLTextModel": functools.partial(_language, Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
     "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
 }
 
