@@ -77,7 +77,10 @@ def test_the_bundled_model_gives_the_pictures_of_generate(diffgen_, tmp_path: Pa
     assert [cell["error"] is None for cell in result["cells"]] == [False, True]
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl", "sd3", "flux", "flux-schnell", "z-image", "flux2-klein", "qwen-image", "unconditional"])
+@pytest.mark.parametrize(
+    "family",
+    ["sd1", "sdxl", "sd3", "flux", "flux-schnell", "z-image", "flux2-klein", "qwen-image", "unconditional"],
+)
 def test_every_family_gives_the_pictures_of_generate(tmp_path: Path, family: str) -> None:
     """Also with a scheduler that draws noise from the generator of the seed."""
     model = str(tiny.build(tmp_path / "model", family=family))
