@@ -33,10 +33,18 @@ LEVELS = {
     "diffgen.comparison": 6,
     "diffgen.reproduce": 6,
     "diffgen": 7,
-    "diffgen.cli": 8,
-    "diffgen.__main__": 9,
+    "diffgen.serve": 8,
+    "diffgen.cli": 9,
+    "diffgen.__main__": 10,
 }
-TORCH_FREE = {"diffgen.images", "diffgen.models", "diffgen.prompts", "diffgen.generation", "diffgen.cli"}
+TORCH_FREE = {
+    "diffgen.images",
+    "diffgen.models",
+    "diffgen.prompts",
+    "diffgen.generation",
+    "diffgen.serve",
+    "diffgen.cli",
+}
 FILES = sorted(path for package in ("diffgen", "schedulers") for path in (ROOT / package).rglob("*.py"))
 
 

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "reproduce": Command(
         "Make a picture again and compare the pixels; exit code 5 if they differ.", "reproduce:reproduce"
     ),
+    "serve": Command("Serve a page and APIs that other programs speak; the model stays loaded.", "serve:serve"),
     "shell": Command("Make pictures from lines of prompts and options; the model stays loaded.", "shell:shell"),
     "doctor": Command("Show what works on this machine, and what to run next.", "doctor:doctor"),
     "models": Command(

@@ -31,12 +31,11 @@ from __future__ import annotations
 import json
 import platform
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffgen.errors import InputError
 from diffgen.images.metadata import MAX_CHUNK, SCHEMA, label_of
-from diffgen.images.read import read_carried, read_texts
+from diffgen.images.read import Source, read_carried, read_texts
 from diffgen.images.readers import read_tool_metadata
 from diffgen.images.readers.picture_info import PictureInfo
 from diffgen.version import __version__
@@ -122,31 +121,32 @@ def record_of(
     return record | more | {"versions": versions | more.get("versions", {})}
 
 
-def read_record(path: str | Path) -> dict[str, Any]:
+def read_record(path: Source) -> dict[str, Any]:
     """Read the record in a picture's file and check that its values are possible; only that is promised.
 
     Raises InputError: no picture, no record, not our schema, a value out of range.
     """
+    name = "the picture" if isinstance(path, bytes) else path
     text = read_texts(path).get("diffgen")
     if text is None:
         hint = "only PNG files that diffgen wrote with --metadata full do"
-        raise InputError(f"{path} has no record of how it was made", hint)
+        raise InputError(f"{name} has no record of how it was made", hint)
     if len(text) > MAX_CHUNK:
-        raise InputError(f"the record in {path} is too long: {len(text)} bytes, at most {MAX_CHUNK}")
+        raise InputError(f"the record in {name} is too long: {len(text)} bytes, at most {MAX_CHUNK}")
     try:
         record = json.loads(text)
         json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair could not even be printed
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the record in {path} is broken: {error}") from error
+        raise InputError(f"the record in {name} is broken: {error}") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise InputError(f"the record in {path} is not of the schema {SCHEMA}")
+        raise InputError(f"the record in {name} is not of the schema {SCHEMA}")
     for key, fits in CHECKS.items():
         if record.get(key) is not None and not fits(record[key]):
-            raise InputError(f"the record in {path} has an impossible {key}: {str(record[key])[:80]!r}")
+            raise InputError(f"the record in {name} has an impossible {key}: {str(record[key])[:80]!r}")
     return record
 
 
-def read_picture_info(path: str | Path) -> PictureInfo:
+def read_picture_info(path: Source) -> PictureInfo:
     """How the picture in a file was made: by our own record, else by another tool's metadata.
 
     Raises InputError: no picture, nothing in it about that, or broken.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 
@@ -26,24 +28,27 @@ EXIF_FOLDER, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
 DESCRIPTION, MAKE, MODEL, SOFTWARE = 0x010E, 0x010F, 0x0110, 0x0131
 
 
-def read_image(path: str | Path, mode: str = "RGB") -> Image.Image:
+Source = str | Path | bytes  # a file's path, or its contents
+
+
+def read_image(path: Source, mode: str = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in a PNG, JPEG or WebP file (by content, whatever its name), upright, without its metadata.
 
     `mode` is RGB, L (grey) or RGBA. Without an alpha channel, transparent pixels are laid on white; 16-bit grey is
-    scaled to 8 bits. Refused with InputError: what is not a regular file, more than 64 MP (by the header, before
+    scaled to 8 bits. Refused with InputError: what is not a regular file, more than `max_pixels` (by the header, before
     decoding), animations, truncated and broken files.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path, max_pixels) as image:
         converted = _converted(ImageOps.exif_transpose(image), mode)
         return Image.frombytes(mode, converted.size, converted.tobytes())  # a fresh image carries no `info`
 
 
-def read_kind(path: str | Path) -> tuple[int, int, str]:
+def read_kind(path: Source) -> tuple[int, int, str]:
     """(width, height, mode) of a picture by its header: upright; L, RGB, or RGBA if any pixel may be transparent.
 
     The same checks as `read_image`, except that the pixels are not decoded.
     """
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         size = image.size[::-1] if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
         grey = image.mode in ("1", "L") or image.mode.startswith("I")
         return *size, "RGBA" if image.has_transparency_data else "L" if grey else "RGB"
@@ -61,10 +66,10 @@ class Carried:
     height: int = 0
 
 
-def read_carried(path: str | Path) -> Carried:
+def read_carried(path: Source) -> Carried:
     """The texts in PNG chunks, EXIF and XMP. Checks as `read_image` does; a text over MAX_TEXT is refused."""
     texts = read_texts(path)
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         exif = image.getexif()
         inner = exif.get_ifd(EXIF_FOLDER)
         width, height = image.size[::-1] if exif.get(ORIENTATION, 1) in (5, 6, 7, 8) else image.size
@@ -75,7 +80,7 @@ def read_carried(path: str | Path) -> Carried:
         xmp = xmp.decode("utf-8", "replace") if isinstance(xmp, bytes) else ""
         longest = max(map(len, (*texts.values(), *tags.values(), xmp)), default=0)
         if longest > MAX_TEXT:
-            raise InputError(f"the picture {path} carries a text of {longest} characters; at most {MAX_TEXT} are read")
+            raise InputError(f"{_name(path)} carries a text of {longest} characters; at most {MAX_TEXT} are read")
         return Carried(texts, tags.pop(USER_COMMENT, ""), tags, xmp, width, height)
 
 
@@ -92,48 +97,62 @@ def exif_text(value: str | bytes) -> str:
     return body.decode("utf-8", "replace").rstrip("\0")
 
 
-def read_texts(path: str | Path) -> dict[str, str]:
+def read_texts(path: Source) -> dict[str, str]:
     """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). Checks as `read_image` does."""
-    with _opened(Path(path)) as image:
+    with _opened(path) as image:
         image.load()  # text chunks may also follow the pixels
         return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The opened, not yet decoded picture; every refusal, also one while decoding, becomes InputError."""
     hint = "give a PNG, JPEG or WebP picture"
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot read the picture {path}: {reason}", hint) from error
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise InputError(f"cannot read the picture {path}: not a regular file", hint)
-    with open(descriptor, "rb") as file, warnings.catch_warnings():
+    name = _name(source)
+    with _file(source, hint) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures (our limit is lower) and of broken metadata
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"cannot read the picture {path}: it has {status.st_size} bytes, at most {MAX_BYTES}")
         try:
             image = Image.open(file, formats=FORMATS)
             width, height = image.size
-            if width * height > MAX_PIXELS or max(width, height) > MAX_READ_SIDE:
+            if width * height > max_pixels or max(width, height) > MAX_READ_SIDE:
+                most = f"{max_pixels / 2**20:.3g} MP"
                 raise InputError(
-                    f"the picture {path} is too large: {width}x{height} pixels, at most {MAX_PIXELS // 2**20} MP",
-                    "make it smaller first",
+                    f"{name} is too large: {width}x{height} pixels, at most {most}", "make it smaller first"
                 )
             # A JPEG with several pictures (format MPO) is a photo with previews or a depth map: its first is the photo.
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":
-                raise InputError(f"the picture {path} is an animation of {frames} frames", hint)
+                raise InputError(f"{name} is an animation of {frames} frames", hint)
             yield image
         except (InputError, MemoryError):
             raise
         except Exception as error:  # a decoder may raise anything on hostile bytes
-            raise InputError(f"cannot read the picture {path}: {_reason(error)}", hint) from error
+            raise InputError(f"cannot read {name}: {_reason(error)}", hint) from error
+
+
+def _name(source: Source) -> str:
+    return "the picture" if isinstance(source, bytes) else f"the picture {source}"
+
+
+def _file(source: Source, hint: str) -> BinaryIO:
+    """The bytes as a file, or the file at a path. Raises InputError."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    name = _name(source)
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer.
+        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot read {name}: {reason}", hint) from error
+    status = os.fstat(descriptor)
+    problem = "not a regular file" if not stat.S_ISREG(status.st_mode) else ""
+    if not problem and status.st_size > MAX_BYTES:
+        problem = f"it has {status.st_size} bytes, at most {MAX_BYTES}"
+    if problem:
+        os.close(descriptor)
+        raise InputError(f"cannot read {name}: {problem}", hint)
+    return open(descriptor, "rb")
 
 
 def _reason(error: Exception) -> str:

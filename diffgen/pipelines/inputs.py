@@ -106,8 +106,10 @@ class Variation:
         return {"seed": self.seed, "strength": self.strength}
 
 
-def read_input(source: Source, mode: str = "RGB") -> Input:
-    """A picture from a file or from Pillow. Raises InputError, UsageError for an empty name."""
+def read_input(source: Source | Input, mode: str = "RGB") -> Input:
+    """A picture from a file, from Pillow, or already read. Raises InputError, UsageError for an empty name."""
+    if isinstance(source, Input):
+        return replace(source, image=source.image.convert(mode))
     if isinstance(source, Image.Image):
         image = source.convert(mode)
         return Input(None, pixels_sha256(image), image)

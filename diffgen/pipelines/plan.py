@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -130,18 +131,42 @@ class Plan(plan.Plan):
         return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.notes(self.card, text))]
 
 
-def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
+class ModelFacts:
+    """What plans need to know of a model, read from its files once. A process that makes many plans keeps it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @cached_property
+    def checked(self) -> Checked:
+        """The model's files, checked. Raises InputError."""
+        return check(self.model)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """The model's description. Raises InputError."""
+        return info(self.model)
+
+    @cached_property
+    def vocabulary(self) -> frozenset[str] | None:
+        """The words that the model was trained on."""
+        return prompt_rules.known_words(self.about)
+
+
+def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
     """Check everything that can be checked without torch, the model's and the inputs' files included.
 
     Missing values come from the model's card, else from its family's defaults.
     Raises UsageError for a wrong number, name or combination, InputError for a wrong model or input.
     """
+    facts = model if isinstance(model, ModelFacts) else ModelFacts(model)
+    model = facts.model
     options = with_our_names(keywords)
     checked_options = CheckedOptions(options)
     # Before the model, so that a wrong option is never blamed on it.
     check_sampling(DEFAULTS | checked_options.sampling)
     size = parse_size(options["size"]) if options.get("size") is not None else None
-    checked = check(model)
+    checked = facts.checked
     if not checked.row.reads_prompts:
         if name := unsupported(options, "noise"):
             why = f"{model.name} makes pictures from nothing but noise"
@@ -149,7 +174,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
     elif options.get("controls"):
         class_of(checked.family, "control")  # before its ControlNet is looked for
     texts, negative = checked_options.texts(prompts, checked.row.reads_prompts)
-    about = info(model)
+    about = facts.about
     begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
     plain = not begun and checked_options.values["refiner"] is None
     chosen = _sampling(model, checked, about, checked_options.sampling, plain)
@@ -177,7 +202,7 @@ def make_plan(model: Model, prompts: str | Sequence[str], **keywords: Unpack[Opt
         width=size[0],
         height=size[1],
         notes=tuple(notes),
-        vocabulary=prompt_rules.known_words(about),
+        vocabulary=facts.vocabulary,
         card=about,
         own_grid=own_grid,
         **chosen,

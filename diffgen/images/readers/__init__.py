@@ -6,11 +6,9 @@ missing. Nothing of a file is executed, imported or looked up on disk; texts are
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from diffgen.errors import InputError
 
-from ..read import Carried
+from ..read import Carried, Source
 from . import a1111, comfyui, fooocus, invokeai, kohya, mflux, novelai, sdcpp
 from .picture_info import PictureInfo
 
@@ -27,13 +25,14 @@ READERS = {
 }  # PictureInfo.tool: the tool's title and its reader
 
 
-def read_tool_metadata(path: str | Path, carried: Carried) -> PictureInfo:
+def read_tool_metadata(path: Source, carried: Carried) -> PictureInfo:
     """How the picture in a file was made, by the metadata that a tool wrote. Raises InputError if there is none."""
+    name = "the picture" if isinstance(path, bytes) else path
     for _, read in READERS.values():
         if (info := read(carried)) is not None:
             return info
     raise InputError(
-        f"{path} says nothing about how it was made{_text_names(carried)}", "many sites and editors remove it"
+        f"{name} says nothing about how it was made{_text_names(carried)}", "many sites and editors remove it"
     )
 
 
