@@ -100,10 +100,10 @@ def test_half_precision_pictures_get_their_noise(dtype: torch.dtype):
     """ᾱ_0 = 0.9999 is 1 in bfloat16; the tables stay float32, and only the result is rounded to the picture's dtype."""
     d = GaussianDiffusion(LINEAR)
     x0, noise, t = double(2, 1, 4, 4).to(dtype), double(2, 1, 4, 4, seed=1).to(dtype), times(0, 5)
-    got = d.q_sample(torch.zeros_like(x0), t, noise)
-    assert got.dtype == dtype
-    assert torch.equal(got, d.q_sample(torch.zeros_like(x0).float(), t, noise.float()).to(dtype))
-    assert (got != 0).all()
+    actual = d.q_sample(torch.zeros_like(x0), t, noise)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, d.q_sample(torch.zeros_like(x0).float(), t, noise.float()).to(dtype))
+    assert (actual != 0).all()
     assert d.loss(lambda x, t: x, x0, t, noise).dtype == torch.float32
 
 

@@ -34,8 +34,8 @@ def test_the_guided_gaussian(scale: float, prediction: str):
     d = GaussianDiffusion(NoiseSchedule.linear(100), prediction)
     network, x, t = TwoGaussians(d), double(4, 1, 2, 2), torch.tensor([0, 10, 50, 99])
     ones, zeros = torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
-    got = guided(network, ones, zeros, scale)(x, t)
-    torch.testing.assert_close(got, exact(d, -0.2 + scale * 0.6, S)(x, t), rtol=1e-9, atol=1e-9)
+    actual = guided(network, ones, zeros, scale)(x, t)
+    torch.testing.assert_close(actual, exact(d, -0.2 + scale * 0.6, S)(x, t), rtol=1e-9, atol=1e-9)
     assert network.batch_sizes == ([4] if scale == 1 else [8])
 
 
@@ -79,6 +79,6 @@ def test_rescaling_as_diffusers_does():
 def test_a_learned_variance_is_not_guided():
     x, t = double(2, 3, 4, 4), torch.zeros(2).long()
     cond, uncond = double(2, 6, 4, 4, seed=1), double(2, 6, 4, 4, seed=2)
-    got = guided(lambda x, t, c: c, cond, uncond, 3.0)(x, t)
-    torch.testing.assert_close(got[:, :3], guide(cond[:, :3], uncond[:, :3], 3.0))
-    assert torch.equal(got[:, 3:], cond[:, 3:])
+    actual = guided(lambda x, t, c: c, cond, uncond, 3.0)(x, t)
+    torch.testing.assert_close(actual[:, :3], guide(cond[:, :3], uncond[:, :3], 3.0))
+    assert torch.equal(actual[:, 3:], cond[:, 3:])

@@ -92,8 +92,8 @@ def test_the_bound_is_exact_for_standard_normal_data(noise: NoiseSchedule, varia
         prior = 0.5 * (bar * x0**2 - bar - math.log(1 - bar)) / math.log(2)
         x = torch.full((1, 1), x0, dtype=torch.float64)
         assert variational_bound(d, exact(d, 0, 1), x)[-1].item() == pytest.approx(prior, rel=1e-9)
-        got = expectation(d, exact(d, 0, 1), x0, FINE) + prior
-        assert got == pytest.approx(normal_bits(x, 0, 1, FINE).item(), abs=2e-6)
+        actual = expectation(d, exact(d, 0, 1), x0, FINE) + prior
+        assert actual == pytest.approx(normal_bits(x, 0, 1, FINE).item(), abs=2e-6)
 
 
 def test_the_bound_is_exact_with_the_learned_variance():
@@ -180,11 +180,11 @@ def test_hutchinson_s_trace_is_unbiased():
     d = GaussianDiffusion(NoiseSchedule.linear(100))
     model, x = correlated(d, COVARIANCE), double(1, 3).expand(2000, 3)
     truth = ode_log_density(d, model, x[:1], steps=20, probes=None).item()
-    got = ode_log_density(d, model, x, generator(), steps=20, probes=1)
-    assert got.std() > 0.01
-    assert got.mean().item() == pytest.approx(truth, abs=4 * got.std().item() / math.sqrt(2000))
+    actual = ode_log_density(d, model, x, generator(), steps=20, probes=1)
+    assert actual.std() > 0.01
+    assert actual.mean().item() == pytest.approx(truth, abs=4 * actual.std().item() / math.sqrt(2000))
     more = ode_log_density(d, model, x, generator(), steps=20, probes=4)
-    assert more.std().item() == pytest.approx(got.std().item() / 2, rel=0.1)
+    assert more.std().item() == pytest.approx(actual.std().item() / 2, rel=0.1)
     model = exact(d, M, S)
     estimates = [ode_log_density(d, model, x[:2], generator(), steps=20, probes=p) for p in (None, 1)]
     torch.testing.assert_close(estimates[0], estimates[1], rtol=1e-6, atol=0)
@@ -197,8 +197,8 @@ def test_bits_per_dim_by_the_ode_are_exact(prediction: str):
     x0 = M + S * double(5, 1, 2, 2).clamp(-2, 2)
     expected = normal_bits(x0, M, S, FINE).flatten(1).mean(1)
     for seed in (0, 1):
-        got = d.bits_per_dim_ode(exact(d, M, S), x0, generator(seed), probes=None)
-        torch.testing.assert_close(got, expected, rtol=0, atol=2e-3)
+        actual = d.bits_per_dim_ode(exact(d, M, S), x0, generator(seed), probes=None)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-3)
 
 
 def test_the_ode_starts_from_pure_noise_too():
@@ -208,15 +208,15 @@ def test_the_ode_starts_from_pure_noise_too():
         NoiseSchedule.from_alphas_cumprod([*bars[:-1], 0.0]), "v_prediction", "learned_range", levels=FINE
     )
     x0 = M + S * double(5, 1).clamp(-2, 2)
-    got = bits_per_dim_ode(d, exact(d, M, S), x0, generator(), levels=FINE, probes=None)
-    torch.testing.assert_close(got, normal_bits(x0, M, S, FINE).flatten(), rtol=0, atol=2e-3)
+    actual = bits_per_dim_ode(d, exact(d, M, S), x0, generator(), levels=FINE, probes=None)
+    torch.testing.assert_close(actual, normal_bits(x0, M, S, FINE).flatten(), rtol=0, atol=2e-3)
 
 
 def test_the_ode_of_one_level_is_the_prior():
     d = GaussianDiffusion(NoiseSchedule.from_betas([0.3]), variance="fixed_large", levels=FINE)
     x0 = double(5, 1).clamp(-0.9, 0.9)
-    got = d.bits_per_dim_ode(exact(d, 0, 1), x0, generator())
-    torch.testing.assert_close(got, normal_bits(x0, 0, 1, FINE).flatten(), rtol=0, atol=1e-5)
+    actual = d.bits_per_dim_ode(exact(d, 0, 1), x0, generator())
+    torch.testing.assert_close(actual, normal_bits(x0, 0, 1, FINE).flatten(), rtol=0, atol=1e-5)
 
 
 def test_steps_must_fit():

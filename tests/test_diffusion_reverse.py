@@ -100,14 +100,14 @@ def test_sample_draws_from_that_distribution():
 def test_sample_is_p_sample_from_t_minus_1_to_0():
     d = GaussianDiffusion(NoiseSchedule.linear(30), "v_prediction", "fixed_large")
     model, steps = exact(d, M, S), []
-    got = d.sample(model, (3, 1, 2, 2), generator(), progress=lambda t, x: steps.append((t, x)))
+    actual = d.sample(model, (3, 1, 2, 2), generator(), progress=lambda t, x: steps.append((t, x)))
     g = generator()
     x = torch.randn(3, 1, 2, 2, generator=g)
     for i, step in enumerate(reversed(range(30))):
         x = d.p_sample(model, x, torch.full((3,), step), g)
         assert steps[i][0] == step
         assert torch.equal(steps[i][1], x)
-    assert torch.equal(got, x)
+    assert torch.equal(actual, x)
 
 
 def test_the_last_step_adds_no_noise_and_the_others_do():
@@ -163,8 +163,8 @@ def test_as_diffusers_does(prediction: str, variance: str, clip: tuple[float, fl
     for step in (0, 2, 10, 50, 100, 500, 998, 999):
         t = torch.full((2,), step)
         want = reference.step(output, step, x, generator=generator(2)).prev_sample
-        got = d.p_sample(lambda x, t: output, x, t, generator(2), clip=clip)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 if step >= 50 else 5e-4)
+        actual = d.p_sample(lambda x, t: output, x, t, generator(2), clip=clip)
+        torch.testing.assert_close(actual, want, rtol=0, atol=1e-5 if step >= 50 else 5e-4)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -177,11 +177,11 @@ def test_mean_and_variance_are_those_of_diffusers_with_a_float64_table(predictio
     x, output = double(1, 2, 3, 3), double(1, 2 * (1 + (variance == "learned_range")), 3, 3, seed=1)
     noise = double(1, 2, 3, 3, seed=2)
     for step in [0, 1, 2, 3, *range(10, 1000, 23), 999]:
-        mean, got = d.p_mean_variance(output, x, torch.tensor([step]))
+        mean, actual = d.p_mean_variance(output, x, torch.tensor([step]))
         want = reference.step(output, step, x, generator=generator(2)).prev_sample
         if step > 0:
-            want = want - got.sqrt() * noise
-            torch.testing.assert_close(got, its_variance(reference, step, output, x), rtol=1e-9, atol=0)
+            want = want - actual.sqrt() * noise
+            torch.testing.assert_close(actual, its_variance(reference, step, output, x), rtol=1e-9, atol=0)
         torch.testing.assert_close(mean, want, rtol=1e-9, atol=1e-9)
 
 

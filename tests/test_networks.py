@@ -203,9 +203,9 @@ def test_attention_of_a_cpu_in_bfloat16_is_the_formula_too():
     out, expected = attend(q, k, v), attend(*exact)
     torch.testing.assert_close(out.double(), expected, rtol=0.02, atol=0.02)
     for x, y in zip((q, k, v), exact, strict=True):
-        (got,) = torch.autograd.grad(out.float().square().sum(), x, retain_graph=True)
+        (actual,) = torch.autograd.grad(out.float().square().sum(), x, retain_graph=True)
         (want,) = torch.autograd.grad(expected.square().sum(), y, retain_graph=True)
-        torch.testing.assert_close(got.double(), want, rtol=0.05, atol=0.05)
+        torch.testing.assert_close(actual.double(), want, rtol=0.05, atol=0.05)
 
 
 def test_positions_distinguish_rows_and_columns():
@@ -340,13 +340,13 @@ def test_other_precisions_agree(make: Any, way: str):
         expected = network(x, t, label, context)
         if way == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
-                got = network(x, t, label, context)
+                actual = network(x, t, label, context)
         else:
             dtype = getattr(torch, way)
-            got = network.to(dtype)(x.to(dtype), t, label, context.to(dtype))
-            assert got.dtype == dtype
+            actual = network.to(dtype)(x.to(dtype), t, label, context.to(dtype))
+            assert actual.dtype == dtype
     bound = 1e-4 if way == "float64" else 0.05
-    assert (got.double() - expected.double()).square().mean().sqrt() < bound * expected.double().std()
+    assert (actual.double() - expected.double()).square().mean().sqrt() < bound * expected.double().std()
 
 
 @both
@@ -426,17 +426,17 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
             "a unet has no 'wdith'; did you mean 'width'? it takes channels",
         ),
         ({"name": "dit", "channels": 3, "multipliers": [1]}, "a dit has no 'multipliers'"),
-        ({"name": "unet", "channels": 0}, "channels must be a whole number, 1 to 1024; got 0"),
+        ({"name": "unet", "channels": 0}, "channels must be a whole number, 1 to 1024; actual 0"),
         ({"name": "unet", "channels": True}, "channels must be a whole number"),
         ({"name": "unet", "channels": "3"}, "channels must be a whole number"),
         ({"name": "unet", "channels": 3, "out_channels": 1e9}, "out_channels must be"),
         ({"name": "unet", "channels": 3, "width": 10**12}, "width must be a whole number, 1 to 8192"),
-        ({"name": "unet", "channels": 3, "width": 33}, "width must be even, got 33"),
-        ({"name": "unet", "channels": 3, "multipliers": 4}, "multipliers must be a list, got 4"),
+        ({"name": "unet", "channels": 3, "width": 33}, "width must be even, actual 33"),
+        ({"name": "unet", "channels": 3, "multipliers": 4}, "multipliers must be a list, actual 4"),
         ({"name": "unet", "channels": 3, "multipliers": []}, "multipliers must be a list"),
         (
             {"name": "unet", "channels": 3, "multipliers": [1, 0, 2]},
-            "a multiplier must be a whole number, 1 to 64; got 0",
+            "a multiplier must be a whole number, 1 to 64; actual 0",
         ),
         ({"name": "unet", "channels": 3, "multipliers": [1] * 9}, "the number of levels"),
         (
@@ -446,7 +446,7 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
         ({"name": "unet", "channels": 3, "attention": [0, 1, 1]}, "attention must be a true or false"),
         ({"name": "unet", "channels": 3, "blocks": 0}, "blocks must be"),
         ({"name": "unet", "channels": 3, "head_width": -1}, "head_width must be"),
-        ({"name": "unet", "channels": 3, "dropout": 1.0}, "dropout must be a number, 0 to less than 1; got 1.0"),
+        ({"name": "unet", "channels": 3, "dropout": 1.0}, "dropout must be a number, 0 to less than 1; actual 1.0"),
         ({"name": "unet", "channels": 3, "dropout": math.nan}, "dropout must be"),
         ({"name": "unet", "channels": 3, "dropout": None}, "dropout must be"),
         ({"name": "unet", "channels": 3, "classes": 0}, "classes must be"),
@@ -455,7 +455,7 @@ def test_a_network_is_built_again_from_its_configuration(make: Any):
         ({"name": "dit", "channels": 3, "depth": 10**6}, "depth must be"),
         (
             {"name": "dit", "channels": 3, "width": 256, "heads": 5},
-            "width must be a multiple of 4 and of 5 heads, got 256",
+            "width must be a multiple of 4 and of 5 heads, actual 256",
         ),
         ({"name": "dit", "channels": 3, "width": 18, "heads": 1}, "width must be a multiple of 4"),
     ],
@@ -473,12 +473,12 @@ LABELS, TEXT = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 5, 6)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (dict(x=X[0], t=TIMES), r"pictures must be floating point \[B, 3, H, W\], got torch.float32 \[3, 8, 8\]"),
-        (dict(x=torch.zeros(2, 1, 8, 8), t=TIMES), r"\[B, 3, H, W\], got torch.float32 \[2, 1, 8, 8\]"),
-        (dict(x=X.to(torch.uint8), t=TIMES), "got torch.uint8"),
+        (dict(x=X[0], t=TIMES), r"pictures must be floating point \[B, 3, H, W\], actual torch.float32 \[3, 8, 8\]"),
+        (dict(x=torch.zeros(2, 1, 8, 8), t=TIMES), r"\[B, 3, H, W\], actual torch.float32 \[2, 1, 8, 8\]"),
+        (dict(x=X.to(torch.uint8), t=TIMES), "actual torch.uint8"),
         (dict(x=X[:, :, :0], t=TIMES), "pictures must be"),
         (dict(x=X[:0], t=TIMES[:0]), "pictures must be"),
-        (dict(x=X, t=torch.zeros(())), r"times must be numbers \[2\], got torch.float32 \[\]"),
+        (dict(x=X, t=torch.zeros(())), r"times must be numbers \[2\], actual torch.float32 \[\]"),
         (dict(x=X, t=torch.zeros(1)), r"times must be numbers \[2\]"),
         (dict(x=X, t=torch.zeros(2, dtype=torch.bool)), "times must be numbers"),
         (dict(x=X, t=TIMES, label=LABELS), "this network has no classes"),
@@ -494,13 +494,13 @@ def test_inputs_that_do_not_fit_are_refused(make: Any, call: dict[str, Tensor], 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (dict(context=None), r"context must be \[2, L, 6\], got none"),
-        (dict(context=TEXT[0]), r"context must be \[2, L, 6\], got \[5, 6\]"),
-        (dict(context=TEXT[:1]), r"got \[1, 5, 6\]"),
-        (dict(context=TEXT[:, :, :5]), r"got \[2, 5, 5\]"),
+        (dict(context=None), r"context must be \[2, L, 6\], actual none"),
+        (dict(context=TEXT[0]), r"context must be \[2, L, 6\], actual \[5, 6\]"),
+        (dict(context=TEXT[:1]), r"actual \[1, 5, 6\]"),
+        (dict(context=TEXT[:, :, :5]), r"actual \[2, 5, 5\]"),
         (dict(label=LABELS.int()), "labels must be a LongTensor"),
-        (dict(label=LABELS[:1]), r"labels must be a LongTensor \[2\], got torch.int64 \[1\]"),
-        (dict(label=LABELS + 5), "labels must lie in 0 to 4 .4 is the null class., got 5 to 5"),
+        (dict(label=LABELS[:1]), r"labels must be a LongTensor \[2\], actual torch.int64 \[1\]"),
+        (dict(label=LABELS + 5), "labels must lie in 0 to 4 .4 is the null class., actual 5 to 5"),
         (dict(label=LABELS - 1), "labels must lie in 0 to 4"),
     ],
 )

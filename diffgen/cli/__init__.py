@@ -24,7 +24,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:  # nobody reads the output any more
+        except OSError:  # the output is closed
             code = code or ExitCode.FAILED
     os._exit(code)
 
@@ -42,8 +42,8 @@ def run(args: Sequence[str]) -> int:
         code = app.main(list(args) or ["--help"], prog_name="diffgen", standalone_mode=False)
         signals.raise_if_stopped()
         return code or ExitCode.DONE
-    except BaseException as caught:
+    except BaseException as error:
         from .failure import report
 
         signals.ignore()
-        return report(caught, options)
+        return report(error, options)

@@ -24,43 +24,43 @@ NO_MEMORY = ("Cannot allocate memory", "failed to map segment", "can't allocate 
 GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
 
-def report(caught: BaseException, options: Sequence[str]) -> int:
+def report(error: BaseException, options: Sequence[str]) -> int:
     """Print the error of a command line and return its exit code. Print nothing if the output is closed."""
     words = [word for word in options if not word.startswith("-")]
     command = " ".join(words[: 2 if words and words[0] in GROUPS else 1])
-    result = caught.result if isinstance(caught, UnfinishedError) else None
-    caught = caught.error if isinstance(caught, UnfinishedError) else caught
+    result = error.result if isinstance(error, UnfinishedError) else None
+    error = error.error if isinstance(error, UnfinishedError) else error
     if "--debug" in options:
         import traceback
 
-        traceback.print_exception(caught)
+        traceback.print_exception(error)
     # Typer raises SystemExit when its output is closed. Like other programs, say nothing, as in `diffgen … | head`.
-    if isinstance(caught, BrokenPipeError | SystemExit) and first_signal() is None:
+    if isinstance(error, BrokenPipeError | SystemExit) and first_signal() is None:
         return ExitCode.FAILED
-    error, code = error_and_code(caught, command)
+    shown, code = error_and_code(error, command)
     first_process = command != "train" or os.environ.get("RANK", "0") == "0"  # torchrun's processes share one stdout
-    fail(command, first_process and "--json" in options, error, code, result)
+    fail(command, first_process and "--json" in options, shown, code, result)
     return code
 
 
-def error_and_code(caught: BaseException, command: str) -> tuple[DiffgenError, int]:
+def error_and_code(error: BaseException, command: str) -> tuple[DiffgenError, int]:
     """The error to print for an exception that ended a command, and the exit code."""
     number = first_signal()
     if number is not None:  # whichever exception: imports and C code turn Stopped into other errors
         return DiffgenError("interrupted" if number == signal.SIGINT else "terminated"), 128 + number
-    if isinstance(caught, DiffgenError):
-        return caught, caught.code
-    if isinstance(caught, ParserError):
-        context = getattr(caught, "ctx", None)  # the innermost command that exists; None if a value is missing
+    if isinstance(error, DiffgenError):
+        return error, error.code
+    if isinstance(error, ParserError):
+        context = getattr(error, "ctx", None)  # the innermost command that exists; None if a value is missing
         hint = f"see: {context.command_path if context else f'diffgen {command}'} --help"
-        return UsageError(caught.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
-    if isinstance(caught, MemoryError):
+        return UsageError(error.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
+    if isinstance(error, MemoryError):
         return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
-    if isinstance(caught, OSError) and caught.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
-        return CannotWrite(f"cannot write: {caught.strerror}", "make room"), ExitCode.WRITE
-    if any(text in str(cause) for cause in _chain(caught) for text in NO_MEMORY):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
+        return CannotWrite(f"cannot write: {error.strerror}", "make room"), ExitCode.WRITE
+    if any(text in str(cause) for cause in _chain(error) for text in NO_MEMORY):
         return OutOfMemory("out of memory", "raise the limit (ulimit -v), or close other programs"), ExitCode.MEMORY
-    message = f"{type(caught).__name__}: {shortened(str(caught))}"
+    message = f"{type(error).__name__}: {shortened(str(error))}"
     return DiffgenError(message, "add --debug for the traceback"), ExitCode.FAILED
 
 

@@ -106,7 +106,7 @@ def document(command: str, **content: Any) -> None:
 def fail(command: str, as_json: bool, error: DiffgenError, code: int, result: dict[str, Any] | None = None) -> None:
     """Print the error in one line on stderr. With --json, print the document too, with the result so far."""
     text = f"{error.message.rstrip('.')}; {error.hint}" if error.hint else error.message
-    with contextlib.suppress(OSError):  # nobody reads the output; the exit code still reports the error
+    with contextlib.suppress(OSError):  # the output is closed; the exit code still reports the error
         print("error: " + shortened(printable(" ".join(text.split())), MAX_LINE), file=sys.stderr, flush=True)
     if as_json:
         details = {"code": int(code), "message": error.message, "hint": error.hint}

@@ -108,11 +108,11 @@ class Session:
                 else:
                     words = self.words(line)
                     code = _generate(words)
-        except BaseException as caught:
+        except BaseException as error:
             if first_signal() == signal.SIGTERM:
                 raise
             with contextlib.redirect_stdout(written) if self.say.as_json else contextlib.nullcontext():
-                code = report(caught, words)
+                code = report(error, words)
             forget_signals()
         output = written.getvalue()
         entry: dict[str, Any] = json_.loads(output) if output.startswith("{") else {"ok": code == ExitCode.DONE}

@@ -216,7 +216,7 @@ def _check_arguments(config: dict[str, Any]) -> None:
     check_whole("the number of levels (multipliers)", len(multipliers), 1, 8)
     for multiplier in multipliers:
         check_whole("a multiplier", multiplier, 1, 64)
-    if len(attention) != len(multipliers) or not all(type(here) is bool for here in attention):
+    if len(attention) != len(multipliers) or not all(type(one) is bool for one in attention):
         raise ValueError(f"attention must be a true or false for each of {len(multipliers)} levels; got {attention}")
     if config["width"] % 2:
         raise ValueError(f"width must be even, got {config['width']}")

@@ -34,10 +34,10 @@ class _Phrase:
     """The parts of a prompt that were recognised."""
 
     things: list[str] = field(default_factory=list)
-    asked: dict[str, list[str]] = field(default_factory=dict)  # kind: its words
+    named: dict[str, list[str]] = field(default_factory=dict)  # kind: its words
 
     def add(self, kind: str, word: str) -> None:
-        self.asked.setdefault(kind, []).append(word)
+        self.named.setdefault(kind, []).append(word)
 
 
 def notes(card: Mapping[str, Any], text: str) -> list[str]:
@@ -56,13 +56,13 @@ def notes(card: Mapping[str, Any], text: str) -> list[str]:
     text = ARTICLE.sub("", text)
     names = {thing: thing for thing in compositions["things"]} | compositions.get("names", {})
     phrase = _read(text, names)
-    if not phrase.asked or text in (card.get("concepts") or ()):
+    if not phrase.named or text in (card.get("concepts") or ()):
         return []
     comments: list[str | None] = [_thing(thing, names) for thing in phrase.things if thing not in names]
-    for kind, words in phrase.asked.items():
+    for kind, words in phrase.named.items():
         known = compositions.get(f"{kind}s", [])
         comments += [_count(word, known) if kind == "count" else _word(kind, word, known) for word in words]
-    several = sorted(phrase.asked.keys() - {"colour"}) + ["relation"] * (len(phrase.asked.get("relation", ())) - 1)
+    several = sorted(phrase.named.keys() - {"colour"}) + ["relation"] * (len(phrase.named.get("relation", ())) - 1)
     if len(several) > 1:
         comments.append(f"it composes with one count, relation, size or background at a time, not {len(several)}")
     return [comment for comment in comments if comment]

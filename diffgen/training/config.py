@@ -199,15 +199,15 @@ def _table(values: Any, kind: Any, where: str, prefix: str, root: Any) -> Any:
 
 def key_hint(name: str, prefix: str, kind: Any, root: Any) -> str:
     """A hint for an unknown key: the nearest one of the table `kind` or of the configuration `root`, or all keys."""
-    here = [f.name for f in dataclasses.fields(kind)]
-    if near := difflib.get_close_matches(name, here, n=1, cutoff=0.5):
+    own = [f.name for f in dataclasses.fields(kind)]
+    if near := difflib.get_close_matches(name, own, n=1, cutoff=0.5):
         return f"did you mean {prefix}{near[0]}?"
     tables = {f.name: f.default for f in dataclasses.fields(root) if dataclasses.is_dataclass(f.default)}
     keys = [(table, f.name) for table, default in tables.items() for f in dataclasses.fields(default)]
     near = difflib.get_close_matches(name, {key for _, key in keys}, n=1, cutoff=0.7)
     if elsewhere := [f"{table}.{key}" for table, key in keys if key in near]:
         return f"did you mean {' or '.join(elsewhere)}?"
-    return f"there are {', '.join(prefix + key for key in here)}"
+    return f"there are {', '.join(prefix + key for key in own)}"
 
 
 def _value(value: Any, expected: Any, limits: Mapping[str, Any], key: str) -> Any:
