@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+
+from schedulers.noise import NoiseSchedule
 
 RELATIVE_ROUNDING = 2.0**-8  # of a time in bfloat16
 
 
 class Config(dict):
     """A dictionary whose keys can be read as attributes, as pipelines do."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key. Warns where a class of diffusers begins to build itself from this configuration."""
+        if key == "_use_default_values" and "solver" in self:
+            warnings.warn(
+                f"a scheduler of diffusers is built from the configuration of {self['solver']} on {self['grid']}: it "
+                "keeps the noise schedule and the prediction, not solver, grid and options. DDIMPipeline does this in "
+                "its constructor; set pipe.scheduler afterwards",
+                stacklevel=4,
+            )
+        return super().get(key, default)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -63,6 +77,20 @@ def is_default_ramp(sigmas: Sequence[float]) -> bool:
     """Whether these are 1, 1 − 1/n, …, 1/n, which the pipelines of flows pass if their caller chose no list."""
     n = len(sigmas)
     return all(abs(sigma - (1 - k / n)) < 1e-4 for k, sigma in enumerate(sigmas))
+
+
+def distilled_times(noise: NoiseSchedule, n: int, original: int, strength: float) -> list[int]:
+    """n of the `original` even times on which a latent consistency model is distilled, below a share of the noise.
+
+    The times are i·⌊T/original⌋ − 1 for i up to original·strength; number ⌊k·count/n⌋ from above is taken. Raises
+    ValueError where there are fewer than n.
+    """
+    count = int(original * strength)
+    if not noise.alphas_cumprod or not 0 < n <= count or original > noise.T:
+        raise ValueError(
+            f"{n} steps of {original} times · strength {strength:g} ({count}) are not possible on {noise!r}"
+        )
+    return [(count - k * count // n) * (noise.T // original) - 1 for k in range(n)]
 
 
 def brief(times: Sequence[float]) -> str:

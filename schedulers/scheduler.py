@@ -25,7 +25,14 @@ from schedulers.noise import NoiseSchedule, Point
 from schedulers.pipeline_run import PipelineRun, solve_from
 from schedulers.prediction import Denoised
 from schedulers.program import Program
-from schedulers.protocol import Config, StepOutput, index_of_value, index_of_view, is_default_ramp
+from schedulers.protocol import (
+    Config,
+    StepOutput,
+    distilled_times,
+    index_of_value,
+    index_of_view,
+    is_default_ramp,
+)
 from schedulers.registry import UnknownName, check_grid, info, parse
 from schedulers.solver import Solver, Steps, corrected, evaluation_points, run
 
@@ -197,6 +204,7 @@ class Scheduler:
             limits=dict(self.limits),
             num_train_timesteps=self.noise.T,
             prediction_type=self.prediction,
+            original_inference_steps=50,
             variance_type=self.options.get("variance", "fixed_small"),
             **to_diffusers_config(self.noise, self.limits),
         )
@@ -293,14 +301,17 @@ class Scheduler:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Set the number of steps; `timesteps` then holds the time of each function evaluation.
 
         `timesteps` or `sigmas` replace the grid. `sigmas` are σ/α; on a flow, σ before the shift, as its pipelines pass
         them. There 1, 1 − 1/n, …, 1/n, which a pipeline passes if its caller chose no list, only means n steps. With
         both, the levels are `sigmas`, and the network receives `timesteps`. `mu` is the shift for this resolution, on a
-        flow whose shift is dynamic. Raises ValueError for arguments that do not fit, and for a solver that only runs
-        natively.
+        flow whose shift is dynamic. `original_inference_steps` and `strength` are those of the pipelines for latent
+        consistency models: the times that such a model was distilled on replace the grid. Raises ValueError for
+        arguments that do not fit, and for a solver that only runs natively.
         """
         noise, points = self.noise, self.points
         if noise.dynamic is not None:
@@ -317,6 +328,9 @@ class Scheduler:
             points = explicit(sigmas=sigmas, model_times=timesteps)
         elif timesteps is not None:
             points = explicit(times=timesteps)
+        elif original_inference_steps is not None or strength < 1:
+            every = original_inference_steps or self.config.original_inference_steps
+            points = explicit(times=distilled_times(noise, num_inference_steps or every, every, strength))
         if num_inference_steps is None:
             if not isinstance(points, Explicit):
                 raise ValueError("set_timesteps needs num_inference_steps, timesteps or sigmas")
@@ -461,7 +475,10 @@ class Scheduler:
         eta: float | None = None,
         use_clipped_model_output: bool | None = None,
         prev_timestep: Any = None,
+        **others: Any,
     ) -> None:
+        if others:
+            raise TypeError(f"step does not take {', '.join(others)}: this pipeline needs a scheduler of its own")
         own = self.options.get("eta", self.solver.options.get("eta"))
         if eta and eta != own:
             hint = "its solver has no eta" if own is None else f"set it with schedulers.get({self.name!r}, eta={eta:g})"

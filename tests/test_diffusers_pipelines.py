@@ -5,6 +5,7 @@ Guidance is off and the pictures stay latents: a run is only the network and the
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from functools import cache
@@ -391,3 +392,149 @@ def test_half_precision_in_a_pipeline() -> None:
     assert (rounded.float() - exact).abs().max() < 0.05 * exact.abs().max()
     assert s._run is not None
     assert s._run.state.dtype == torch.float32
+
+
+# Pipelines with protocols of their own: at the same times the last states are diffusers'
+
+
+@cache
+def pixel_unet() -> Any:
+    return tiny(
+        diffusers.UNet2DModel,
+        sample_size=8,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=2,
+    )
+
+
+@cache
+def kandinsky_unet() -> Any:
+    return tiny(
+        UNet2DConditionModel,
+        sample_size=8,
+        in_channels=4,
+        out_channels=8,  # with a learned variance
+        addition_embed_type="image",
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        encoder_hid_dim=8,
+        encoder_hid_dim_type="image_proj",
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type=None,
+        norm_num_groups=2,
+    )
+
+
+@cache
+def movq() -> Any:
+    return tiny(
+        diffusers.VQModel,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        num_vq_embeddings=8,
+        vq_embed_dim=4,
+        norm_type="spatial",
+    )
+
+
+def last_state(pipe: Any, s: Any, **arguments: Any) -> Tensor:
+    """The last state that `step` returned."""
+    states = []
+    step = s.step
+
+    @functools.wraps(step)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        output = step(*args, **kwargs)
+        states.append(output[0])
+        return output
+
+    s.step = noted
+    pipe.scheduler = s
+    pipe.set_progress_bar_config(disable=True)
+    pipe(**arguments, generator=torch.Generator().manual_seed(5))
+    del s.step
+    return states[-1]
+
+
+def same_times(theirs: Any, name: str = "euler", **options: Any) -> Scheduler:
+    times = [float(t) for t in theirs.timesteps]
+    return schedulers.get(name, noise=own_table(theirs), grid=explicit(times=times), **options)
+
+
+def test_kandinsky_slices_its_timesteps() -> None:
+    """Kandinsky 2.2's image to image begins in the middle without set_begin_index."""
+    theirs = diffusers.DDIMScheduler(**TABLE, timestep_spacing="trailing", clip_sample=False)
+    pipe = diffusers.KandinskyV22Img2ImgPipeline(unet=kandinsky_unet(), scheduler=theirs, movq=movq())
+    embeds = {"image_embeds": noise_of(1, 1, 8), "negative_image_embeds": noise_of(2, 1, 8)}
+    arguments = {**embeds, "image": PICTURE, "height": 16, "width": 16, "num_inference_steps": 10, "output_type": "pt"}
+    expected = last_state(pipe, theirs, **arguments, strength=0.2, guidance_scale=1.0)
+    result = last_state(pipe, same_times(theirs), **arguments, strength=0.2, guidance_scale=1.0)
+    assert (result - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_ddim_pipeline() -> None:
+    """Its constructor builds a DDIMScheduler, and says so; a scheduler that is set afterwards stays."""
+    theirs = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    with pytest.warns(UserWarning, match="DDIMPipeline does this in its constructor; set pipe.scheduler afterwards"):
+        pipe = diffusers.DDIMPipeline(pixel_unet(), schedulers.get("dpmpp_2m", noise="linear"))
+    assert isinstance(pipe.scheduler, diffusers.DDIMScheduler)
+    for eta in (0.0, 0.7):
+        arguments = {"num_inference_steps": 5, "eta": eta, "output_type": "pt"}
+        expected = last_state(pipe, theirs, **arguments)
+        result = last_state(pipe, same_times(theirs, eta=eta), **arguments)
+        assert (result - expected).abs().max() < 2e-5 * expected.abs().max()
+    with pytest.raises(ValueError, match=r"the pipeline asks for eta = 0\.5, this scheduler has 0\.0"):
+        last_state(pipe, schedulers.get("euler", noise="linear"), num_inference_steps=5, eta=0.5)
+
+
+@pytest.mark.parametrize("run", ["LatentConsistencyModel", "LatentConsistencyModelImg2Img"])
+def test_latent_consistency_pipelines(run: str) -> None:
+    theirs = diffusers.LCMScheduler(**TABLE)
+    network = tiny(
+        UNet2DConditionModel,
+        **{**unet(False).config, "time_cond_proj_dim": 8},
+    )
+    cls = getattr(diffusers, f"{run}Pipeline")
+    pipe = cls(vae=vae(), unet=network, scheduler=theirs, **NO_TEXT, **NO_CHECK)
+    picture = {"image": PICTURE, "strength": 0.8} if run.endswith("Img2Img") else {"height": 16, "width": 16}
+    arguments = {**TEXT, **picture, "num_inference_steps": 3, "original_inference_steps": 20, "output_type": "latent"}
+    expected = last_state(pipe, theirs, **arguments)
+    ours = schedulers.get("lcm", noise=own_table(theirs))
+    result = last_state(pipe, ours, **arguments)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    assert (result - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_flux_walks_the_chosen_grid() -> None:
+    """Flux's image to image always passes a list of sigmas."""
+    import tiny as pipelines
+
+    torch.manual_seed(0)
+    parts = pipelines.pipeline("flux").components
+    pipe = diffusers.FluxImg2ImgPipeline(**{k: parts[k] for k in ("scheduler", "vae", "text_encoder", "tokenizer",
+                                         "text_encoder_2", "tokenizer_2", "transformer")})  # fmt: skip
+    noise, prediction = schedulers.from_diffusers_config(pipe.scheduler.config)
+    seen = {}
+    for grid in ("trailing", "karras"):
+        s = schedulers.get("euler", noise=noise, prediction=prediction, grid=grid)
+        last_state(pipe, s, prompt="a red apple", image=PICTURE.repeat(1, 1, 2, 2), height=32, width=32,
+                   num_inference_steps=4, strength=0.75, output_type="latent", max_sequence_length=16)  # fmt: skip
+        assert s._grid is not None
+        expected = schedulers.grids.build(grid, s._grid.noise, 4)
+        assert s.timesteps.tolist() == pytest.approx([p.t for p in expected.points[:-1]])
+        seen[grid] = s.timesteps.tolist()
+    assert seen["trailing"] != seen["karras"]

@@ -95,11 +95,13 @@ def test_from_config_keeps_limits_and_foreign_keys() -> None:
     s = DiffgenScheduler.from_config(theirs.config)
     assert s.limits == {"clip_sample": 2.0}
     assert s.config.steps_offset == 1
-    back = diffusers.DDIMScheduler.from_config(s.config)
+    with pytest.warns(UserWarning, match="built from the configuration of euler on trailing"):
+        back = diffusers.DDIMScheduler.from_config(s.config)
     assert (back.config.clip_sample_range, back.config.steps_offset) == (2.0, 1)
     dynamic = diffusers.DDPMScheduler(**TABLE, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=2.0)
     assert DiffgenScheduler.from_config(dynamic.config).limits == {"thresholding": 0.9, "sample_max_value": 2.0}
-    assert not diffusers.DDIMScheduler.from_config(schedulers.get("euler").config).config.clip_sample
+    with pytest.warns(UserWarning, match="not solver, grid and options"):
+        assert not diffusers.DDIMScheduler.from_config(schedulers.get("euler").config).config.clip_sample
 
 
 def test_a_plain_scheduler_is_rebuilt_from_its_configuration() -> None:
@@ -265,6 +267,25 @@ def test_a_list_of_the_user_must_fit_the_number_of_steps_of_a_pipeline() -> None
         s.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize(("n", "original", "strength"), [(4, 50, 1.0), (3, 50, 0.8), (8, 20, 0.7), (1, 50, 0.5)])
+def test_the_times_of_latent_consistency_models(n: int, original: int, strength: float) -> None:
+    theirs, ours = diffusers.LCMScheduler(original_inference_steps=original), schedulers.get("lcm")
+    theirs.set_timesteps(n, original_inference_steps=original, strength=strength)
+    ours.set_timesteps(n, original_inference_steps=original, strength=strength)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    if original == 50:  # diffusers' default
+        ours.set_timesteps(n, original_inference_steps=None if strength < 1 else 50, strength=strength)
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+def test_more_steps_than_distilled_times_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"30 steps of 50 times · strength 0.5 \(25\) are not possible"):
+        schedulers.get("lcm").set_timesteps(30, original_inference_steps=50, strength=0.5)
+    flow = schedulers.get("lcm", noise="flow", prediction="flow_prediction")
+    with pytest.raises(ValueError, match=r"are not possible on NoiseSchedule\.flow"):
+        flow.set_timesteps(4, original_inference_steps=50)
+
+
 # What else is asked
 
 
@@ -376,7 +397,9 @@ def test_settings_that_pipelines_pass_to_step() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             step(s, **settings)
-    with pytest.raises(TypeError, match="variance_noise"):
+    with pytest.raises(
+        TypeError, match="step does not take variance_noise: this pipeline needs a scheduler of its own"
+    ):
         step(schedulers.get("euler"), variance_noise=noise())
 
 
