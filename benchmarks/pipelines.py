@@ -39,6 +39,7 @@ import transformers
 
 import schedulers
 from schedulers import Scheduler, explicit, from_diffusers_config
+from schedulers.diffusers_config import limits_of
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny  # type: ignore[import-not-found]

@@ -418,7 +418,7 @@ def kandinsky_unet() -> Any:
         in_channels=4,
         out_channels=8,  # with a learned variance
         addition_embed_type="image",
-        block_out_channels=(4, 8),
+        block_out_channels=(32, 32),
         layers_per_block=1,
         cross_attention_dim=8,
         attention_head_dim=2,
@@ -428,8 +428,6 @@ def kandinsky_unet() -> Any:
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         resnet_time_scale_shift="scale_shift",
-        class_embed_type=None,
-        norm_num_groups=2,
     )
 
 
@@ -439,12 +437,11 @@ def movq() -> Any:
         diffusers.VQModel,
         in_channels=3,
         out_channels=3,
-        block_out_channels=(4, 4),
+        block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
         latent_channels=4,
         layers_per_block=1,
-        norm_num_groups=2,
         num_vq_embeddings=8,
         vq_embed_dim=4,
         norm_type="spatial",
@@ -524,7 +521,7 @@ def test_flux_walks_the_chosen_grid() -> None:
     import tiny as pipelines
 
     torch.manual_seed(0)
-    parts = pipelines.pipeline("flux").components
+    parts = pipelines.flux().components
     pipe = diffusers.FluxImg2ImgPipeline(**{k: parts[k] for k in ("scheduler", "vae", "text_encoder", "tokenizer",
                                          "text_encoder_2", "tokenizer_2", "transformer")})  # fmt: skip
     noise, prediction = schedulers.from_diffusers_config(pipe.scheduler.config)
