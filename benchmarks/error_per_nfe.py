@@ -1,22 +1,22 @@
 """Error per function evaluation on Gaussian mixtures, which have an exact solution: this package and diffusers.
 
-    python benchmarks/error_per_nfe.py                  # the comparison; about five minutes on one core
-    python benchmarks/error_per_nfe.py --quick          # fewer mixtures, starts and budgets: one minute
-    python benchmarks/error_per_nfe.py --search edm     # the search behind schedulers.recommend, on a noise schedule
+    python benchmarks/error_per_nfe.py                     # the comparison on four noise schedules; minutes on one core
+    python benchmarks/error_per_nfe.py --noise flow:3      # on one: scaled_linear, flow:SHIFT, or another by its name
+    python benchmarks/error_per_nfe.py --same-name         # solvers of the same name, on the same grid
+    python benchmarks/error_per_nfe.py --search flow:3     # the search behind schedulers.recommend
 
-The data are mixtures in four dimensions: six components with deviation 0.6, and means from N(0, 1). The noise schedule
-is Stable Diffusion's. The network is the exact E[ε|x]. All runs start from the same standard normal states at the last
-time and compute in float32. The solution follows the probability-flow ODE to the schedule's least noise (t = 0) and
-takes the network's x0 there, because no model of this schedule was trained below it; in the column "to 0" the ODE
-continues to σ = 0 instead. An error is the median over the starts of the root-mean-square distance to the solution, and
-over several mixtures the geometric mean.
+The data are mixtures in 2, 4, 9 and 16 dimensions, four of each: 3 to 24 components with unequal weights, deviations
+from 0.2 to 0.7 and means from N(0, s²), s from 0.7 to 1.3. The network is their exact E[ε|x]. All runs start from the
+same standard normal states at the noisiest time. The solution follows the probability-flow ODE to the schedule's least
+noise and takes the network's x0 there, because no model was trained below it; in the column "to 0" the ODE continues
+to σ = 0 instead. An error is the median over the starts of the root-mean-square distance to the solution, and over
+several mixtures the geometric mean. States, network and solutions are in float64.
 
 diffusers' schedulers run through their own protocol (set_timesteps, scale_model_input, step): every deterministic class
-that reads Stable Diffusion's noise schedule, with its orders, spacings, ramps and ends. Each has as many steps as the
-budget allows by the length of its `timesteps`. A class that starts from σ·z instead of the exact √(σ² + 1)·z gets the
-exact state. The best configuration at a budget is chosen on the mixtures 0 to 7, and compared with
-`schedulers.recommend(nfe)` on the mixtures 100 to 107, which neither choice used: the search for `recommend` uses the
-mixtures 1000 to 1003, each with three spreads of the means and two deviations of the components.
+that reads the noise schedule, with its orders, spacings, ramps and ends. Each has as many steps as the budget allows by
+the length of its `timesteps`. A class that starts from σ·z instead of the exact √(σ² + 1)·z gets the exact state. The
+best configuration at a budget is chosen on the mixtures with the seeds CHOICE, as `recommend` was by `--search`, and
+both are compared on the mixtures with the seeds HELD_OUT.
 """
 
 from __future__ import annotations
@@ -36,19 +36,42 @@ from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
 import schedulers
-from schedulers import NoiseSchedule
+from schedulers import NoiseSchedule, Point
 from schedulers.exact import Exam, Mixture
+from schedulers.prediction import Denoised
+from schedulers.solver import run as run_solver
 
-CHOICE, HELD_OUT, SEARCH = range(8), range(100, 108), range(1000, 1004)
-WIDTHS, DEVIATIONS = (
-    (0.7, 1.0, 1.5),
-    (0.6, 0.3),
-)  # of means and components, so that the choice does not depend on one of them
-AIMS = (5, 8, 10, 16)  # the budgets with a target
-FAR = (40, 80)
+NOISES = ("scaled_linear", "flow:1", "flow:3", "flow:6")
+PREDICTIONS = {"flow": "flow_prediction", "cosine": "v_prediction"}  # epsilon elsewhere
+CHOICE, HELD_OUT = range(16), range(100, 116)
+SHAPES = ((2, 3), (4, 6), (9, 7), (16, 24))  # dimensions, components
+BUDGETS = (4, 5, 6, 8, 10, 16, 20, 40)
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Run = Callable[[Network, Tensor], Tensor]
+
+
+def mixture(seed: int) -> Mixture:
+    """One of the mixtures; the number of dimensions goes through `SHAPES`."""
+    generator = torch.Generator().manual_seed(seed)
+    elements, components = SHAPES[seed % len(SHAPES)]
+    spread, *shares = torch.rand(1 + 2 * components, generator=generator, dtype=torch.float64).tolist()
+    means = torch.randn(components, elements, generator=generator, dtype=torch.float64) * (0.7 + 0.6 * spread)
+    deviations = [0.2 + 0.5 * share for share in shares[:components]]
+    return Mixture(means, deviations, [0.5 + share for share in shares[components:]])
+
+
+def schedule(name: str) -> tuple[NoiseSchedule, str]:
+    """The noise schedule of a name, such as "flow:3", and the prediction of its network."""
+    name, _, shift = name.partition(":")
+    noise = NoiseSchedule.flow(float(shift)) if shift else NoiseSchedule.named(name)
+    return noise, PREDICTIONS.get(name, "epsilon")
+
+
+def exam_of(name: str, seeds: Sequence[int], starts: int) -> Exam:
+    """The exam with these mixtures, in float64."""
+    noise, prediction = schedule(name)
+    return Exam([mixture(seed) for seed in seeds], noise, prediction, starts, torch.float64)
 
 
 def errors(exam: Exam, run: Run, budget: int) -> tuple[list[float], list[float]]:
@@ -67,7 +90,7 @@ def mean(errors: Sequence[float]) -> float:
 
 # diffusers
 
-TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+TABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 SPACINGS: list[dict[str, Any]] = [{"timestep_spacing": name} for name in ("leading", "trailing", "linspace")]
 RAMPS: list[dict[str, Any]] = [{f"use_{name}_sigmas": True} for name in ("karras", "exponential", "beta")]
 ENDS = ("zero", "sigma_min")
@@ -105,6 +128,26 @@ def theirs() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}Scheduler", {"timesteps": AysSchedules["StableDiffusionTimesteps"]}
 
 
+def theirs_on_flow(shift: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(class, its options) on a flow with this shift."""
+    for ramp in ({}, *RAMPS, {"even": True}):  # even: the levels that flow pipelines hand over
+        yield "FlowMatchEulerDiscreteScheduler", {"shift": shift, **ramp}
+    yield "FlowMatchHeunDiscreteScheduler", {"shift": shift}
+    flow = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
+    for end in ENDS:
+        for order, kind in ((1, "midpoint"), (2, "midpoint"), (2, "heun"), (3, "midpoint")):
+            options = {"solver_order": order, "solver_type": kind, "final_sigmas_type": end, **flow}
+            yield "DPMSolverMultistepScheduler", options
+            yield "DPMSolverSinglestepScheduler", options
+        for order, kind in itertools.product((1, 2, 3), ("bh1", "bh2")):
+            options = {"solver_order": order, "solver_type": kind, "final_sigmas_type": end}
+            yield "UniPCMultistepScheduler", {**options, **flow}
+    for order in (2, 3):
+        yield "DEISMultistepScheduler", {"solver_order": order, **flow}
+        orders = {"predictor_order": order, "corrector_order": order}
+        yield "SASolverScheduler", {**orders, "tau_func": _no_noise, **flow}
+
+
 def _no_noise(t: Any) -> float:
     return 0.0
 
@@ -119,9 +162,11 @@ def label(name: str, options: dict[str, Any]) -> str:
             words.append("AYS")
         elif key in ("euler_at_final", "skip_prk_steps"):
             words.append(key if value else f"no {key}")
-        elif key.startswith("use_"):
+        elif key.startswith("use_") and key != "use_flow_sigmas":
             words.append(key.split("_")[1])
-        elif key not in ("clip_sample", "tau_func"):
+        elif key == "even":
+            words.append("sigmas")
+        elif key not in ("clip_sample", "tau_func", "use_flow_sigmas", "flow_shift", "shift", "prediction_type"):
             words.append(str(value))
     return " ".join(words)
 
@@ -130,8 +175,15 @@ def make_theirs(name: str, options: dict[str, Any], steps: int) -> Any:
     """The scheduler with its steps set. Raises diffusers' own errors."""
     options = dict(options)
     times = options.pop("timesteps", None)
-    scheduler = getattr(diffusers, name)(**TABLE, **options)
-    scheduler.set_timesteps(steps) if times is None else scheduler.set_timesteps(timesteps=times)
+    even = options.pop("even", False)
+    table = {} if name.startswith("FlowMatch") else TABLE
+    scheduler = getattr(diffusers, name)(**table | options)
+    if even:
+        scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)])
+    elif times is not None:
+        scheduler.set_timesteps(timesteps=times)
+    else:
+        scheduler.set_timesteps(steps)
     return scheduler
 
 
@@ -148,12 +200,13 @@ def run_theirs(name: str, options: dict[str, Any], budget: int) -> Run | None:
 
 
 def _drive(scheduler: Any, network: Network, x: Tensor) -> Tensor:
-    if scheduler.init_noise_sigma != 1:  # the frame x/α: begin with the same state there
+    if getattr(scheduler, "init_noise_sigma", 1) != 1:  # the frame x/α: begin with the same state there
         x = x * math.hypot(1.0, float(scheduler.sigmas[0]))
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)  # some classes fail if two times are rounded to the same integer
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in scheduler.timesteps:
-        output = network(scheduler.scale_model_input(x, t), t)
+        output = network(scaled(x, t), t)
         x = scheduler.step(output, t, x, return_dict=False)[0]
     return x
 
@@ -168,6 +221,19 @@ def run_ours(s: schedulers.Scheduler, budget: int) -> Run | None:
     except ValueError:
         return None
     return lambda network, x: s.sample(network, x, steps)
+
+
+def errors_of(s: schedulers.Scheduler, exam: Exam, budget: int) -> tuple[list[float], list[float]] | None:
+    """As `errors`, for one of our schedulers in float64; None if one step takes more evaluations."""
+    try:
+        grid = s.grid(s.steps_for(budget))
+    except ValueError:
+        return None
+
+    def denoise(x: Tensor, p: Point) -> Denoised:
+        return Denoised(x, exam.output(x, p), p, exam.prediction)
+
+    return errors(exam, lambda network, x: run_solver(s.solve(x, grid, None), denoise)[0], budget)
 
 
 CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -188,140 +254,145 @@ CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unipc", {"order": 3}),
     ("sa_solver", {"tau": 0.0, "predictor_order": 3, "corrector_order": 3}),
 )
-SHAPES = (*(f"karras:{rho}" for rho in (4, 5, 9, 12)), *(f"polyexponential:{rho}" for rho in (0.65, 0.7, 0.75, 0.8)))
+RAMPS_WITH_NUMBERS = (
+    *(f"karras:{rho}" for rho in (1, 2, 3, 4, 5, 9, 12)),
+    *(f"polyexponential:{rho}" for rho in (0.65, 0.7, 0.75, 0.8)),
+    *(f"laplace:{beta}" for beta in (0.7, 1.0)),
+)
+OTHER_GRIDS = {"leading", "ays_svd"}  # less noise at the start; for another range
 
 
-def search(noise: str, quick: bool) -> None:
-    """Print the best solvers, options and grids at each budget, and the error of `recommend` beside them."""
-    prediction = {"flow": "flow_prediction", "cosine": "v_prediction"}.get(noise, "epsilon")
-    schedule, starts = NoiseSchedule.named(noise), 16 if quick else 48
-    exams = [
-        Exam([Mixture.random(i, spread=w, deviation=d) for i in SEARCH for w in WIDTHS], schedule, prediction, starts)
-        for d in DEVIATIONS
-    ]
-    grids = [name for name in schedulers.grid_names() if name != "leading"]  # leading starts from less noise
+def search(name: str, starts: int) -> None:
+    """Print the best solvers, options and grids at each budget, and the error of `recommend` beside them.
+
+    All candidates run on a quarter of the mixtures, the best fifty on all.
+    """
+    noise, prediction = schedule(name)
+    small, exam = exam_of(name, CHOICE[:4], 12), exam_of(name, CHOICE, starts)
+    grids = [grid for grid in schedulers.grid_names() if grid not in OTHER_GRIDS]
     candidates = [
-        schedulers.get(name, noise=schedule, prediction=prediction, grid=grid, **options)
-        for name, options in CANDIDATES
-        for grid in (*grids, *SHAPES)
+        schedulers.get(solver, noise=noise, prediction=prediction, grid=grid, **options)
+        for solver, options in CANDIDATES
+        for grid in (*grids, *RAMPS_WITH_NUMBERS)
     ]
-    print(f"{noise}: {len(CANDIDATES)} solvers on {len(grids) + len(SHAPES)} grids; geometric means,")
-    print(f"    of all; for components of deviation {DEVIATIONS[0]}, the same to 0; for {DEVIATIONS[1]}, the same to 0")
+    print(f"{name}: {len(CANDIDATES)} solvers on {len(grids) + len(RAMPS_WITH_NUMBERS)} grids; error, error to 0")
 
-    def scores_of(s: schedulers.Scheduler, budget: int) -> tuple[float, ...] | None:
-        """(the geometric mean of all; for each deviation the error, and the error to σ = 0)"""
-        run = run_ours(s, budget)
-        scores = [] if run is None else [mean(e) for exam in exams for e in errors(exam, run, budget)]
-        return (mean(scores), *scores) if scores else None
+    def score(s: schedulers.Scheduler, exam: Exam, budget: int) -> float:
+        row = errors_of(s, exam, budget)
+        return math.inf if row is None else mean(row[0])
 
-    for budget in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 40):
-        ranked = sorted((row, s.grid_name, spelled(s)) for s in candidates if (row := scores_of(s, budget)) is not None)
-        chosen = schedulers.recommend(budget, noise=schedule, prediction=prediction)
-        own = scores_of(chosen, budget)
-        assert own is not None
-        print(f"{budget} evaluations; recommended is {own[0] / ranked[0][0][0]:.2f} times the best")
-        for scores, grid, name in [(own, chosen.grid_name, spelled(chosen)), *ranked[: 3 if quick else 8]]:
-            print("   ", " ".join(f"{e:.2e}" for e in scores), f" {name} on {grid}")
+    for budget in (1, 2, 3, *BUDGETS):
+        best = sorted(candidates, key=lambda s: score(s, small, budget))[:50]
+        ranked = sorted(best, key=lambda s: score(s, exam, budget))[:8]
+        chosen = schedulers.recommend(budget, noise=noise, prediction=prediction)
+        print(
+            f"{budget}; recommended is {score(chosen, exam, budget) / score(ranked[0], exam, budget):.2f} of the best"
+        )
+        for s in (chosen, *ranked):
+            row = errors_of(s, exam, budget)
+            assert row is not None
+            print(f"    {mean(row[0]):.2e} {mean(row[1]):.2e}  {spelled(s)}", flush=True)
 
 
 def spelled(s: schedulers.Scheduler) -> str:
-    return s.name + (f"({', '.join(f'{k}={v}' for k, v in s.options.items())})" if s.options else "")
+    """A scheduler in a few words."""
+    return (
+        s.name + (f"({', '.join(f'{k}={v}' for k, v in s.options.items())})" if s.options else "") + f" {s.grid_name}"
+    )
 
 
 # The comparison
 
 
-def compare(quick: bool, path: str | None) -> None:
-    noise, starts, count = NoiseSchedule.scaled_linear(), 32 if quick else 128, 3 if quick else 8
-    seeds = [*list(CHOICE)[:count], *list(HELD_OUT)[:count]]
-    exam = Exam([Mixture.random(seed) for seed in seeds], noise, starts=starts)
-    configurations = [(label(name, options), name, options) for name, options in theirs()]
-    print(f"diffusers {diffusers.__version__}, {len(configurations)} configurations; {count} mixtures, {starts} starts")
-
-    def scores_of(run: Run, budget: int) -> tuple[float, float, float]:
-        """The error on the mixtures for the choice, on the held-out ones, and on the held-out ones to σ = 0."""
-        at_least_noise, to_zero = errors(exam, run, budget)
-        return mean(at_least_noise[:count]), mean(at_least_noise[count:]), mean(to_zero[count:])
-
+def compare(name: str, starts: int) -> list[dict[str, Any]]:
+    """Print `recommend` beside diffusers' best at each budget, and return the figures."""
+    noise, prediction = schedule(name)
+    count = len(CHOICE)
+    exam = exam_of(name, [*CHOICE, *HELD_OUT], starts)
+    configurations = list(theirs_on_flow(noise.shift) if noise.is_flow else theirs())
+    print(f"\n{name}: diffusers {diffusers.__version__}, {len(configurations)} configurations")
+    print(" " * 78 + "error      to 0")
     rows = []
-    for budget in AIMS + (() if quick else FAR):
-        ours = schedulers.recommend(budget)
-        named = f"{spelled(ours)} on {ours.grid_name}"
-        _, mine, mine_to_zero = scores_of(_certain(run_ours(ours, budget)), budget)
+    for budget in BUDGETS:
+        ours = schedulers.recommend(budget, noise=noise, prediction=prediction)
+        own = errors_of(ours, exam, budget)
+        assert own is not None
         scores = {}
-        for name, cls, options in configurations:
+        for cls, options in configurations:
             if (run := run_theirs(cls, options, budget)) is not None:
-                scores[name] = scores_of(run, budget)
-        best = min(scores, key=lambda name: scores[name][0])
-        _, their, their_to_zero = scores[best]
-        luckiest = min(error for _, error, _ in scores.values())
-        head = f"{budget} evaluations, {len(scores)} configurations"
-        print(f"\n{head:<76}    error      to 0")
-        print(f"   ours       {named:<61} {mine:9.2e} {mine_to_zero:9.2e}")
-        print(f"   diffusers  {best:<61} {their:9.2e} {their_to_zero:9.2e}")
-        print(f"   diffusers  {PLAIN + ' (DPM++ 2M Karras)':<61} {scores[PLAIN][1]:9.2e} {scores[PLAIN][2]:9.2e}")
-        ratio, to_zero = mine / their, mine_to_zero / their_to_zero
-        print(f"   ratio {ratio:.2f}, to 0 {to_zero:.2f}; to the best on the same mixtures {mine / luckiest:.2f}")
-        rows.append({"nfe": budget, "ours": named, "theirs": best, "error": mine, "their_error": their, "ratio": ratio})
-    ratios = [row["ratio"] for row in rows[: len(AIMS)]]
-    print(f"\nratios at {', '.join(map(str, AIMS))}: {', '.join(f'{r:.2f}' for r in ratios)} (aim: each at most 1.1)")
-    print(f"geometric mean of the ratios: {mean(ratios):.2f} (aim: at most 0.9)")
-    orders(exam, count)
-    if path:
-        with open(path, "w") as file:
-            json.dump(rows, file, indent=1)
+                scores[label(cls, options)] = errors(exam, run, budget)
+        best = min(scores, key=lambda label: mean(scores[label][0][:count]))
+        mine, their = ([mean(part[count:]) for part in both] for both in (own, scores[best]))
+        luckiest = min(mean(at_least_noise[count:]) for at_least_noise, _ in scores.values())
+        ratio = mine[0] / their[0]
+        print(f"{budget:>4}  ours       {spelled(ours):<57} {mine[0]:9.2e} {mine[1]:9.2e}")
+        print(f"      diffusers  {best:<57} {their[0]:9.2e} {their[1]:9.2e}")
+        print(
+            f"      ratio {ratio:.2f}, to 0 {mine[1] / their[1]:.2f}; to the best on these {mine[0] / luckiest:.2f}",
+            flush=True,
+        )
+        row = {"noise": name, "nfe": budget, "ours": spelled(ours), "theirs": best}
+        rows.append({**row, "error": mine[0], "their_error": their[0], "ratio": ratio})
+    ratios = [row["ratio"] for row in rows]
+    print(f"{name}: largest ratio {max(ratios):.2f} (aim: 1.0), geometric mean {mean(ratios):.2f} (aim: 0.6)")
+    return rows
 
 
-PLAIN = "DPMSolverMultistep dpmsolver++ 2 midpoint zero karras"
+SAME_NAME: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
+    # name, their class, their options, ours
+    ("dpmpp_2m", "DPMSolverMultistep", {}, {}),
+    ("dpmpp_3m", "DPMSolverMultistep", {"solver_order": 3}, {}),
+    ("deis", "DEISMultistep", {"solver_order": 2}, {"order": 2}),
+    ("deis", "DEISMultistep", {"solver_order": 3}, {}),
+    ("unipc", "UniPCMultistep", {}, {}),
+    ("unipc", "UniPCMultistep", {"solver_order": 3}, {"order": 3}),
+    ("lms", "LMSDiscrete", {}, {}),
+    ("heun", "HeunDiscrete", {}, {}),
+)
 
 
-def _certain(run: Run | None) -> Run:
-    assert run is not None
-    return run
-
-
-def orders(exam: Exam, count: int) -> None:
-    """Print how the error falls with more evaluations."""
-    karras = {"use_karras_sigmas": True}
-    lines: list[tuple[str, Callable[[int], Run | None]]] = [
-        ("recommend(nfe)", lambda n: run_ours(schedulers.recommend(n), n)),
-        *(
-            (f"{name} on karras", lambda n, name=name: run_ours(schedulers.get(name, grid="karras"), n))
-            for name in ("dpmpp_2m", "dpmpp_3m", "deis", "unipc")
-        ),
-        *(
-            (f"diffusers: {label(name, options)}", lambda n, name=name, options=options: run_theirs(name, options, n))
-            for name, options in (
-                ("DPMSolverMultistepScheduler", karras),
-                ("DPMSolverMultistepScheduler", {"solver_order": 3, **karras}),
-                ("DEISMultistepScheduler", {"solver_order": 3, **karras}),
-                ("UniPCMultistepScheduler", {"solver_order": 3, **karras}),
-            )
-        ),
+def same_name(starts: int) -> None:
+    """Print the errors of solvers of the same name on Karras grids of scaled_linear: ours/theirs."""
+    exam, budgets = exam_of("scaled_linear", HELD_OUT, starts), (5, 8, 10, 16, 20, 40, 80)
+    print("\nsame name, karras: ours/diffusers".ljust(39) + "".join(f"{n:>18}" for n in budgets))
+    lines = [
+        (name, schedulers.get(name, grid="karras", **mine), f"{cls}Scheduler", {**options, "use_karras_sigmas": True})
+        for name, cls, options, mine in SAME_NAME
     ]
-    budgets = (20, 40, 80, 160)
-    print("\n" + f"{'beyond':<52}" + "".join(f"{n:>10}" for n in budgets) + "     order")
-    for name, make in lines:
-        means = [mean(errors(exam, run, n)[0][count:]) for n in budgets if (run := make(n)) is not None]
-        rates = [math.log2(a / b) for a, b in itertools.pairwise(means)]
-        print(f"{name:<52}" + "".join(f"{e:10.1e}" for e in means) + "    " + " ".join(f"{rate:.1f}" for rate in rates))
+    for skip in (True, False):
+        options = {"skip_prk_steps": skip, "timestep_spacing": "trailing"}
+        lines.append((f"pndm (trailing), skip_prk_steps={skip}", schedulers.get("pndm"), "PNDMScheduler", options))
+    for name, s, cls, options in lines:
+        print(f"{name} {' '.join(f'{k}={v}' for k, v in s.options.items())}".ljust(38), end="")
+        for budget in budgets:
+            own, run = errors_of(s, exam, budget), run_theirs(cls, options, budget)
+            pair = ["-" if own is None else f"{mean(own[0]):.1e}"]
+            pair.append("-" if run is None else f"{mean(errors(exam, run, budget)[0]):.1e}")
+            print("/".join(pair).rjust(18), end="", flush=True)
+        print()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer mixtures, starts and budgets")
-    parser.add_argument(
-        "--search", metavar="NOISE", choices=NoiseSchedule.NAMES, help="search for recommend on this noise schedule"
-    )
+    parser.add_argument("--noise", action="append", help="compare on this noise schedule [four]")
+    parser.add_argument("--starts", type=int, default=16, help="starts for each mixture")
+    parser.add_argument("--same-name", action="store_true", help="compare solvers of the same name")
+    parser.add_argument("--search", metavar="NOISE", help="search for recommend on this noise schedule")
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore")
     started = time.perf_counter()
     if arguments.search:
-        search(arguments.search, arguments.quick)
+        search(arguments.search, arguments.starts)
+    elif arguments.same_name:
+        same_name(arguments.starts)
     else:
-        compare(arguments.quick, arguments.json)
+        rows = [row for name in arguments.noise or NOISES for row in compare(name, arguments.starts)]
+        if arguments.json:
+            with open(arguments.json, "w") as file:
+                json.dump(rows, file, indent=1)
     print(f"{time.perf_counter() - started:.0f} s")
 
 

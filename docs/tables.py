@@ -1,19 +1,21 @@
-"""Write the tables of docs/schedulers.md from the registry: python docs/tables.py
+"""Write the tables of docs/schedulers.md and docs/which-scheduler.md from the registry: python docs/tables.py
 
-A test compares the page with them, so that it stays up to date.
+A test compares the pages with them, so that they stay up to date.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import schedulers
 from schedulers.grids import GRIDS, describe
+from schedulers.recommend import KINDS, advice
 from schedulers.registry import LABELS
 from schedulers.solver import SOLVERS
 
-PAGE = Path(__file__).parent / "schedulers.md"
+PAGES = [Path(__file__).parent / name for name in ("schedulers.md", "which-scheduler.md")]
 
 
 def solvers() -> str:
@@ -31,8 +33,23 @@ def solvers() -> str:
         ]
         others = [*([s.a1111] if s.a1111.lower() != name else []), *s.aliases, *special]
         cost = f"{s.evaluations_per_step}{', native only' * s.native_only}"
-        rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, s.same, s.when])
+        use = s.when + (f" Recommended for {where}." if (where := advice(name)) else "")
+        rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, s.same, use])
     return table(rows)
+
+
+def recommended() -> str:
+    """The table of what `schedulers.recommend` takes, by number of evaluations and kind of noise schedule."""
+    rows = [["evaluations", *(kind.name for kind in KINDS)]]
+    for nfe in (4, 5, 6, 8, 10, 12, 16, 20, 40):
+        chosen = (next(row for row in kind.rows if nfe <= row[0]) for kind in KINDS)
+        rows.append([str(nfe), *(f"`{name}`{_given(options)}, `{grid}`" for _, name, options, grid in chosen)])
+    return table(rows)
+
+
+def _given(options: dict[str, Any]) -> str:
+    """The options of a solver, in words."""
+    return "".join(f", {key} {value}" for key, value in options.items())
 
 
 def grids() -> str:
@@ -50,8 +67,8 @@ def table(rows: list[list[str]]) -> str:
 
 
 def written(page: str) -> str:
-    """The page with both tables up to date."""
-    for name, content in {"solvers": solvers(), "grids": grids()}.items():
+    """The page with its tables up to date."""
+    for name, content in {"solvers": solvers(), "grids": grids(), "recommended": recommended()}.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         page = block.sub(lambda match, content=content: match[1] + content + match[2], page)
     return page
@@ -59,4 +76,5 @@ def written(page: str) -> str:
 
 if __name__ == "__main__":
     schedulers.names()
-    PAGE.write_text(written(PAGE.read_text("utf-8")), "utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text("utf-8")), "utf-8")

@@ -108,29 +108,38 @@ class Gaussian(Mixture):
 
 
 class Exam:
-    """Several mixtures of one shape on one noise schedule: starting states, the exact network, and the solutions.
+    """Several mixtures on one noise schedule: starting states, the exact network, and the solutions.
 
-    `x` are standard normal states at the noisiest point, float32 [mixtures·starts, D], one mixture after the other.
-    `network(x, t)` gives the output of `prediction`, and `evaluations` counts its calls.
+    `x` are standard normal states at the noisiest point [mixtures·starts, D], one mixture after the other; those of a
+    mixture with fewer elements end in zeros. `network(x, t)` gives the output of `prediction`, and `evaluations` counts
+    its calls.
     """
 
     def __init__(
-        self, mixtures: Sequence[Mixture], noise: NoiseSchedule, prediction: str = "epsilon", starts: int = 64
+        self,
+        mixtures: Sequence[Mixture],
+        noise: NoiseSchedule,
+        prediction: str = "epsilon",
+        starts: int = 64,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.mixtures, self.noise, self.prediction, self.evaluations = mixtures, noise, prediction, 0
-        self._model = _SideBySide(mixtures, starts)
+        self._model = _SideBySide(mixtures)
+        self._used = self._model.used.repeat_interleave(starts, 0)
         first, last = noise.noisiest, noise.at(t=noise.t_min)
-        shape = len(mixtures) * starts, mixtures[0].means.shape[1]
-        z = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-        self.x = z * first.norm
+        z = torch.randn(self._used.shape, generator=torch.Generator().manual_seed(0)) * self._used
+        self.x = z.to(dtype) * first.norm
         end = self._model.solve(self.x.double(), first, last)
         self._predicted = self._model.denoise(end, last.alpha, last.sigma)[0]
         self._clean = self._model.solve(end, last, CLEAN)
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
         """The exact output for the state x [B, D]; t [B] holds one value."""
+        return self.output(x, self.noise.at(t=float(t.reshape(-1)[0])))
+
+    def output(self, x: Tensor, p: Point) -> Tensor:
+        """The exact output for the state x [B, D] at a point."""
         self.evaluations += 1
-        p = self.noise.at(t=float(t.reshape(-1)[0]))
         return target(self.prediction, p, *self._model.denoise(x, p.alpha, p.sigma))
 
     def errors(self, result: Tensor, to_zero: bool = False) -> list[float]:
@@ -139,16 +148,39 @@ class Exam:
         The solution follows the probability-flow ODE to the schedule's least noise and takes the network's x0 there,
         because no model of this schedule was trained below it. With `to_zero` the ODE continues to σ = 0 instead.
         """
-        distance = (result.double() - (self._clean if to_zero else self._predicted)).square().mean(1).sqrt()
+        squares = (result.double() - (self._clean if to_zero else self._predicted)).square() * self._used
+        distance = (squares.sum(1) / self._used.sum(1)).sqrt()
         return distance.nan_to_num(math.inf).reshape(len(self.mixtures), -1).median(1).values.tolist()
 
 
 class _SideBySide(Mixture):
-    """Mixtures of one shape, each for `starts` rows of a batch."""
+    """Mixtures side by side: each for an equal part of the rows of a batch. Missing elements are 0."""
 
-    def __init__(self, mixtures: Sequence[Mixture], starts: int) -> None:
-        self.means = torch.stack([m.means for m in mixtures]).repeat_interleave(starts, 0)
-        self.deviations, self.weights = mixtures[0].deviations, mixtures[0].weights
+    def __init__(self, mixtures: Sequence[Mixture]) -> None:
+        count, components = len(mixtures), max(len(m.means) for m in mixtures)
+        self.used = torch.zeros(count, max(m.means.shape[1] for m in mixtures), dtype=torch.float64)
+        self.means = torch.zeros(count, components, self.used.shape[1], dtype=torch.float64)
+        self.deviations, self.weights = torch.ones(2, count, components, dtype=torch.float64)
+        self.weights = self.weights * 0
+        for i, m in enumerate(mixtures):
+            k, d = m.means.shape
+            self.used[i, :d], self.means[i, :k, :d] = 1, m.means
+            self.deviations[i, :k], self.weights[i, :k] = m.deviations, m.weights
+        self._lengths = self.means.square().sum(2)[:, None]  # squared [M, 1, K]
+        self._elements = self.used.sum(1).reshape(-1, 1, 1)
+
+    def denoise(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+        """As `Mixture.denoise`, for numbers alpha and sigma; the distances by matrix products."""
+        state = x.double().reshape(len(self.means), -1, self.means.shape[2])
+        s2 = self.deviations.square()[:, None]
+        variance = alpha * alpha * s2 + sigma * sigma  # [M, 1, K]
+        away = state.square().sum(2, keepdim=True) - 2 * alpha * state @ self.means.mT + alpha * alpha * self._lengths
+        log_density = -0.5 * (away / variance + self._elements * variance.log())
+        share = torch.softmax(log_density + self.weights[:, None].log(), dim=2)
+        pull, noise = share * (alpha * s2 / variance), share * (sigma / variance)
+        x0 = (share - pull * alpha) @ self.means + state * pull.sum(2, keepdim=True)
+        eps = state * noise.sum(2, keepdim=True) - alpha * noise @ self.means
+        return x0.reshape(x.shape).to(x.dtype), eps.reshape(x.shape).to(x.dtype)
 
 
 def _extrapolated(slope: Callable[[Tensor, float], Tensor], y: Tensor, start: float, width: float) -> Tensor:

@@ -201,16 +201,16 @@ def simple(noise: NoiseSchedule, n: int) -> list[Point]:
     return [uniform(noise, T - 1 - k * T // n) for k in range(n)]
 
 
-@grid("t = (T − 1)·Q(1 − k/(n − 1)), Q the quantiles of Beta(0.6, 0.6)", "Lee et al. 2024 (2407.12173); ComfyUI's beta")
-def beta_t(noise: NoiseSchedule, n: int) -> list[Point]:
+@grid("t = (T − 1)·Q(1 − k/(n − 1)), Q the quantiles of Beta(a, a)", "Lee et al. 2024 (2407.12173); ComfyUI's beta")
+def beta_t(noise: NoiseSchedule, n: int, a: float = 0.6) -> list[Point]:
     """More early and late times, by the quantiles of a beta distribution."""
-    return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u))) for u in fractions(n)]
+    return [uniform(noise, (noise.T - 1) * (1 - beta_quantile(u, a))) for u in fractions(n)]
 
 
-@grid("t = (T − 1)·Q(1 − k/n), Q the quantiles of Beta(0.5, 0.7)", "RES4LYF, which rounds t")
-def beta57(noise: NoiseSchedule, n: int) -> list[Point]:
+@grid("t = (T − 1)·Q(1 − k/n), Q the quantiles of Beta(a, a + 0.2)", "RES4LYF, which rounds t")
+def beta57(noise: NoiseSchedule, n: int, a: float = 0.5) -> list[Point]:
     """More early and, above all, late times, by the quantiles of a skewed beta distribution."""
-    return [uniform(noise, (noise.T - 1) * beta_quantile(1 - k / n, 0.5, 0.7)) for k in range(n)]
+    return [uniform(noise, (noise.T - 1) * beta_quantile(1 - k / n, a, a + 0.2)) for k in range(n)]
 
 
 @grid("t = (T − 1)·u²(3 − 2u), u = 1 − k/n", "stable-diffusion.cpp, which rounds t")
@@ -254,12 +254,12 @@ def polyexponential(noise: NoiseSchedule, n: int, rho: float = 1.0) -> Sequence[
 
 
 @grid(
-    "σ = σ_min + (σ_max − σ_min)·Q(1 − k/(n − 1)), Q the quantiles of Beta(0.6, 0.6)",
+    "σ = σ_min + (σ_max − σ_min)·Q(1 − k/(n − 1)), Q the quantiles of Beta(a, a)",
     "Lee et al. 2024 (2407.12173); beta of diffusers and AUTOMATIC1111",
 )
-def beta_sigma(noise: NoiseSchedule, n: int) -> list[Point]:
+def beta_sigma(noise: NoiseSchedule, n: int, a: float = 0.6) -> list[Point]:
     """Large and small σ, by the quantiles of a beta distribution."""
-    return ramp(noise, n, lambda u, big, small: big - (big - small) * beta_quantile(u))
+    return ramp(noise, n, lambda u, big, small: big - (big - small) * beta_quantile(u, a))
 
 
 @grid(
@@ -357,8 +357,8 @@ def beta_quantile(u: float, a: float = 0.6, b: float | None = None) -> float:
     if u > 0.5:
         return 1 - beta_quantile(1 - u, b, a)
     scale = a * math.gamma(a) * math.gamma(b) / math.gamma(a + b)
-    y = u * scale
-    for _ in range(6):
+    y = min(u * scale, 0.99)
+    for _ in range(6 if a == b else 20):
         x, term, total, k = y ** (1 / a), 1.0, 1.0, 0
         while abs(term) > 1e-17 and k < 200:
             k += 1

@@ -110,9 +110,9 @@ class Scheduler:
         return function(x, grid, noise)
 
     def evaluations(self, grid: Grid) -> list[Point]:
-        """The point of each evaluation. Raises ValueError for a solver whose times depend on the values of x."""
+        """The point of each evaluation. Raises ValueError for a solver that chooses its own times."""
         if self.solver.native_only:
-            raise ValueError(f"{self.name} chooses its times from the values of x: it only runs natively (sample)")
+            raise ValueError(f"{self.name} chooses its own times: it only runs natively (sample)")
         return evaluation_points(self.solve, grid)
 
     def program(self, grid: Grid, begin: int = 0) -> Program | None:
@@ -554,7 +554,7 @@ def get(
     """Build a scheduler from a solver, by any of its names, and the model's noise schedule and prediction.
 
     `grid` is a name, a list of times, `explicit(…)`, the path of a grid file (.json), or a function of (noise, n). The
-    default is the grid in the name ("DPM++ 2M Karras"), else the solver's own.
+    default is the grid in the name ("DPM++ 2M Karras"), else the solver's own for this noise schedule.
     `clip_sample` limits every x0 to ±1 (or ± that number). `thresholding` is Imagen's dynamic thresholding, at the
     quantile 0.995 (or that number), up to `sample_max_value`. Both are for models of pixels, not of latents.
     `options` are those of the solver: `info(name).options`.
@@ -564,5 +564,5 @@ def get(
     schedule = noise if isinstance(noise, NoiseSchedule) else NoiseSchedule.named(noise)
     limits = {"clip_sample": clip_sample, "thresholding": thresholding, "sample_max_value": sample_max_value}
     solver = info(label.name)
-    points = (label.grid or solver.grid) if grid is None else grid
+    points = (label.grid or solver.grid_for(schedule)) if grid is None else grid
     return Scheduler(solver, schedule, prediction, points, label.options | options, **limits)

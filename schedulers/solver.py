@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from schedulers.grid import Grid
-from schedulers.noise import Point
+from schedulers.noise import NoiseSchedule, Point
 from schedulers.prediction import Denoised
 
 Steps = Generator[tuple[Any, Point], Denoised, Any]
@@ -44,7 +44,7 @@ class Solver:
     order: int  # of convergence with the default options, weak if stochastic; unipc: of its predictor
     evaluations_per_step: int
     stochastic: bool
-    grid: str  # the default grid
+    grid: str  # the default grid; see `grid_for`
     aliases: tuple[str, ...]  # names that other tools use
     a1111: str  # the label in AUTOMATIC1111's picture metadata
     reference: str
@@ -54,6 +54,14 @@ class Solver:
     native_only: bool = False  # cannot run inside diffusers
     upwards: bool = False  # from a picture to noise: walks the grid the other way
     options: dict[str, Any] = field(default_factory=dict)  # name: default
+
+    def grid_for(self, noise: NoiseSchedule) -> str:
+        """The default grid on this noise schedule.
+
+        Ramps of σ/α leave a schedule that begins at pure noise or nearly so (flows, cosine, zero terminal SNR) in too
+        large steps; beta57 takes their place there.
+        """
+        return "beta57" if self.grid in RAMPS and noise.noisiest.rho > PURE else self.grid
 
     @property
     def is_plugin(self) -> bool:
@@ -79,6 +87,8 @@ class Solver:
 
 
 SOLVERS: dict[str, Solver] = {}
+RAMPS = ("karras", "exponential")  # grids that `Solver.grid_for` replaces
+PURE = 1000.0  # σ/α above which a schedule begins at pure noise
 
 
 def solver(

@@ -111,7 +111,11 @@ def test_list_marks_compatible_solvers(diffgen_: Callable[..., Result], tiny: Pa
             runs = False
         assert entry["compatible"] is runs, entry
         assert (entry["reason"] is None) is runs
-    assert {entry["name"] for entry in entries if not entry["compatible"]} == {"dpm_adaptive", "ddim_inverse"}
+    assert {entry["name"] for entry in entries if not entry["compatible"]} == {
+        "dpm_adaptive",
+        "dpm_fast",
+        "ddim_inverse",
+    }
     _, out, _ = diffgen_("list", "-m", tiny)
     assert next(line for line in out.splitlines() if line.startswith("euler ")).split()[3] == "yes"
 

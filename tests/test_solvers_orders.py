@@ -50,6 +50,8 @@ ORDERS: list[tuple[str, dict[str, Any], int, float]] = [
     ("seeds_2", {"eta": 0.0, "variant": "heun"}, 0, 2),
     ("seeds_3", {"eta": 0.0}, 0, 3),
     ("exp_heun_2_x0", {}, 0, 2),
+    ("dpm_fast", {}, 0, 2),
+    ("dpmpp_2m_v2", {}, 0, 1),
 ]
 
 
@@ -57,6 +59,15 @@ ORDERS: list[tuple[str, dict[str, Any], int, float]] = [
 def test_order_with_an_exact_start(name: str, options: dict[str, Any], exact_start: int, theory: float) -> None:
     measured = errors(name, "scaled_linear", "karras", (40, 160), MIXTURE, exact_start=exact_start, **options)
     assert theory - 0.15 < order(measured) < theory + 0.4
+
+
+def test_half_of_the_second_difference_is_of_second_order() -> None:
+    """It has less error than the full one with few steps, and more with many."""
+    steps = (10, 80, 320)
+    half, full = (errors("dpmpp_3m", "scaled_linear", "karras", steps, MIXTURE, variant=v) for v in ("half", "full"))
+    assert 1.85 < order(half[1:]) < 2.4
+    assert half[0][1] < full[0][1]
+    assert half[2][1] > 3 * full[2][1]
 
 
 NAMES = [

@@ -27,6 +27,7 @@ SD = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "be
 KARRAS = {"use_karras_sigmas": True}
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False}
 SINGLE = {**KARRAS, "lower_order_final": True}
+PLMS = {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
 
 
 def network(x: Tensor, t: Any) -> Tensor:
@@ -134,12 +135,15 @@ SAME = [
     ("DPMSolverMultistep", KARRAS, "dpm_solver", {"of": "x0"}, {}),
     ("DPMSolverMultistep", {"solver_type": "heun", **KARRAS}, "dpmpp_2m", {"variant": "heun"}, {}),
     ("DPMSolverMultistep", {"solver_type": "heun", **KARRAS}, "res_multistep", {}, {}),
+    ("DPMSolverMultistep", {"solver_order": 3, "solver_type": "heun", **KARRAS}, "dpmpp_3m", {"variant": "half"}, {}),
     ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", **KARRAS}, "dpmpp_2m_sde", {}, FLOAT32),
     ("DPMSolverMultistep", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", **KARRAS}, "dpmpp_2m_sde",
      {"variant": "heun"}, FLOAT32),
     ("DPMSolverSinglestep", {"solver_order": 2, **SINGLE}, "dpm_solver", {"method": "singlestep", "of": "x0"}, {}),
     ("DPMSolverSinglestep", {"solver_order": 3, **SINGLE}, "dpm_solver",
      {"method": "singlestep", "of": "x0", "order": 3}, {}),
+    ("LMSDiscrete", KARRAS, "lms", {"last": "extrapolated"}, {}),
+    ("PNDM", PLMS, "pndm", {"last": "extrapolated"}, {}),
     ("UniPCMultistep", {"solver_order": 1, **KARRAS}, "unipc", {"order": 1}, {}),
     ("UniPCMultistep", KARRAS, "unipc", {}, {}),
     ("UniPCMultistep", {"solver_order": 3, **KARRAS}, "unipc", {"order": 3, "end": "lowered"}, {}),
@@ -152,7 +156,6 @@ def test_the_same_states_and_result(their: str, config: Any, name: str, options:
     assert max(gap(make(their, **config), name, options=options, **how)) < 1e-5
 
 
-PLMS = {"skip_prk_steps": True, "set_alpha_to_one": True, "timestep_spacing": "trailing"}
 EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", **KARRAS}
 THREE_FOUR = {"predictor_order": 3, "corrector_order": 4}
 ALMOST = [

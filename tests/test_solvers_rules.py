@@ -370,6 +370,89 @@ def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
     assert (result - sample("sa_solver", grid, start, MIXTURE, noise=draws, tau=tau)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 12])
+def test_dpm_fast_in_the_formulas_of_k_diffusion(n: int) -> None:
+    """The whole plan for n − 1 evaluations, from the largest level to the least, and the network's x0 there."""
+    grid = karras(n, VE)
+    start = x = from_prior(VE, MIXTURE, 24)
+    ends, left = (math.log(grid[0].sigma), math.log(grid[-2].sigma)), n - 1
+    m = left // 3 + 1
+    orders = [3] * (m - 2) + [2, 1] if left % 3 == 0 else [3] * (m - 1) + [left % 3]
+
+    def slope(state: Tensor, s: float) -> Tensor:
+        return (state - exact_x0(state, math.exp(-s))) / math.exp(-s)
+
+    for i, order in enumerate(orders if left else []):
+        t, to = (-ends[0] + (ends[0] - ends[1]) * j / m for j in (i, i + 1))
+        h, eps = to - t, slope(x, t)
+        one = x - math.exp(-to) * math.expm1(h) * eps
+        if order == 2:
+            s = t + h / 2
+            change = slope(x - math.exp(-s) * math.expm1(h / 2) * eps, s) - eps
+            one = one - math.exp(-to) * math.expm1(h) * change
+        if order == 3:
+            s, u = t + h / 3, t + h * 2 / 3
+            change = slope(x - math.exp(-s) * math.expm1(h / 3) * eps, s) - eps
+            y = x - math.exp(-u) * (
+                math.expm1(h * 2 / 3) * eps + 2 * (math.expm1(h * 2 / 3) / (h * 2 / 3) - 1) * change
+            )
+            one = one - math.exp(-to) * 1.5 * (math.expm1(h) / h - 1) * (slope(y, u) - eps)
+        x = one
+    result, nfe = sample("dpm_fast", grid, start, MIXTURE)
+    assert nfe == n
+    assert (result - exact_x0(x, grid[-2].sigma)).abs().max() < 1e-9
+
+
+def test_dpmpp_2m_v2_in_the_formulas_of_stable_diffusion_cpp() -> None:
+    grid = karras(8, VE)
+    start = x = from_prior(VE, MIXTURE, 24)
+    old, last = None, 0.0
+    for p, q in grid.pairs():
+        d = exact_x0(x, p.sigma)
+        if q.sigma == 0:
+            x = d
+            break
+        h = math.log(p.sigma / q.sigma)
+        if old is None:
+            x = q.sigma / p.sigma * x - math.expm1(-h) * d
+        else:
+            r = max(last, h) / min(last, h)
+            mixed = (1 + 1 / (2 * r)) * d - 1 / (2 * r) * old
+            x = q.sigma / p.sigma * x - math.expm1(-(last + h) / 2) * mixed
+        old, last = d, h
+    assert (sample("dpmpp_2m_v2", grid, start, MIXTURE)[0] - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_half_of_the_second_difference_in_the_formulas_of_k_diffusion(eta: float) -> None:
+    """Its sample_dpmpp_3m_sde, in the frame x/α."""
+    grid = karras(9, VE)
+    start = x = from_prior(VE, MIXTURE, 24)
+    past: list[tuple[Tensor, float]] = []  # x0 and the length in λ of each step before, the latest first
+    for p, q in grid.pairs():
+        d = exact_x0(x, p.sigma)
+        if q.sigma == 0:
+            x = d
+            break
+        h = math.log(p.sigma / q.sigma)
+        g = h * (eta + 1)
+        x = math.exp(-g) * x - math.expm1(-g) * d
+        f = math.expm1(-g) / g + 1
+        if len(past) == 1:
+            x = x + f * (d - past[0][0]) * (h / past[0][1])
+        elif past:
+            (d1, h1), (d2, h2) = past
+            r0, r1 = h1 / h, h2 / h
+            near, far = (d - d1) / r0, (d1 - d2) / r1
+            x = x + f * (near + (near - far) * r0 / (r0 + r1)) - (f / g - 0.5) * (near - far) / (r0 + r1)
+        x = x + q.sigma * math.sqrt(-math.expm1(-2 * h * eta)) * draws(p, q)
+        past = [(d, h), *past][:2]
+    result = sample("dpmpp_3m_sde", grid, start, MIXTURE, noise=draws, eta=eta, variant="half")[0]
+    if eta == 0:
+        assert (sample("dpmpp_3m", grid, start, MIXTURE, variant="half")[0] - result).abs().max() < 1e-12
+    assert (result - x).abs().max() < 1e-9
+
+
 def test_er_sde_in_the_formulas_of_its_paper() -> None:
     """The first two stages in the frame x/α, the integral of 1/φ as a fine sum."""
 

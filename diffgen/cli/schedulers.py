@@ -21,6 +21,7 @@ from diffgen.models.find import find
 from schedulers import grids, prediction
 from schedulers.explicit import is_grid_file
 from schedulers.noise import level_symbol
+from schedulers.recommend import advice
 from schedulers.registry import LABELS, Label
 from schedulers.solver import Solver, evaluation_points
 
@@ -120,12 +121,12 @@ def _special(s: Solver) -> list[str]:
 def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> str | None:
     """Why a solver does not work with a model of this noise schedule and prediction; None if it does."""
     if solver.native_only:
-        return "its times depend on the values of x, so it only runs in the native loop"
+        return "it chooses its own times, so it only runs in the native loop"
     if solver.upwards:
         return "goes from a picture to noise"
     try:
         prediction.check(predicts, noise)
-        evaluation_points(solver.function, grids.build(solver.grid, noise, 4))
+        evaluation_points(solver.function, grids.build(solver.grid_for(noise), noise, 4))
     except ValueError as error:
         return str(error)
     return None
@@ -188,6 +189,7 @@ def _show_solver(
         "formula": solver.formula or None,
         "same_as": solver.same or None,
         "when": solver.when or None,
+        "recommended": advice(solver.name) or None,
         "grid": solver.grid,
         "a1111": solver.a1111,
         "choices": {key: values for key, values in choices.items() if values},
@@ -201,7 +203,7 @@ def _show_solver(
         ["formula", solver.formula],
         ["order", f"{solver.order}; {kind}"],
         ["cost", _cost(solver)],
-        ["grid", f"{solver.grid}, unless you choose another"],
+        ["grid", _default_grid(solver)],
         *(
             ["option", f"{key} = {default!r}{'; one of ' if choices[key] else ''}{', '.join(map(repr, choices[key]))}"]
             for key, default in solver.options.items()
@@ -209,13 +211,15 @@ def _show_solver(
         ["known as", ", ".join([*_labels(solver), *_special(solver)])],
         ["same as", solver.same],
         ["use", solver.when],
+        ["recommended", advice(solver.name)],
         ["source", solver.reference],
     ]
     if implied:
         rows.insert(1, [name, f"means here: {', '.join(implied)}"])
     if out is not None:
         names = [solver.name] if not (solver.stochastic or solver.native_only or solver.upwards) else []
-        _figures(out, names, label.grid or solver.grid, steps or 10, noise, overwrite)
+        grid = label.grid or solver.grid_for(schedulers.NoiseSchedule.named(noise))
+        _figures(out, names, grid, steps or 10, noise, overwrite)
         rows.append(["drawn", out])
         result["path"] = out
     say.result(result, _wrapped([row for row in rows if row[1]]))
@@ -260,6 +264,12 @@ def _figures(
 def _nearest(scheduler: schedulers.UnknownName, grid: schedulers.UnknownName) -> str:
     """The message with a suggestion, of what a name could mean: a scheduler or a grid."""
     return str(grid if "did you mean" in str(grid) and "did you mean" not in str(scheduler) else scheduler)
+
+
+def _default_grid(solver: Solver) -> str:
+    on_flows = solver.grid_for(schedulers.NoiseSchedule.flow())
+    rule = f"{solver.grid}; {on_flows} on a schedule that begins at pure noise, such as a flow"
+    return f"{solver.grid if on_flows == solver.grid else rule}; --grid chooses another"
 
 
 def _choices(solver: Solver, option: str) -> list[Any]:

@@ -141,7 +141,7 @@ def prepare(
     """Check every option and load the model; see `compare`."""
     device, dtype = device_name(device), dtype_name(dtype)
     labels = plan.SETS.get(schedulers, schedulers) if isinstance(schedulers, str) else schedulers
-    entries = plan.parse_entries(_names(labels), _names(grids))
+    plan.parse_entries(_names(labels), _names(grids))  # before the model is loaded
     budgets, numbers = plan.parse_budgets(_text(nfe)), plan.parse_seeds(_text(seeds))
     scales = plan.parse_guidance(_text(guidance)) if _text(guidance) else ()
     check_int("--samples", samples, 2, 100_000)
@@ -155,7 +155,8 @@ def prepare(
 
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     subject, texts_used, scales = subject_of(name, texts, scales, device, dtype)
-    spec = ReferenceSpec.parse(reference, exact=subject.is_mixture)
+    entries = plan.parse_entries(_names(labels), _names(grids), subject.noise)
+    spec = ReferenceSpec.parse(reference, subject.is_mixture, subject.noise)
     comparison = Comparison(subject, plan.Axes(entries, budgets, numbers, texts_used, scales), spec, folder)
     if data is None:
         return Prepared(comparison, None)

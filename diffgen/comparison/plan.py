@@ -118,8 +118,12 @@ def is_stochastic(label: str) -> bool:
     return solver.stochastic and bool(eta)
 
 
-def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tuple[Entry, ...]:
+def parse_entries(
+    labels: Sequence[str], grid_names: Sequence[str] = (), noise: schedulers.NoiseSchedule | None = None
+) -> tuple[Entry, ...]:
     """Every scheduler on every grid; without grids each on its own (the one in its name, else its default).
+
+    The default grid depends on the model's noise schedule, if that is known.
 
     Raises UsageError for an unknown name, InputError for a broken grid file.
     """
@@ -134,7 +138,8 @@ def parse_entries(labels: Sequence[str], grid_names: Sequence[str] = ()) -> tupl
             raise UsageError(f"{name} chooses its own number of evaluations: it cannot be compared at a budget")
         if solver.upwards:
             raise UsageError(f"{name} goes from a picture to noise: it cannot be compared")
-        for grid in grid_names or [own or solver.grid]:
+        default = solver.grid if noise is None else solver.grid_for(noise)
+        for grid in grid_names or [own or default]:
             grid = check_grid(grid)
             entries.setdefault(
                 (name + repr(sorted(options.items())), grid), Entry(label if options else name, name, grid)

@@ -34,6 +34,7 @@ from diffgen.images.publish import publish
 from diffgen.images.read import read_image
 from diffgen.models.gate import read_header, read_json
 from diffgen.version import __version__
+from schedulers import NoiseSchedule
 
 from .plan import MAX_BUDGET, Axes, Cell, Entry, parse_entries
 from .subjects import Counter, Subject
@@ -65,19 +66,19 @@ class ReferenceSpec:
     nfe: int = 0
 
     @classmethod
-    def parse(cls, text: str, exact: bool) -> ReferenceSpec | None:
-        """Read "auto", "none", or SCHEDULER:NFE such as dpmpp_2m:200. Raises UsageError."""
+    def parse(cls, text: str, exact: bool, noise: NoiseSchedule | None = None) -> ReferenceSpec | None:
+        """Read "auto", "none", or SCHEDULER:NFE such as dpmpp_2m:200, on its default grid. Raises UsageError."""
         if text == "none":
             return None
         if text == "auto":
-            return cls(None) if exact else cls(*AUTOMATIC)
+            return cls(None) if exact else cls(parse_entries([AUTOMATIC], noise=noise)[0], 128)
         label, _, number = text.rpartition(":")
         if not label or not re.fullmatch("[0-9]{1,9}", number) or not 4 <= int(number) <= MAX_BUDGET:
             raise UsageError(
                 f"--reference must be auto, none or SCHEDULER:NFE with an NFE from 4 to {MAX_BUDGET} (got {text!r})",
                 "for example --reference dpmpp_2m:200",
             )
-        entry = parse_entries([label])[0]
+        entry = parse_entries([label], noise=noise)[0]
         if entry.stochastic:
             raise UsageError(f"--reference {text}: {entry.scheduler} draws noise, so it has no fixed solution")
         return cls(entry, int(number))
@@ -90,7 +91,7 @@ class ReferenceSpec:
         return f"{self.entry.label} on {self.entry.grid_name}, {self.nfe} evaluations"
 
 
-AUTOMATIC = (Entry("dpmpp_3m", "dpmpp_3m", "karras"), 128)
+AUTOMATIC = "dpmpp_3m"
 
 
 class Folder:

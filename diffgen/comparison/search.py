@@ -31,7 +31,7 @@ from schedulers.grid import Grid
 from schedulers.noise import CLEAN, NoiseSchedule, Point
 from schedulers.scheduler import NonFinite
 
-from .plan import HELD_OUT, SEEDS_BELOW, Entry, is_stochastic
+from .plan import HELD_OUT, SEEDS_BELOW, Entry, is_stochastic, parse_entries
 from .results import to_json
 from .run import AUTOMATIC, versions
 from .subjects import Network, Subject
@@ -353,8 +353,7 @@ class SolverOnModel:
         exact = self.subject.exact(starts.x)
         if exact is not None:
             return exact
-        entry = AUTOMATIC[0]
-        scheduler = entry.build(self.subject)
+        scheduler = parse_entries([AUTOMATIC], noise=self.subject.noise)[0].build(self.subject)
         return self.sampled(scheduler, scheduler.grid(scheduler.steps_for(nfe)), starts)
 
     def built_in(self, nfe: int, starts: Starts) -> dict[str, float]:

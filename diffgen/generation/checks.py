@@ -135,10 +135,13 @@ def which_seeds(count: int, seed: int | None, seeds: str | Sequence[int] | None)
     return {"count": count, "seed": seed, "seeds": listed}
 
 
-def check_sampling(values: dict[str, Any], native: bool = False) -> dict[str, Any]:
+def check_sampling(
+    values: dict[str, Any], native: bool = False, noise: schedulers.NoiseSchedule | None = None
+) -> dict[str, Any]:
     """steps, guidance, scheduler and grid, checked, names in their canonical form. Raises UsageError, InputError.
 
-    `native`: the model runs without a pipeline, so that any solver works.
+    `native`: the model runs without a pipeline, so that any solver works. `noise` is the model's noise schedule, which
+    the default grid depends on.
     """
     check_int("--steps", values["steps"], 1, 1000)
     guidance = values["guidance"]
@@ -149,7 +152,8 @@ def check_sampling(values: dict[str, Any], native: bool = False) -> dict[str, An
     except schedulers.UnknownName as error:
         raise UsageError(str(error), "list: diffgen schedulers list") from error
     solver = schedulers.info(name)
-    grid = check_grid(str(values["grid"] or named_grid or solver.grid))
+    default = solver.grid if noise is None else solver.grid_for(noise)
+    grid = check_grid(str(values["grid"] or named_grid or default))
     if solver.upwards:
         raise UsageError(f"--scheduler {name} goes from pictures to noise", "list: diffgen schedulers list")
     if solver.native_only and not native:

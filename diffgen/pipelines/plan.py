@@ -345,16 +345,17 @@ def _sampling(
         raise InputError(f"{model.folder / 'card.json'}: there is no grid {own['grid']!r} in the model's folder")
     if "scheduler" in chosen or named is not None:
         own["grid"] = None  # the model's grid is for its own scheduler
+    noise = noise_and_prediction(checked)[0]
     try:
         if plain and not users:
             tuned = grid_files.tuned_defaults({"grid": str(named)}) if named else {}
             tuned = {k: v for k, v in tuned.items() if k not in model.defaults and (k != "guidance" or k not in card)}
             grids = [*([named] if named else []), *checked.grids]
             for values in (own | tuned, own):
-                sampling = check_sampling(values | dict(chosen))
+                sampling = check_sampling(values | dict(chosen), noise=noise)
                 if (grid := grid_files.shipped_grid(grids, sampling)) is not None:
                     return sampling | {"grid": grid}
-        return check_sampling(own | grid_files.tuned_defaults(chosen) | dict(chosen))
+        return check_sampling(own | grid_files.tuned_defaults(chosen) | dict(chosen), noise=noise)
     except UsageError as error:
         raise InputError(f"{model.folder}: {error.message}, by the model's card or configuration") from error
 

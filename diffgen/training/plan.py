@@ -90,7 +90,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpac
         check_sampling(own, native=True)
     except UsageError as error:
         raise InputError(f"{run.folder / 'run.json'}: {error.message}") from error
-    sampling = check_sampling(own | chosen, native=True)
+    sampling = check_sampling(own | chosen, native=True, noise=noise_and_prediction(model)[0])
     if sampling["guidance"] != 1 and not guides:
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
         raise UsageError(f"--guidance {sampling['guidance']:g}: {run.name} was trained {why}", "leave it out")

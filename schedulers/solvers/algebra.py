@@ -134,6 +134,14 @@ def linear(k: float, h: Any, u: Any) -> tuple[Any]:
 
 
 @cached
+def damped(k: float, h: Any, u: Any, v: Any) -> tuple[Any, ...]:
+    """As `exponential` for two further nodes, with half of the second difference: the mean of parabola and tangent."""
+    slope = moments(lambda s: k * ops(s).exp(k * (s - h)), lambda s: s, 0.0, h, (1.0,))[0]  # ∫k·e^(−k(h−s))·s ds
+    tangent = (slope * -v / (u * (u - v)), slope * -u / (v * (v - u)))  # of the parabola, at the node 0
+    return tuple((whole + linear) / 2 for whole, linear in zip(exponential(k, h, u, v), tangent, strict=True))
+
+
+@cached
 def adams(rho: Any, to: Any, *rhos: Any) -> tuple[Any, ...]:
     """∫ L_j(ρ) dρ over ρ … to, for the nodes ρ, *rhos, except the first: Adams–Bashforth for variable steps."""
     return moments(lambda u: 1.0, lambda u: u, 0.0, to - rho, [r - rho for r in rhos])

@@ -19,7 +19,7 @@ from .multistep import along_lambda, multistep
     reference="DEIS, Zhang and Chen 2022 (2204.13902), ρAB in ln ρ",
     formula="x' = (α'/α)·x + α'·∫ε dρ, ε a polynomial in λ through the latest `order` values",
     same='order 1: euler; 2: dpm_solver\'s "heun" form; 3: multistep DPM-Solver-3',
-    when="What schedulers.recommend takes: with Stable Diffusion's noise from 7 evaluations on, with others later.",
+    when="Little error from 8 evaluations on, with order 4 from about 16 on.",
 )
 def deis(
     x: Any, grid: Grid, noise: Any, *, order: Literal[1, 2, 3, 4] = 3, variable: Literal["lambda", "t"] = "lambda"

@@ -65,7 +65,7 @@ def predictor_corrector(
     reference="UniPC, Zhao et al. 2023 (2302.04867), algorithms 1 and 2, of x0",
     formula="predictor: x0 a polynomial in λ through the latest `order` values; corrector: with the new one too",
     same="order 1 without its corrector: euler; its order 2 predictor (bh2): dpmpp_2m",
-    when="What schedulers.recommend takes for up to 4 evaluations. Order 3: accurate solutions in 30 or more.",
+    when="Order 3: accurate solutions in 30 evaluations or more.",
 )
 def unipc(
     x: Any,
