@@ -280,6 +280,11 @@ def placed(description: Description, rng: np.random.Generator, jitter: float = 1
     return Scene(description, tuple(boxes), int(rng.integers(2**32)))
 
 
+def alone(concept: str, style: str, seed: int, index: int, jitter: float = 1.0) -> Scene:
+    """A scene of one thing as it is, which need not be one of those that compose."""
+    return placed(Description((Part(concept),), style), np.random.default_rng((seed, index)), jitter)
+
+
 def held_out_scenes(
     kind: str, count: int, seed: int = 0, names: Sequence[str] | None = None, jitter: float = 1.0
 ) -> list[Scene]:

@@ -22,13 +22,16 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: a second busy process would slow it down many times
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import captions as names_of
+import captions as captions_of_concepts
+import numpy as np
 import torch
+from data import HELD_OUT
 from diffusers import UNet2DConditionModel
 from scenes import (
     CHINESE_COLOURS,
@@ -41,6 +44,7 @@ from scenes import (
     WHERE,
     Painter,
     Scene,
+    alone,
     article,
     captions,
     draw,
@@ -52,6 +56,7 @@ from tokenizer import build_tokenizer
 import diffgen
 from diffgen.models.find import find
 from diffgen.training import config as configuration
+from diffgen.training.data.dataset import Captions
 from diffgen.training.data.procedural import ProceduralData
 
 HERE = Path(__file__).resolve().parent
@@ -73,22 +78,57 @@ def texts() -> list[str]:
 
 
 def scenes_data(
-    work: Path, names: Sequence[str] | None, jitter: float, first: int, places: bool = True
+    work: Path,
+    names: Sequence[str] | None,
+    jitter: float,
+    first: int = 0,
+    places: bool = True,
+    singles: float = 0.0,
 ) -> ProceduralData:
-    """Scenes with their captions; those before number `first` are of the easy mixture."""
+    """Scenes with their captions.
+
+    names    the things; all unless given
+    first    the number of scenes, at the beginning, that are of the easy mixture
+    singles  part of the pictures that show any concept alone, with all its names and keywords (work/singles.npz)
+    """
     painter = Painter(work / "sprites.npz")
     mixtures = [{kind: share for kind, share in m.items() if places or kind != "place"} for m in (EASY, MIXTURE)]
+    alone_painter, pairs = Painter({}), [("", "")]
+    if singles:
+        alone_painter, table = Painter(work / "singles.npz"), captions_of_concepts.names(work)
+        held_out = {f"{style}/{concept}" for concept, style in held_out_singles()}
+        keys = sorted(alone_painter.sprites.keys() - held_out)
+        pairs = [(concept, style) for style, _, concept in (key.partition("/") for key in keys)]
+
+    def single(i: int) -> tuple[str, str] | None:
+        """(concept, style) of picture i, if it shows a concept alone."""
+        rng = np.random.default_rng((SEED, i, 1))
+        return pairs[rng.integers(len(pairs))] if rng.random() < singles else None
 
     def scene(i: int) -> Scene:
         return draw(SEED, i, mixture=mixtures[i >= first], names=names, jitter=jitter)
 
+    def picture(i: int) -> np.ndarray:
+        if pair := single(i):
+            return alone_painter.array(alone(*pair, SEED, i, jitter))
+        return painter.array(scene(i))
+
+    def describe(i: int) -> Captions:
+        if pair := single(i):
+            return tuple(captions_of_concepts.mixture(pair[0], table[pair[0]], pair[1]).items())
+        return tuple(captions(scene(i).description).items())
+
     name = f"emoji scenes: {len(names or things())} things, jitter {jitter:g}, {first} easy, places {places}"
-    return ProceduralData(
-        lambda i: painter.array(scene(i)),
-        COUNT,
-        name=name,
-        describe=lambda i: tuple(captions(scene(i).description).items()),
-    )
+    if singles:
+        name += f", {singles:g} of {len(pairs)} singles"
+    return ProceduralData(picture, COUNT, name=name, describe=describe)
+
+
+def held_out_singles() -> list[tuple[str, str]]:
+    """The (concept, style) pairs of held_out.json, without those of the things that compose: scenes show them."""
+    composed = {thing.concept for thing in things().values()}
+    pairs = json.loads(HELD_OUT.read_text("utf-8"))
+    return [(concept, style) for concept, style in pairs if concept not in composed]
 
 
 def first_model(folder: Path, network: dict[str, Any], side: int, out: Path) -> Path:
@@ -124,6 +164,7 @@ if __name__ == "__main__":
     parser.add_argument("--jitter", type=float, default=1.0)
     parser.add_argument("--curriculum", action="store_true")
     parser.add_argument("--no-places", action="store_true")
+    parser.add_argument("--singles", type=float, default=0.0, help="part of the pictures that show any concept alone")
     parser.add_argument("--noise", help="the noise schedule [as configured]")
     parser.add_argument("--init", type=Path, help="a model's folder to begin with [the bundled model]")
     parser.add_argument("--from-scratch", action="store_true")
@@ -139,11 +180,13 @@ if __name__ == "__main__":
     tables["autoencoder"] = str(a.autoencoder or a.work / "scenes-vae")
     tokenizer = a.work / "scenes-tokenizer"
     if not tokenizer.exists() and os.environ.get("RANK", "0") == "0":
-        build_tokenizer([*texts(), *names_of.every(names_of.names(a.work))], tokenizer, LENGTH)
+        build_tokenizer([*texts(), *captions_of_concepts.every(captions_of_concepts.names(a.work))], tokenizer, LENGTH)
     tables["text"]["tokenizer"] = str(tokenizer)
     train, repeats = tables["train"], tables["data"]["repeats"]
     first = int(FIRST * train["steps"] * train["batch_size"] / repeats) if a.curriculum else 0
-    data = scenes_data(a.work, list(things())[: a.things] if a.things else None, a.jitter, first, not a.no_places)
+    data = scenes_data(
+        a.work, list(things())[: a.things] if a.things else None, a.jitter, first, not a.no_places, a.singles
+    )
     init = None
     if not a.from_scratch and not (a.out / "run.json").exists():
         folder = a.init or find("emoji").folder

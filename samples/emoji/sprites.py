@@ -1,6 +1,6 @@
 """Cut the things out of the emoji pictures, and paint them in other colours.
 
-    python samples/emoji/sprites.py work/         # -> work/sprites.npz; needs what data.py needs
+    python samples/emoji/sprites.py work/         # -> work/sprites.npz, work/singles.npz; needs what data.py needs
 
 `things.csv` lists the things that compose: the concept, its Chinese name and measure word, and, where they differ from
 the concept, the English name and its plural. Every thing is there in the three styles of `data.py`.
@@ -261,15 +261,36 @@ def build(work: Path) -> None:
     missing = [f"{style}/{name}" for style in STYLES for name in things if f"{style}/{name}" not in cut_out]
     if missing:
         raise SystemExit(f"no picture of {', '.join(missing)}")
-    temporary = work / "sprites.tmp.npz"
-    np.savez_compressed(temporary, **cut_out)
-    temporary.rename(work / "sprites.npz")
+    save(work / "sprites.npz", cut_out)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in colours.items())
     (HERE / "colours.json").write_text(f"{{\n{lines}\n}}\n", "utf-8")
     print(f"{len(things)} things in {len(STYLES)} styles -> {work / 'sprites.npz'}")
 
 
+def build_singles(work: Path) -> None:
+    """Write work/singles.npz: the pictures of work/data.npz, cut out, {"style/concept": RGBA}."""
+    npm = fetch(work)
+    with np.load(work / "data.npz") as file:
+        keys = [f"{style}/{name}" for name, style in zip(file["names"].tolist(), file["styles"].tolist(), strict=True)]
+    cut_out: dict[str, np.ndarray] = {}
+    for style in STYLES:
+        names = {key.removeprefix(f"{style}/") for key in keys if key.startswith(f"{style}/")}
+        cut_out |= {f"{style}/{name}": cut(picture) for name, picture in pictures(npm, style, names)}
+    if missing := sorted(set(keys) - set(cut_out)):
+        raise SystemExit(f"no picture of {', '.join(missing[:10])}")
+    save(work / "singles.npz", cut_out)
+    print(f"{len(cut_out)} pictures -> {work / 'singles.npz'}")
+
+
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez_compressed(temporary, **arrays)
+    temporary.rename(path)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    build(parser.parse_args().work)
+    folder = parser.parse_args().work
+    build(folder)
+    build_singles(folder)
