@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from scripts import scripts_of
 
+import diffgen
+from diffgen.models.find import find
+
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"
+KINDS = ("single", "colour", "count", "pair", "size", "place")
 SHAPES = {  # how to draw each thing in a square of 48 pixels, and its colour
     "cat": (lambda d, c: d.polygon([(2, 2), (14, 14), (34, 14), (46, 2), (46, 46), (2, 46)], c), "#f2a33a"),
     "apple": (lambda d, c: d.ellipse((2, 6, 45, 46), c), "#dc2430"),
@@ -345,3 +351,123 @@ def test_easy_scenes_come_first(recipe, painter, tmp_path: Path):
     assert easy["single"] + easy["colour"] > 120 > later["single"] + later["colour"]
     assert not easy["place"] + later["place"]
     assert sum(weight for _, weight in data.captions[7]) == pytest.approx(1)
+
+
+def test_singles_are_mixed_in(recipe, painter, tmp_path: Path):
+    latents, scenes = recipe("scenes_latents"), recipe("scenes")
+    np.savez(tmp_path / "sprites.npz", **painter.sprites)
+    write_names(tmp_path, painter)
+    held_out = latents.held_out_singles()
+    assert 0 < len(held_out) < len(json.loads(latents.HELD_OUT.read_text("utf-8")))
+    assert not {concept for concept, _ in held_out} & {thing.concept for thing in scenes.things().values()}
+    data = latents.scenes_data(tmp_path, list(SHAPES), jitter=1, singles=0.5)
+    captions = [dict(data.captions[i]) for i in range(300)]
+    alone = [i for i in range(300) if any("gizmo" in text for text in captions[i])]
+    assert len(alone) == pytest.approx(150, abs=40)
+    assert all(sum(texts.values()) == pytest.approx(1) for texts in captions)
+    styles = {style for i in alone for style in scenes.STYLES if f"a gizmo, {style} style" in captions[i]}
+    assert styles == set(scenes.STYLES)
+    i = alone[0]
+    (style,) = [style for style in scenes.STYLES if f"a gizmo, {style} style" in captions[i]]
+    gizmo = scenes.Painter({f"{style}/gizmo": painter.sprites[f"{style}/key"]})
+    expected = gizmo.array(scenes.alone("gizmo", style, latents.SEED, i))
+    assert np.array_equal(data.pictures(torch.tensor([i]))[0].numpy(), expected)
+
+
+def write_names(work: Path, painter) -> None:
+    """A concept that does not compose: the key under another name."""
+    keys = {name: array for name, array in painter.sprites.items() if name.endswith("/key")}
+    np.savez(work / "singles.npz", **{name.replace("/key", "/gizmo"): array for name, array in keys.items()})
+    table = {"gizmo": {"aliases": [], "keywords": ["widget"], "zh": ["小玩意"], "zh_keywords": []}}
+    (work / "names.json").write_text(json.dumps(table))
+
+
+VAE = """
+job = "autoencoder"
+[network]
+latent_channels = 16
+block_out_channels = [24, 48, 128, 128]
+layers_per_block = 1
+norm_num_groups = 8
+mid_block_add_attention = false
+[train]
+steps = 1
+batch_size = 2
+[sample]
+count = 2
+"""
+LATENTS = """
+job = "latents"
+[data]
+window = 4
+[text]
+length = 32
+[network]
+block_out_channels = [96, 192]
+down_block_types = ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
+up_block_types = ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+layers_per_block = 1
+attention_head_dim = 4
+norm_num_groups = 16
+[diffusion]
+prediction = "v_prediction"
+zero_terminal_snr = true
+[train]
+steps = 1
+batch_size = 4
+[sample]
+count = 2
+steps = 1
+"""
+
+
+def test_the_whole_recipe_of_scenes(recipe, painter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From cut-out things to the judged model with its card; a second run changes nothing."""
+    make, card, latents = recipe("make_scenes"), recipe("card"), recipe("scenes_latents")
+    work = tmp_path / "work"
+    for package in ("fluentui-emoji", "emojibase-data"):
+        (work / "npm" / "node_modules" / package).mkdir(parents=True)
+        (work / "npm" / "node_modules" / package / "LICENSE").write_text("a licence")
+    monkeypatch.setattr(card, "NOTO_LICENCE", work / "npm" / "node_modules" / "emojibase-data" / "LICENSE")
+    monkeypatch.setitem(make.DEFAULTS, "steps", 1)
+    for module in (latents, recipe("scenes_vae")):
+        monkeypatch.setattr(module, "COUNT", 300)
+        monkeypatch.setattr(module, "LAST", 4)
+    np.savez(work / "data.npz", names=np.array([]))
+    np.savez(work / "sprites.npz", **painter.sprites)
+    write_names(work, painter)
+    (work / "vae.toml").write_text(VAE)
+    (work / "latents.toml").write_text(LATENTS)
+    make.main(work, work / "vae.toml", work / "latents.toml", names=list(SHAPES), count=1)
+
+    model = work / "scenes-model"
+    facts = json.loads((model / "card.json").read_text())
+    assert (facts["resolution"], facts["concepts"]) == (128, ["gizmo"])
+    assert set(facts["compositions"]["things"]) == {recipe("scenes").things()[name].concept for name in SHAPES}
+    assert set(facts["figures"]) == {"seen single", *(f"{a} {b}" for a in ("seen", "held-out") for b in KINDS[1:])}
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
+    assert set(facts["sha256"]) == files - {"card.json", "README.md"}
+    generator = diffgen.load(model)
+    (picture,) = generator.generate("a red cat left of a blue house, flat style", seed=0, steps=1)
+    assert picture.size == (128, 128)
+    before = {path: path.read_bytes() for path in work.rglob("*") if path.is_file() and "tensorboard" not in path.parts}
+    make.main(work, work / "vae.toml", work / "latents.toml", names=list(SHAPES), count=1)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_first_model_has_the_layers_that_fit(recipe, tmp_path: Path):
+    """All of the bundled model's; without the attention at its finest level, the rest."""
+    from diffusers import UNet2DConditionModel
+
+    folder = find("emoji").folder
+    theirs = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").state_dict()
+    whole = tomllib.loads(LATENTS)["network"]
+    less = whole | {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"]}
+    less |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}
+    for network in (whole, less):
+        out = recipe("scenes_latents").first_model(folder, network, 16, tmp_path / "out")
+        unet = UNet2DConditionModel.from_pretrained(out, subfolder="unet")
+        ours = unet.state_dict()
+        assert set(ours) < set(theirs) if network is less else set(ours) == set(theirs)
+        assert all((tensor == theirs[name]).all() for name, tensor in ours.items())
+        assert unet.config.sample_size == 16

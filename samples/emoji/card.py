@@ -212,12 +212,8 @@ def current_figures(work: Path) -> dict | None:
     return figures if figures["of"] == what_is_measured(folder, card) else None
 
 
-def main(work: Path, machine: str, watts: float | None = None, before: Before = Before()) -> None:
-    """Write the card. `watts`: the machine's power while training, estimated if None."""
-    folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
-    newest = latents.latest()
-    if newest is None:
-        raise SystemExit(f"{latents.folder} has no checkpoint")
+def copy_licences(work: Path, folder: Path) -> None:
+    """Copy the licences of the pictures and names into a model's folder."""
     packages = work / "npm" / "node_modules"
     shutil.copyfile(NOTO_LICENCE, folder / "LICENSE-noto")
     (folder / "LICENSE-fluent").write_text(
@@ -227,6 +223,25 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         if file.name.startswith("LICENSE"):
             shutil.copyfile(str(file.locate()), folder / "LICENSE-emoji")
     shutil.copyfile(packages / "emojibase-data" / "LICENSE", folder / "LICENSE-emojibase")
+
+
+def write_card(folder: Path, card: dict) -> None:
+    """Write card.json, with the hashes of the other files."""
+    card["sha256"] = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name not in ("card.json", "README.md")
+    }
+    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def main(work: Path, machine: str, watts: float | None = None, before: Before = Before()) -> None:
+    """Write the card. `watts`: the machine's power while training, estimated if None."""
+    folder, vae, latents = work / "emoji", read_run(work / "vae"), read_run(work / "latents")
+    newest = latents.latest()
+    if newest is None:
+        raise SystemExit(f"{latents.folder} has no checkpoint")
+    copy_licences(work, folder)
     card = json.loads((folder / "card.json").read_text("utf-8"))
     figures = current_figures(work)
     if figures is None:
@@ -290,12 +305,7 @@ def main(work: Path, machine: str, watts: float | None = None, before: Before = 
         memory=MEMORY.format(**figures["memorisation"]) if "memorisation" in figures else "",
     )
     (folder / "README.md").write_text(text, "utf-8")
-    card["sha256"] = {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.name not in ("card.json", "README.md")
-    }
-    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_card(folder, card)
     print(f"wrote {folder / 'card.json'} and {folder / 'README.md'}")
 
 

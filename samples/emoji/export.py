@@ -22,6 +22,7 @@ from diffgen.pipelines.training.export import save_latent_run
 from diffgen.training.run import read_run
 
 DEFAULTS = {"steps": 25, "guidance": 3.0, "scheduler": "dpmpp_2m", "grid": "karras"}
+LICENCE = "Apache-2.0 (weights); pictures: OFL-1.1 (Noto), MIT (Fluent); keywords: MIT (emojibase)"
 TABLE = "token_embedding.weight"
 
 
@@ -48,7 +49,7 @@ def card(work: Path) -> dict:
     words = {word for caption in every(table) for word in pieces(caption) if any(map(str.isalnum, word))}
     return {
         "schema": "diffgen.card/1",
-        "licence": "Apache-2.0 (weights); pictures: OFL-1.1 (Noto), MIT (Fluent); keywords: MIT (emojibase)",
+        "licence": LICENCE,
         "resolution": read_run(work / "latents").data["size"][0],
         "styles": list(STYLES),
         "held_out": json.loads(HELD_OUT.read_text("utf-8")),
@@ -61,16 +62,22 @@ def card(work: Path) -> dict:
 
 def main(work: Path, which: str = "ema") -> None:
     """Export work/latents to work/emoji, and replace an older one."""
-    run, folder, new = read_run(work / "latents"), work / "emoji", work / "emoji.tmp"
+    captions = every(names(work))
+    write(work / "latents", work / "tokenizer", work / "emoji", card(work), captions, which)
+
+
+def write(run_folder: Path, tokens: Path, folder: Path, about: dict, captions: list[str], which: str = "ema") -> None:
+    """Export a run with its card to `folder`, and replace an older one. `captions` are all that it was trained on."""
+    run, new = read_run(run_folder), folder.with_suffix(".tmp")
     newest = run.latest()
     if newest is None:
         raise SystemExit(f"{run.folder} has no checkpoint")
     shutil.rmtree(new, ignore_errors=True)
-    save_latent_run(run, new, card(work), which=which)
-    path, tokenizer = new / "text_encoder" / "model.safetensors", CLIPTokenizer.from_pretrained(work / "tokenizer")
+    save_latent_run(run, new, about, which=which)
+    path, tokenizer = new / "text_encoder" / "model.safetensors", CLIPTokenizer.from_pretrained(tokens)
     tensors = load_file(path)
     for name in [name for name in tensors if name.endswith(TABLE)]:
-        tensors[name] = settle(tensors[name], tokenizer, every(names(work)))
+        tensors[name] = settle(tensors[name], tokenizer, captions)
     mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(mode)

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from data import HELD_OUT
 from diffusers import UNet2DConditionModel
+from places import SIDE
 from scenes import (
     CHINESE_COLOURS,
     CHINESE_STYLES,
@@ -60,7 +61,7 @@ from diffgen.training.data.dataset import Captions
 from diffgen.training.data.procedural import ProceduralData
 
 HERE = Path(__file__).resolve().parent
-SEED, COUNT = 4, 4_000_000  # of the scenes: the last 256 are held out
+SEED, COUNT, LAST = 4, 4_000_000, 256  # of the scenes: the last ones are not trained on
 FIRST = 0.4
 EASY = {"single": 0.35, "colour": 0.35, "count": 0.08, "pair": 0.1, "size": 0.06, "place": 0.06}
 LENGTH = 32  # tokens of a prompt, including start and end
@@ -121,7 +122,7 @@ def scenes_data(
     name = f"emoji scenes: {len(names or things())} things, jitter {jitter:g}, {first} easy, places {places}"
     if singles:
         name += f", {singles:g} of {len(pairs)} singles"
-    return ProceduralData(picture, COUNT, name=name, describe=describe)
+    return ProceduralData(picture, COUNT, name=name, held_out=LAST, describe=describe)
 
 
 def held_out_singles() -> list[tuple[str, str]]:
@@ -129,6 +130,43 @@ def held_out_singles() -> list[tuple[str, str]]:
     composed = {thing.concept for thing in things().values()}
     pairs = json.loads(HELD_OUT.read_text("utf-8"))
     return [(concept, style) for concept, style in pairs if concept not in composed]
+
+
+def train(
+    work: Path,
+    run: Path,
+    tables: dict[str, Any],
+    init: Path | None,
+    *,
+    names: Sequence[str] | None = None,
+    jitter: float = 1.0,
+    curriculum: bool = False,
+    places: bool = True,
+    singles: float = 0.0,
+    device: str = "auto",
+) -> Any:
+    """Train, or continue a run. `init` is a model's folder to begin with; `scenes_data` describes the data."""
+    tokenizer = work / "scenes-tokenizer"
+    if not tokenizer.exists() and os.environ.get("RANK", "0") == "0":
+        build_tokenizer(every_caption(work), tokenizer, LENGTH)
+    tables["text"]["tokenizer"] = str(tokenizer)
+    steps, batch = tables["train"]["steps"], tables["train"]["batch_size"]
+    first = int(FIRST * steps * batch / tables["data"]["repeats"]) if curriculum else 0
+    data = scenes_data(work, names, jitter, first, places, singles)
+    if init is not None:
+        init = (
+            None
+            if (run / "run.json").exists()
+            else first_model(init, tables["network"], SIDE // 8, work / f"{run.name}-init")
+        )
+    return diffgen.train(
+        data, run, config=tables, resume=True, init=init, device=device, listener=Screen(), stopping=until_signal()
+    )
+
+
+def every_caption(work: Path) -> list[str]:
+    """The captions of all concepts, and pieces of those of scenes: all words and characters."""
+    return [*texts(), *captions_of_concepts.every(captions_of_concepts.names(work))]
 
 
 def first_model(folder: Path, network: dict[str, Any], side: int, out: Path) -> Path:
@@ -178,19 +216,8 @@ if __name__ == "__main__":
     if a.noise:
         tables["diffusion"]["noise"] = a.noise
     tables["autoencoder"] = str(a.autoencoder or a.work / "scenes-vae")
-    tokenizer = a.work / "scenes-tokenizer"
-    if not tokenizer.exists() and os.environ.get("RANK", "0") == "0":
-        build_tokenizer([*texts(), *captions_of_concepts.every(captions_of_concepts.names(a.work))], tokenizer, LENGTH)
-    tables["text"]["tokenizer"] = str(tokenizer)
-    train, repeats = tables["train"], tables["data"]["repeats"]
-    first = int(FIRST * train["steps"] * train["batch_size"] / repeats) if a.curriculum else 0
-    data = scenes_data(
-        a.work, list(things())[: a.things] if a.things else None, a.jitter, first, not a.no_places, a.singles
-    )
-    init = None
-    if not a.from_scratch and not (a.out / "run.json").exists():
-        folder = a.init or find("emoji").folder
-        init = first_model(folder, tables["network"], data.size[0] // 8, a.work / f"{a.out.name}-init")
-    print(diffgen.train(
-        data, a.out, config=tables, resume=True, init=init, device=a.device, listener=Screen(), stopping=until_signal()
+    print(train(
+        a.work, a.out, tables, None if a.from_scratch else a.init or find("emoji").folder,
+        names=list(things())[: a.things] if a.things else None, jitter=a.jitter, curriculum=a.curriculum,
+        places=not a.no_places, singles=a.singles, device=a.device,
     ))  # fmt: skip

@@ -20,7 +20,7 @@ import json
 import re
 import signal
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,19 @@ from diffgen.training.data.procedural import ProceduralData
 from diffgen.training.listener import Listener
 
 HERE = Path(__file__).resolve().parent
-SEED, COUNT = 1, 1_000_000  # of the scenes: the last 256 are held out
+SEED, COUNT, LAST = 1, 1_000_000, 256  # of the scenes: the last ones are not trained on
 MIXTURE = {"single": 0.08, "colour": 0.16, "count": 0.15, "pair": 0.15, "size": 0.06, "place": 0.4}
 
 
-def scenes_data(work: Path) -> ProceduralData:
-    """A million scenes without held-out combinations."""
+def scenes_data(work: Path, names: Sequence[str] | None = None) -> ProceduralData:
+    """A million scenes of these things, or of all, without held-out combinations."""
     painter = Painter(work / "sprites.npz")
-    return ProceduralData(lambda i: painter.array(draw(SEED, i, mixture=MIXTURE)), COUNT, name="emoji scenes 3")
+    return ProceduralData(
+        lambda i: painter.array(draw(SEED, i, mixture=MIXTURE, names=names)),
+        COUNT,
+        name="emoji scenes 3",
+        held_out=LAST,
+    )
 
 
 def warm(own: dict[str, torch.Tensor], folder: Path) -> tuple[dict[str, torch.Tensor], int]:
@@ -84,9 +89,15 @@ class Screen(Listener):
 def until_signal() -> Iterator[Callable[[], bool]]:
     """A function that says whether SIGINT or SIGTERM has come."""
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: signals.append(received))
-    yield lambda: bool(signals)
+    before = {
+        number: signal.signal(number, lambda received, _: signals.append(received))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(signals)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def initial_weights(work: Path, name: str, network: dict[str, Any], folder: Path) -> Path:
@@ -103,15 +114,20 @@ def initial_weights(work: Path, name: str, network: dict[str, Any], folder: Path
     return path
 
 
-def train(work: Path, run: Path, tables: dict[str, Any], init: Path | None) -> None:
-    """Train, or continue a run."""
+def train(work: Path, run: Path, tables: dict[str, Any], init: Path | None, names: Sequence[str] | None = None) -> Any:
+    """Train, or continue a run. `init` is an autoencoder's folder to begin with."""
     first = None
     if init is not None and not (run / "run.json").exists():
         first = initial_weights(work, run.name, tables["network"], init)
-    result = diffgen.train(
-        scenes_data(work), run, config=tables, resume=True, init=first, listener=Screen(), stopping=until_signal()
+    return diffgen.train(
+        scenes_data(work, names),
+        run,
+        config=tables,
+        resume=True,
+        init=first,
+        listener=Screen(),
+        stopping=until_signal(),
     )
-    print(result)
 
 
 # Measurements
@@ -201,4 +217,4 @@ if __name__ == "__main__":
         tables["network"]["latent_channels"] = a.latent
     if a.steps:
         tables["train"]["steps"] = a.steps
-    train(a.work, a.out, tables, None if a.from_scratch else a.init or find("emoji").folder)
+    print(train(a.work, a.out, tables, None if a.from_scratch else a.init or find("emoji").folder))
