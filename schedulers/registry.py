@@ -11,8 +11,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from schedulers.explicit import is_grid_file
 from schedulers.grids import GRIDS
@@ -20,6 +19,9 @@ from schedulers.solver import SOLVERS, Solver
 
 from . import grids, lists  # noqa: F401  (lists registers its grids)
 from . import solvers as _solvers  # noqa: F401  (registers them)
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 # Other tools' names for a solver with options. The plain names are in the solvers' decorators. A1111 is AUTOMATIC1111.
 # The `_k` names of InvokeAI mean the Karras grid. A name that a solver here has too is spelled as here, or follows the
@@ -186,6 +188,8 @@ def plugin_errors() -> dict[str, str]:
 
 @cache
 def _load_plugins() -> None:
+    from importlib.metadata import entry_points  # imports the package email
+
     for group, load in (("diffgen.solvers", _load_solver), ("diffgen.grids", _load_grid)):
         for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
             solvers_before, grids_before = dict(SOLVERS), dict(GRIDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,3 +214,47 @@ def test_a_prompt_file_is_one_batch_and_files_are_in_its_order(
     assert [Path(entry["path"]).name[:6] for entry in result.images] == [f"{i:06}" for i in range(1, 6)]
     sizes = [json.loads(Image.open(entry["path"]).text["diffgen"])["batch_size"] for entry in result.images]
     assert sizes == [3, 2, 3, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_pictures_that_are_encoded_beside_the_next_ones_are_all_written_in_order(
+    generator: ImageGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As on an accelerator. An error ends the work after the finished pictures are written."""
+    from diffgen.generation import write
+    from diffgen.images.naming import Outputs
+
+    on_disk: list[int] = []  # files when each picture is handed on
+
+    class Elsewhere:
+        """The generator, under another device's name, which fails after some pictures."""
+
+        device, fits = torch.device(kind), generator.fits
+
+        def pictures(self, plans: Any, *callbacks: Any) -> Iterator[Picture]:
+            for number, picture in enumerate(generator.pictures(plans, *callbacks)):
+                on_disk.append(len(list(tmp_path.glob("o/*.png"))))
+                if number == 4:
+                    raise RuntimeError("the device is gone")
+                yield picture
+
+    plan = make_plan(generator.model, PROMPTS, **OPTIONS)
+    result = write.Result([plan])
+    elsewhere: Any = Elsewhere()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        write.write_pictures(elsewhere, [plan], Outputs("o/", 5, False), result=result)
+    assert [entry["prompt"] for entry in result.images] == PROMPTS[:4]
+    assert [Path(entry["path"]).name[:6] for entry in result.images] == [f"{i:06}" for i in range(1, 5)]
+    if kind == "cpu":
+        assert on_disk == [0, 1, 2, 3, 4]
+
+
+def test_a_picture_from_an_accelerator_is_compressed_less() -> None:
+    from diffgen.images.metadata import encode_png
+
+    noise = np.random.default_rng(0).integers(0, 4, (64, 64, 3), dtype=np.uint8) * 60
+    image = Image.fromarray(noise)
+    usual, fast = (encode_png(image, {"device": device}, "none") for device in ("cpu", "cuda"))
+    assert len(usual) < len(fast) < 1.6 * len(usual)
+    assert (pixels(Image.open(io.BytesIO(fast))) == pixels(image)).all()

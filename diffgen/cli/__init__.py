@@ -36,6 +36,7 @@ def run(args: Sequence[str]) -> int:
     options = list(args[: args.index("--")]) if "--" in args else list(args)
     if not sys.stdout.isatty():
         os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"  # no colour in a file, even where a CI system forces it
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # typer uses pydantic, which would search for plugins
     try:
         from .app import app
 

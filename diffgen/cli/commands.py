@@ -84,13 +84,17 @@ COMMANDS: dict[str, Command] = {
 
 
 class UntypedFlags:
-    """A parser whose help shows no type for flags: typer shows <bool>, a value that no flag takes."""
+    """A parser whose help shows no type for flags: typer shows <bool>, a value that no flag takes.
+
+    Every flag is False by default. For --help, which has no default, typer would import pydantic.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
+                param.default = param.default or False
         return params
 
 

@@ -15,9 +15,6 @@ import typer
 
 import schedulers
 from diffgen.errors import UsageError
-from diffgen.generation.grid_files import check_grid
-from diffgen.loading import noise_and_prediction
-from diffgen.models.find import find
 from schedulers import grids, prediction
 from schedulers.explicit import is_grid_file
 from schedulers.noise import level_symbol
@@ -64,6 +61,9 @@ def list_schedulers(
         for s in solvers
     ]
     if model is not None:
+        from diffgen.loading import noise_and_prediction
+        from diffgen.models.find import find
+
         target = find(model)
         noise, predicts = noise_and_prediction(target)
         rows[0].insert(4, f"with {target.name}")
@@ -227,6 +227,8 @@ def _show_solver(
 
 def _show_grid(say: Output, name: str, out: str | None, steps: int | None, noise: str, overwrite: bool) -> None:
     if is_grid_file(name):
+        from diffgen.generation.grid_files import check_grid
+
         tuned = grids.tuned(check_grid(name))
         steps = steps or tuned.steps
         info = grids.GridInfo(name, (), f"A grid file, tuned for {tuned.solver}, {tuned.steps} steps.", "", "")

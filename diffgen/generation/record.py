@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import json
 import platform
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from diffgen.errors import InputError
@@ -93,6 +92,8 @@ def record_of(
     `nfe` evaluations of the network, counted, made it in a batch of `batch_size` pictures.
     """
     plan = shot.plan
+    from importlib.metadata import version  # imports the package email
+
     versions = {"diffgen": __version__, "python": platform.python_version(), "torch": version("torch")}
     record = {
         "schema": SCHEMA,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +21,9 @@ from diffgen.images.naming import Beside, Outputs, slug
 from diffgen.images.strip import animation, strip
 
 from .model import Generator, OnStep
-from .plan import Picture, Plan
+from .plan import Picture, Plan, Shot
 
+WAITING = 4  # pictures that are encoded, or wait for it, while others are made
 ATTENTION = "attention"  # the default folder of the maps
 
 
@@ -110,7 +113,7 @@ class Result:
 
 def planned(plans: Sequence[Plan]) -> Result:
     """What `write_pictures` would make; the paths are None."""
-    entries = [_entry(plan, shot.prompt, shot.seed) for plan in plans for shot in plan.shots()]
+    entries = [_entry(shot) for plan in plans for shot in plan.shots()]
     return Result(plans, [{"path": None, **entry} for entry in entries])
 
 
@@ -126,8 +129,9 @@ def write_pictures(
     listener: Listener | None = None,
     result: Result | None = None,
 ) -> Result:
-    """Make the pictures of the plans and write each as soon as it is done.
+    """Make the pictures of the plans and write each as soon as it is done, in their order.
 
+    Where an accelerator makes them, a thread encodes up to WAITING pictures while the next ones are made.
     `metadata` is full, params or none; `on_step` and `on_denoised` are those of `Generator.pictures`. An
     invalid picture is listed in the result's `failed`, and the others continue. `result` is filled during the work,
     so that the caller has it where an error ends the work. Raises CannotWrite, and what the generator raises.
@@ -135,41 +139,59 @@ def write_pictures(
     result = result or Result(plans, started=time.perf_counter())
     listener = listener or Listener()
     noted: set[str] = set()
-    for picture in generator.pictures(plans, on_step, on_denoised):
-        plan = picture.shot.plan
-        result.nfe = result.nfe or picture.record["nfe"]
-        for fit in generator.fits:
-            if fit not in noted:
-                listener.note(fit)
-                noted.add(fit)
-        for warning in picture.record["warnings"]:
-            listener.warn(warning)
-        entry = _entry(plan, picture.prompt, picture.seed)
-        if picture.image is None:
-            assert picture.error is not None
-            result.failed.append((entry, picture.error))
-            continue
-        png = encode_png(picture.image, picture.record, metadata)
-        with listener.uninterrupted():
-            path = outputs.write(
-                png,
-                seed=picture.seed,
-                prompt=picture.prompt,
-                model=plan.model.name,
-                scheduler=plan.scheduler,
-                steps=plan.steps,
-            )
-            digest = picture.record["pixels_sha256"]
-            result.images.append({"path": str(path), **entry, "pixels_sha256": digest})
-            listener.written(picture, path)
-            if inside is not None and (files := inside.write(picture, path)):
-                result.inside.append({"picture": str(path), **files})
+    waiting: deque[tuple[Picture, Future[bytes]]] = deque()
+
+    def write(most: int) -> None:
+        """Write the pictures that are encoded, and wait for the first ones until at most `most` are left."""
+        while waiting and (len(waiting) > most or waiting[0][1].done()):
+            picture, png = waiting.popleft()
+            _write(picture, png.result(), outputs, inside, listener, result)
+
+    with ThreadPoolExecutor(1) as encoding:
+        try:
+            for picture in generator.pictures(plans, on_step, on_denoised):
+                result.nfe = result.nfe or picture.record["nfe"]
+                for fit in generator.fits:
+                    if fit not in noted:
+                        listener.note(fit)
+                        noted.add(fit)
+                for warning in picture.record["warnings"]:
+                    listener.warn(warning)
+                if picture.image is None:
+                    assert picture.error is not None
+                    result.failed.append((_entry(picture.shot), picture.error))
+                    continue
+                png = encoding.submit(encode_png, picture.image, picture.record, metadata)
+                waiting.append((picture, png))
+                write(0 if generator.device.type == "cpu" else WAITING)
+        finally:  # finished pictures are kept where an error ends the work
+            write(0)
     return result
 
 
-def _entry(plan: Plan, prompt: str, seed: int) -> dict[str, Any]:
-    width, height = plan.final_size
-    return {"prompt": prompt, "seed": seed, "width": width, "height": height}
+def _write(
+    picture: Picture, png: bytes, outputs: Outputs, inside: Inside | None, listener: Listener, result: Result
+) -> None:
+    plan = picture.shot.plan
+    with listener.uninterrupted():
+        path = outputs.write(
+            png,
+            seed=picture.seed,
+            prompt=picture.prompt,
+            model=plan.model.name,
+            scheduler=plan.scheduler,
+            steps=plan.steps,
+        )
+        digest = picture.record["pixels_sha256"]
+        result.images.append({"path": str(path), **_entry(picture.shot), "pixels_sha256": digest})
+        listener.written(picture, path)
+        if inside is not None and (files := inside.write(picture, path)):
+            result.inside.append({"picture": str(path), **files})
+
+
+def _entry(shot: Shot) -> dict[str, Any]:
+    width, height = shot.plan.final_size
+    return {"prompt": shot.prompt, "seed": shot.seed, "width": width, "height": height}
 
 
 def _png(image: Image.Image) -> bytes:

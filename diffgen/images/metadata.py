@@ -21,6 +21,7 @@ from schedulers.registry import A1111_GRIDS, LABELS
 
 SCHEMA = "diffgen.image/1"
 LEVELS = ("full", "params", "none")
+FAST_LEVEL = 1  # of zlib: a fifth of the time of the usual level 6, for a file larger by a fifth
 MAX_CHUNK = 64 * 2**10  # bytes of one text chunk
 
 # The grids that AUTOMATIC1111 has too, by its labels ("Schedule type"); others keep our name.
@@ -113,7 +114,10 @@ def info_of(record: Mapping[str, Any], level: str = "full") -> dict[str, str]:
 
 
 def encode_png(image: Image.Image, record: Mapping[str, Any], level: str = "full") -> bytes:
-    """The picture as a PNG file with the texts of `info_of`."""
+    """The picture as a PNG file with the texts of `info_of`.
+
+    A picture from an accelerator is compressed at FAST_LEVEL: zlib's usual level takes as long as a third of sampling.
+    """
     chunks = PngInfo()
     for keyword, text in info_of(record, level).items():
         if keyword.startswith("XML:"):
@@ -121,7 +125,8 @@ def encode_png(image: Image.Image, record: Mapping[str, Any], level: str = "full
         else:
             chunks.add_text(keyword, text)  # Latin-1 if it can be, else UTF-8
     file = io.BytesIO()
-    image.save(file, "PNG", pnginfo=chunks)
+    fast = {} if record.get("device") in (None, "cpu") else {"compress_level": FAST_LEVEL}
+    image.save(file, "PNG", pnginfo=chunks, **fast)
     return file.getvalue()
 
 
