@@ -25,6 +25,7 @@ LEVELS = {
     "diffgen.networks": 1,
     "diffgen.images": 1,
     "diffgen.models": 1,
+    "diffgen.storage": 2,
     "diffgen.prompts": 2,
     "diffgen.generation": 2,
     "diffgen.training": 3,
@@ -34,6 +35,7 @@ LEVELS = {
     "diffgen.reproduce": 6,
     "diffgen": 7,
     "diffgen.serve": 8,
+    "diffgen.batch": 8,
     "diffgen.cli": 9,
     "diffgen.__main__": 10,
 }

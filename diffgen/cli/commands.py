@@ -40,6 +40,20 @@ COMMANDS: dict[str, Command] = {
         "Make a picture again and compare the pixels; exit code 5 if they differ.", "reproduce:reproduce"
     ),
     "serve": Command("Serve a page and APIs that other programs speak; the model stays loaded.", "serve:serve"),
+    "batch": Command(
+        "Make very many pictures, on one machine or on many, each exactly once.",
+        commands={
+            "plan": Command("Freeze prompts, choices, seeds and options; estimate time and size.", "batch:plan"),
+            "run": Command("Make the missing pictures of a plan.", "batch:run_batch"),
+            "status": Command("Show what is done, the rate, and the time left.", "batch:status"),
+            "check": Command("Open every shard and compare it with the plan.", "batch:check"),
+            "failures": Command("List the rows that failed, as prompts.", "batch:failures"),
+        },
+    ),
+    "data": Command(
+        "Prepare training data that are larger than memory.",
+        commands={"index": Command("Index a set of shards, so that training can read any picture.", "data:index")},
+    ),
     "shell": Command("Make pictures from lines of prompts and options; the model stays loaded.", "shell:shell"),
     "doctor": Command("Show what works on this machine, and what to run next.", "doctor:doctor"),
     "models": Command(

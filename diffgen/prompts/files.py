@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,10 +39,10 @@ def read_lines(source: str, options: Types) -> list[Line]:
         if source == "-":
             if sys.stdin is None:
                 raise ValueError("it is closed")
-            lines = _lines(sys.stdin.buffer, name, options)
+            lines = list(iterate_lines(sys.stdin.buffer, name, options))
         else:
             with Path(source).open("rb") as file:
-                lines = _lines(file, name, options)
+                lines = list(iterate_lines(file, name, options))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot read prompts from {name}: {reason}") from error
@@ -51,8 +51,8 @@ def read_lines(source: str, options: Types) -> list[Line]:
     return lines
 
 
-def _lines(file: BinaryIO, name: str, options: Types) -> list[Line]:
-    lines = []
+def iterate_lines(file: BinaryIO, name: str, options: Types) -> Iterator[Line]:
+    """Yield the prompts of an open file called `name`; format and errors are those of `read_lines`."""
     number = 0
     all_json = name.lower().endswith((".jsonl", ".ndjson"))
     while line := file.readline(MAX_BYTES + 2):
@@ -67,11 +67,10 @@ def _lines(file: BinaryIO, name: str, options: Types) -> list[Line]:
         if not text or text.startswith("#"):
             continue
         is_json = all_json or re.match(r'\{\s*"', text)
-        lines.append(_json_line(text, where, options) if is_json else Line(text, {}, where))
-    return lines
+        yield _json_line(text, where, options) if is_json else Line(text, {}, where)
 
 
-def _json_line(text: str, where: str, types: Types) -> Line:
+def _json_line(text: str, where: str, options: Types) -> Line:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         if twice := [key for key in keys if keys.count(key) > 1]:
@@ -87,6 +86,11 @@ def _json_line(text: str, where: str, types: Types) -> Line:
         raise InputError(
             f"{where}: broken JSON ({error})", 'one object a line, for example {"prompt": "a red apple", "seed": 7}'
         ) from error
+    return line_of(values, where, options)
+
+
+def line_of(values: Any, where: str, types: Types) -> Line:
+    """The line that an object of JSON values stands for, checked. Raises InputError, with its place."""
     if not isinstance(values, dict) or not isinstance(values.get("prompt"), str) or not values["prompt"].strip():
         raise InputError(f"{where}: it has no text 'prompt'", 'for example {"prompt": "a red apple", "seed": 7}')
     options = {}

@@ -64,6 +64,8 @@ class Data:
     flip: bool = False  # mirror half of the pictures
     held_out: float = setting(0.1, 0, 0.9)  # the fraction of each class that is not trained on
     memory: str = setting("auto", of=("auto", "ram", "map"))
+    shuffle_shards: int = setting(0, 0, 10**6)  # shards whose pictures are mixed at a time; 0: all
+    cache: float = setting(20.0, 0.001, 10**6)  # GB for copies of remote shards
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffgen.diffusion import GaussianDiffusion, ImportanceSampler, offset_noise
 from diffgen.errors import InputError, InvalidOutput
 from schedulers.draws import normal
 
-from .batches import HELD_OUT_PICTURES, Shuffle, evenly, held_out_draws, times
+from .batches import HELD_OUT_PICTURES, evenly, held_out_draws, prefetch, shuffle_of, times
 from .data.dataset import TrainingData
 from .job import Autocast, Networks
 from .seeds import SAMPLES, STEP, generator
@@ -57,7 +57,7 @@ class DiffusionJob(ABC):
         self.seed, self.batch = config.train.seed, config.train.batch_size
         self.train, test = data.split(config.data.held_out)
         self.test = evenly(test, HELD_OUT_PICTURES)
-        self.indices = Shuffle(self.train, self.batch, self.seed)
+        self.indices = shuffle_of(config, data, self.train)
         try:
             self.diffusion = self.process()
             self.scheduler = self._scheduler()
@@ -108,6 +108,7 @@ class DiffusionJob(ABC):
     def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
         """DDPM algorithm 1, lines 2 to 5, for these positions of the global batch of step k."""
         draws, indices = self._draws(k), self.indices(k)[positions]
+        prefetch(self.data, self.indices, k, positions)
         choices = {name: values[positions] for name, values in draws.choices.items()}
         x0 = self.clean(indices, choices)
         model = self._model(networks, self.condition(networks, indices, choices))

@@ -145,11 +145,13 @@ def _open(data: str | os.PathLike[str] | TrainingData, config: Any, where: str, 
     """The data, with size and channels of the configuration. Raises InputError."""
     if not isinstance(data, str | os.PathLike):
         return data
-    from .data import open_data
+    from .data import open_training_data
 
     c, progress = config.data, _progress(listener, "reading pictures")
     with _blame(f"{where}: data.size, data.channels"):
-        return open_data(data, size=c.size, channels=c.channels, memory=c.memory, progress=progress)
+        return open_training_data(
+            data, size=c.size, channels=c.channels, memory=c.memory, cache=c.cache, progress=progress
+        )
 
 
 def _progress(listener: Listener, text: str) -> Callable[[int, int], None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
-from diffgen.training.batches import HELD_OUT_PICTURES, Shuffle, evenly
+from diffgen.training.batches import HELD_OUT_PICTURES, evenly, prefetch, shuffle_of
 from diffgen.training.data.dataset import Progress, TrainingData
 from diffgen.training.job import Autocast, Networks
 from diffgen.training.seeds import HELD_OUT, STEP, WEIGHTS, generator, mix
@@ -62,7 +62,7 @@ class AutoencoderJob:
         self.seed, self.batch = config.train.seed, config.train.batch_size
         self.train, test = data.split(config.data.held_out)
         self.test = evenly(test, HELD_OUT_PICTURES)
-        self.indices = Shuffle(self.train, self.batch, self.seed)
+        self.indices = shuffle_of(config, data, self.train)
         network = {**AutoencoderConfig().network, **config.network}
         levels = len(network["block_out_channels"]) if isinstance(network["block_out_channels"], list | tuple) else 0
         derived = {
@@ -103,6 +103,7 @@ class AutoencoderJob:
         """Reconstruction (L1, L2, L1 of the gradients) and KL divergence, each with its weight."""
         noise, flip, shift, channels = (values[positions] for values in self._draws(k))
         x = self.clean(self.indices(k)[positions])
+        prefetch(self.data, self.indices, k, positions)
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
         x = shifted(x, shift)
         x = x.gather(1, channels[:, :, None, None].expand_as(x))

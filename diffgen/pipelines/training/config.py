@@ -22,6 +22,8 @@ class Data:
     channels: int = setting(3, of=(3,))
     held_out: float = setting(0.1, 0, 0.9)  # the fraction that is not trained on, unless the data name the pictures
     memory: str = setting("auto", of=("auto", "ram", "map"))
+    shuffle_shards: int = setting(0, 0, 10**6)  # shards whose pictures are mixed at a time; 0: all
+    cache: float = setting(20.0, 0.001, 10**6)  # GB for copies of remote shards
 
 
 @dataclass(frozen=True)

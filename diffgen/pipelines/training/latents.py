@@ -21,7 +21,7 @@ from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
 from diffgen.models import gate
 from diffgen.models.single_file import CONFIGS
-from diffgen.training.batches import Shuffle, evenly
+from diffgen.training.batches import evenly, shuffle_of
 from diffgen.training.data.dataset import Progress, TrainingData
 from diffgen.training.diffusion_job import Choices, Denoiser, DiffusionJob
 from diffgen.training.job import Autocast, Networks
@@ -89,7 +89,7 @@ class LatentJob(DiffusionJob):
                 f"{where}: data.window is {window}",
                 f"it must be a multiple of the batch size ({self.batch}), at most {len(self.train)}",
             )
-        self.indices = Shuffle(self.train, self.batch, self.seed, window, repeats)
+        self.indices = shuffle_of(config, data, self.train, window, repeats)
         self.tokenizer = tokenizer_of(config.text.tokenizer, config.text.length)
         self.texts = data.captions
         self._load_autoencoder(Path(config.autoencoder), side)

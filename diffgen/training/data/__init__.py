@@ -9,6 +9,9 @@ A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, one
 may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and keep
 the picture out of the training (`"held_out": true`).
 
+A set of shards, which are tar or parquet files or the output of `diffgen batch`, here or on a store that fsspec knows,
+can be larger than memory: `open_training_data` reads its index (`index.write_index`) and the pictures of a step.
+
 `dataset.TrainingData` is all that a training job needs: data that are computed, rather than read, can implement it.
 """
 
@@ -25,12 +28,16 @@ from safetensors.torch import load_file
 
 from diffgen.errors import InputError, UsageError
 from diffgen.images.pixels import MODES
+from diffgen.storage import Storage
 
 from .dataset import DataSet, Progress, digests_of
 from .decode import MAX_SIDE
 from .folder import read_folder
+from .index import kind_of_set
+from .shards import ShardedData, open_shards
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "digits.safetensors"}
+CACHE = 20.0  # GB
 MEMORY = ("auto", "ram", "map")
 
 
@@ -66,9 +73,32 @@ def open_data(
             kind = f"{data.size[1]}x{data.size[0]}, {MODES[data.channels]}"
             raise UsageError(f"{name} is {kind}: it has no other size and no other channels", "leave both out")
         return data
+    if is_sharded(name):
+        return open_shards(Storage(name), height_width, channels, CACHE * 1e9, progress).in_memory()
     if not os.path.isdir(name):
         raise InputError(*_unknown_name(name))
     return read_folder(Path(name), height_width, channels, memory, progress)
+
+
+def is_sharded(name: str) -> bool:
+    """Whether the name is a folder of shards, or one on a remote store."""
+    return "://" in name or (os.path.isdir(name) and kind_of_set(Storage(name)) is not None)
+
+
+def open_training_data(
+    name_or_folder: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    memory: str = "auto",
+    cache: float = CACHE,
+    progress: Progress | None = None,
+) -> DataSet | ShardedData:
+    """As `open_data`, but a set of shards stays where it is; `cache` is in GB, for copies of remote shards."""
+    name = os.fspath(name_or_folder)
+    if name not in BUNDLED and is_sharded(name):
+        return open_shards(Storage(name), _size(size), channels, cache * 1e9, progress)
+    return open_data(name, size=size, channels=channels, memory=memory, progress=progress)
 
 
 def _size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
