@@ -31,7 +31,7 @@ from schedulers.explicit import is_grid_file
 
 MAX_THREADS = 4 * (os.cpu_count() or 1)
 SMALL = 2**20  # pixels that a record may ask for, however few the file has
-PICTURES = {"image": "the picture to begin with", "mask": "the mask", "map": "the map"}
+PICTURES = {"image": "the picture to begin with", "mask": "the mask", "reference": "the reference", "map": "the map"}
 COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
 
 

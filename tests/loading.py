@@ -58,6 +58,8 @@ def picture(pipe: Any, folder: Path, guidance: float = 3.0) -> np.ndarray:
         settings |= {"image": torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32), "strength": 1.0}
     elif kind != "DDPMPipeline":
         settings |= {"width": 32, "height": 32}
+    if kind == "FluxKontextPipeline":
+        settings["max_area"] = 32**2
     return pipe(**settings).images[0]
 
 

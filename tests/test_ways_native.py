@@ -15,9 +15,12 @@ from torch import Tensor
 
 import diffgen
 import schedulers
+from diffgen.errors import InputError, UsageError
+from diffgen.images.metadata import encode_png
 from diffgen.pipelines.generate import ImageGenerator
 from diffgen.pipelines.plan import make_plan
 from diffgen.pipelines.sampling.latents import CODECS
+from diffgen.reproduce import reproduce
 
 PROMPT, NEGATIVE, SEED, STEPS = "a red apple", "a blue square on the circle", 5, 4
 
@@ -52,6 +55,7 @@ def unpacked(pipeline: Any, latents: Tensor) -> Tensor:
 
 
 CASES = {
+    "flux-kontext": Case(lambda guidance: {"guidance_scale": guidance, "max_area": 64**2}, unpacked, False),
     "flux2-klein": Case(klein, patches, negative=""),
     "flux2-klein-base": Case(klein, patches, negative=""),
     "qwen-image": Case(lambda guidance: {"true_cfg_scale": guidance, "negative_prompt": NEGATIVE}, unpacked),
@@ -253,10 +257,58 @@ def test_prompts_of_different_lengths(load: Callable[[str], ImageGenerator], fam
 
     generator, prompts = load(family), [PROMPT, "a green circle on the flat blue square"]
     x = torch.randn(1, *generator.autoencoder().shape((64, 64)), generator=torch.Generator().manual_seed(1))
-    x = x.expand(2, -1, -1, -1)
+    x = CODECS[generator.checked.row.latents].pack(x.expand(2, -1, -1, -1))
     with torch.no_grad():
         together = denoiser(generator.pipeline, generator.checked, prompts, 3.0, (64, 64))(x, torch.full((2,), 700.0))
         for i, prompt in enumerate(prompts):
             network = denoiser(generator.pipeline, generator.checked, [prompt], 3.0, (64, 64))
             assert (network(x[:1], torch.full((1,), 700.0)) - together[i : i + 1]).abs().max() <= 1e-5
     assert (together[0] - together[1]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["flux-kontext", "flux2-klein"])
+def test_editing_is_diffusers_own(
+    load: Callable[[str], ImageGenerator], family_folder: Callable[[str], Path], photo: Image.Image, family: str
+) -> None:
+    """With one reference, and where the model takes several, with two of different sizes."""
+    generator, second = load(family), photo.transpose(Image.Transpose.ROTATE_90).resize((64, 80))
+    without = latents(generator, guidance=1.0)
+    one = latents(generator, guidance=1.0, references=[photo])
+    assert (one - without).abs().max() > 1e-3
+    more: dict[str, Any] = {"_auto_resize": False} if family == "flux-kontext" else {}
+    expected = their_latents(family_folder(family), family, 1.0, image=photo, **more)
+    assert (one - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if generator.checked.row.references > 1:
+        two = latents(generator, guidance=1.0, references=[photo, second])
+        expected = their_latents(family_folder(family), family, 1.0, image=[photo, second], **more)
+        assert (two - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_references_are_recorded_and_reproduced(
+    load: Callable[[str], ImageGenerator], family_folder: Callable[[str], Path], photo: Image.Image, tmp_path: Path
+) -> None:
+    """The picture has the size of the first reference; with a mask and a picture to begin with, too."""
+    photo.resize((96, 64)).save(tmp_path / "photo.png")
+    photo.save(tmp_path / "other.png")
+    generator = load("flux2-klein")
+    paths = [str(tmp_path / name) for name in ("photo.png", "other.png")]
+    plan = make_plan(generator.model, PROMPT, references=paths, seed=SEED, steps=2)
+    assert (plan.width, plan.height) == (96, 64)
+    (picture,) = generator.pictures(plan)
+    assert picture.image is not None
+    assert [one["name"] for one in picture.record["references"]] == ["photo.png", "other.png"]
+    path = tmp_path / "x.png"
+    path.write_bytes(encode_png(picture.image, picture.record))
+    assert reproduce(path, str(family_folder("flux2-klein"))).identical
+    (tmp_path / "photo.png").unlink()
+    with pytest.raises(InputError, match=r"the reference 'photo\.png'"):
+        reproduce(path, str(family_folder("flux2-klein")))
+
+
+def test_references_that_a_model_cannot_read_are_refused(
+    load: Callable[[str], ImageGenerator], photo: Image.Image
+) -> None:
+    with pytest.raises(UsageError, match=r"--reference is for .*flux-kontext.*, not for z-image"):
+        make_plan(load("z-image").model, PROMPT, references=[photo])
+    with pytest.raises(UsageError, match="--reference at most 1 times for flux-kontext"):
+        make_plan(load("flux-kontext").model, PROMPT, references=[photo, photo])

@@ -164,7 +164,7 @@ def stable_diffusion_3(with_t5: bool = True) -> Any:
     )
 
 
-def flux(schnell: bool = False) -> Any:
+def flux(schnell: bool = False, cls: str = "FluxPipeline") -> Any:
     import diffusers
 
     denoiser = diffusers.FluxTransformer2DModel(
@@ -179,7 +179,7 @@ def flux(schnell: bool = False) -> Any:
         guidance_embeds=not schnell,
         axes_dims_rope=(4, 2, 2),
     )
-    return diffusers.FluxPipeline(
+    return getattr(diffusers, cls)(
         vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
         text_encoder=clip(16),
         tokenizer=clip_tokenizer(),
@@ -296,6 +296,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sd3-without-t5": partial(stable_diffusion_3, with_t5=False),
     "flux": flux,
     "flux-schnell": partial(flux, schnell=True),
+    "flux-kontext": partial(flux, cls="FluxKontextPipeline"),
     "z-image": z_image,
     "flux2-klein": flux2_klein,
     "flux2-klein-base": partial(flux2_klein, is_distilled=False),

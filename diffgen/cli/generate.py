@@ -74,6 +74,9 @@ def generate(
     image: Annotated[Text, _option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
     strength: Annotated[Real, _option(BEGIN, "Amount of change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
     mask: Annotated[Text, _option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
+    references: Annotated[
+        Texts, _option(BEGIN, "Picture to edit, for models that can.", "--reference", metavar="FILE")
+    ] = None,
     outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
         Texts,

@@ -127,6 +127,16 @@ class Options(TypedDict, total=False):
     strength: Annotated[
         float | None, Option(models=PROMPTS, per_line=True, record="strength", fits=recorded.number(0, 1))
     ]
+    references: Annotated[  # pictures that the prompt speaks about, for models that edit
+        Sequence[Source],
+        Option(
+            models=PROMPTS,
+            record="references",
+            fits=recorded.files({}),
+            read=recorded.references,
+            flag="--reference",
+        ),
+    ]
     outpaint: Annotated[  # left, top, right, bottom, in pixels
         str | Sequence[int] | None, Option(models=PROMPTS, record="outpaint", fits=recorded.numbers(4, 0, 8192))
     ]

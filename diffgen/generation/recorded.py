@@ -17,7 +17,7 @@ class Files(Protocol):
     """Finds the files that a record names."""
 
     def picture(self, what: str, entry: Record, mode: str) -> Any:
-        """The picture of {name, sha256}: `what` is image, mask or map, `mode` Pillow's."""
+        """The picture of {name, sha256}: `what` is image, mask, reference or map, `mode` Pillow's."""
 
     def file(self, what: str, entry: Record) -> Any:
         """The LoRA or embedding of {name, sha256}."""
@@ -92,6 +92,10 @@ def image(record: Record, files: Files) -> Any:
 
 def mask(record: Record, files: Files) -> Any:
     return files.picture("mask", record["mask"], "L") if record.get("mask") else None
+
+
+def references(record: Record, files: Files) -> list[Any]:
+    return [files.picture("reference", one, "RGB") for one in record.get("references") or ()]
 
 
 def controls(record: Record, files: Files) -> list[str]:

@@ -82,6 +82,7 @@ class Family:
     # Pipelines
     fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are not parts
     settings: tuple[str, ...] = ()  # switches of model_index.json that their constructors take
+    references: int = 0  # how many pictures a network reads beside the one that it makes, to edit them; 0: none
     refiner: str | None = None  # the family of models that can take over the last steps
 
     # Prompts
@@ -195,6 +196,33 @@ _FEW_STEPS = {
     "turbo": Defaults(4, 1.0, "euler", "trailing"),
     "lcm": Defaults(4, 8.0, "lcm"),
     "lcm-merged": Defaults(6, 1.0, "lcm"),
+}
+
+_FLUX_PARTS = {
+    "transformer": _network(
+        "diffusers",
+        "FluxTransformer2DModel",
+        file=InFile(
+            "denoiser",
+            (_DENOISER,),
+            bare=(
+                "double_blocks.",
+                "single_blocks.",
+                "img_in.",
+                "txt_in.",
+                "time_in.",
+                "vector_in.",
+                "guidance_in.",
+                "final_layer.",
+            ),
+        ),
+    ),
+    "vae": _network("diffusers", "AutoencoderKL", file=InFile("vae", (_FIRST_STAGE, "vae."))),
+    "text_encoder": _clip("clip", "text_encoders.clip_l.", "transformer.", projected=False),
+    "tokenizer": _CLIP_TOKENIZER,
+    "text_encoder_2": _network("transformers", _T5, file=_T5_IN_FILE),
+    "tokenizer_2": _tokenizer("t5_tokenizer", _T5_TOKENIZER),
+    "scheduler": _SCHEDULER,
 }
 
 # If a file has the marks of several families, it belongs to the last one: special families follow general ones.
@@ -364,32 +392,7 @@ FAMILIES = {
             "flux",
             "FLUX.1",
             ("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
-            {
-                "transformer": _network(
-                    "diffusers",
-                    "FluxTransformer2DModel",
-                    file=InFile(
-                        "denoiser",
-                        (_DENOISER,),
-                        bare=(
-                            "double_blocks.",
-                            "single_blocks.",
-                            "img_in.",
-                            "txt_in.",
-                            "time_in.",
-                            "vector_in.",
-                            "guidance_in.",
-                            "final_layer.",
-                        ),
-                    ),
-                ),
-                "vae": _network("diffusers", "AutoencoderKL", file=InFile("vae", (_FIRST_STAGE, "vae."))),
-                "text_encoder": _clip("clip", "text_encoders.clip_l.", "transformer.", projected=False),
-                "tokenizer": _CLIP_TOKENIZER,
-                "text_encoder_2": _network("transformers", _T5, file=_T5_IN_FILE),
-                "tokenizer_2": _tokenizer("t5_tokenizer", _T5_TOKENIZER),
-                "scheduler": _SCHEDULER,
-            },
+            _FLUX_PARTS,
             Defaults(28, 3.5, "euler", size=1024),
             {"schnell": Defaults(4, 1.0, "euler", size=1024)},
             {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline"},
@@ -403,6 +406,22 @@ FAMILIES = {
             marks=(r"(model\.diffusion_model\.)?double_blocks\.0\.img_attn\.",),
             lora_mark=r"double_blocks|single_blocks|single_transformer_blocks",
             configure=file_configs.flux,
+        ),
+        Family(
+            "flux-kontext",
+            "FLUX.1 Kontext",
+            ("FluxKontextPipeline", "FluxKontextInpaintPipeline"),
+            _FLUX_PARTS,
+            Defaults(28, 2.5, "euler", size=1024),
+            tasks={"text": "FluxKontextPipeline", "image": "FluxKontextPipeline"},
+            module="flux",
+            native=True,
+            references=1,
+            embeddings=("prompt_embeds", "pooled_prompt_embeds"),
+            latents="packed",
+            patch=2,
+            guidance_embedded=True,
+            prediction="flow_prediction",
         ),
         Family(
             "z-image",
@@ -487,6 +506,7 @@ FAMILIES = {
             "flux2",
             native=True,
             settings=("is_distilled",),
+            references=4,
             embeddings=("prompt_embeds",),
             tokens={None: 512, "base": 512},
             patch=2,

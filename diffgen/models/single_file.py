@@ -126,7 +126,8 @@ def _with_base(
 ) -> Checked:
     """The file's own components with the base's configurations, and the base's for the rest."""
     index = gate.read_index(base)
-    if index.family != contents.family:
+    row = families.FAMILIES[index.family]
+    if index.family != contents.family and (row.marks or row.module != families.FAMILIES[contents.family or ""].module):
         raise InputError(f"{path}: {contents.what}, but {base} is of the family {index.family}")
     files = [path]
     components = {}

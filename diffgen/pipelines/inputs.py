@@ -24,6 +24,7 @@ DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pic
 MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZATIONS = ("none", "int8")
+REFERENCE_AREA = 1024**2  # pixels: larger references are scaled down to it, as diffusers' pipelines do
 STRENGTH = 0.75  # of image to image, by default
 UPSCALE_STRENGTH = 0.5  # of the second pass
 
@@ -268,6 +269,7 @@ class Inputs:
         if strength is None:
             strength = 1.0 if self.image is None or self.mask or self.margins else STRENGTH
         self.strength = check_share("--strength", strength)
+        self.references = [read_input(source) for source in options.get("references") or ()]
         models = options.get("control_models", ())
         self.controls = [read_control(text, models, folder) for text in options.get("controls", ())]
         if models and not self.controls:
@@ -280,12 +282,15 @@ class Inputs:
         """The size that the first picture means, with what is added to it."""
         first = self.image.image if self.image else self.controls[0].map if self.controls else None
         if first is None:
-            return None
+            return reference_size(self.references[0].image.size) if self.references else None
         left, top, right, bottom = self.margins or (0, 0, 0, 0)
         return first.width + left + right, first.height + top + bottom
 
-    def fitted(self, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:
-        """The fields of a plan, all pictures scaled to the size; what --outpaint adds fills the rest of it."""
+    def fitted(self, size: tuple[int, int], notes: list[str], multiple: int = 1) -> dict[str, Any]:
+        """The fields of a plan, all pictures scaled to the size; what --outpaint adds fills the rest of it.
+
+        References keep their own sizes, cut to multiples of `multiple`.
+        """
         if self.margins and self.image:
             left, top, *_ = self.margins
             width, height = size[0] - self.image.image.width - left, size[1] - self.image.image.height - top
@@ -306,10 +311,20 @@ class Inputs:
             "mask": self.mask and _covering(self.mask, size),
             "outpaint": self.margins,
             "strength": self.strength,
+            "references": tuple(
+                _covering(picture, reference_size(picture.image.size, multiple)) for picture in self.references
+            ),
             "controls": tuple(_control(control, size) for control in self.controls),
             "loras": self.loras,
             "embeddings": self.embeddings,
         }
+
+
+def reference_size(size: tuple[int, int], multiple: int = 1) -> tuple[int, int]:
+    """(width, height) of a reference: of at most REFERENCE_AREA pixels, each a multiple of `multiple`."""
+    scale = min(1.0, (REFERENCE_AREA / (size[0] * size[1])) ** 0.5)
+    width, height = (max(multiple, int(side * scale) // multiple * multiple) for side in size)
+    return width, height
 
 
 def _covering(picture: Input, size: tuple[int, int]) -> Input:

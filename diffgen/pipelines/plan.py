@@ -20,7 +20,7 @@ from diffgen.generation.checks import (
     which_seeds,
 )
 from diffgen.generation.options import Options, checked_values, flag_of, guided_flags, unsupported, with_our_names
-from diffgen.models.families import REFINERS, class_of
+from diffgen.models.families import FAMILIES, REFINERS, class_of
 from diffgen.models.find import Model, check, find
 from diffgen.models.gate import Checked
 from diffgen.models.info import info
@@ -61,6 +61,7 @@ class Plan(plan.Plan):
     strength: float = 1.0
     mask: Input | None = None
     outpaint: tuple[int, int, int, int] | None = None
+    references: tuple[Input, ...] = ()
     controls: tuple[Control, ...] = ()
     loras: tuple[Lora, ...] = ()
     embeddings: tuple[Embedding, ...] = ()
@@ -175,7 +176,8 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
         class_of(checked.family, "control")  # before its ControlNet is looked for
     texts, negative = checked_options.texts(prompts, checked.row.reads_prompts)
     about = facts.about
-    begun = options.get("image") is not None or options.get("upscale") is not None or bool(options.get("controls"))
+    begun = any(options.get(name) is not None for name in ("image", "upscale"))
+    begun = begun or any(options.get(name) for name in ("controls", "references"))
     plain = not begun and checked_options.values["refiner"] is None
     chosen = _sampling(model, checked, about, checked_options.sampling, plain)
     rest = {"steps": chosen["steps"], "guidance": chosen["guidance"], "scheduler": chosen["label"]}
@@ -183,7 +185,7 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
     own_grid = own_grid and _sampling(model, checked, about, rest, plain)["grid"] == chosen["grid"]
     pictures = Inputs(options, model.folder)
     size, notes = sizes.round_size(size or pictures.size or sizes.own_size(model, about, checked), checked)
-    fitted = pictures.fitted(size, notes)
+    fitted = pictures.fitted(size, notes, sizes.multiple(checked))
     embedded = checked.guidance_is_input
     if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
@@ -233,6 +235,7 @@ def _check_together(plan: Plan) -> None:
         (plan.upscale and mask, "--upscale and a mask exclude each other: upscale the picture in a second run"),
         (tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),
         (tile and plan.options["vae_tiling"], "--tile and --vae-tiling exclude each other: seams would show"),
+        (len(plan.references) > plan.checked.row.references, _references(plan.checked.row.references, family)),
         (plan.embeddings and transformer, f"--embedding is not supported for {family}"),
         (guided, f"{guided} is not for a network that takes the guidance as an input"),
         (plan.refiner and plan.checked.row.refiner is None, f"--refiner is for Stable Diffusion XL, not for {family}"),
@@ -244,6 +247,13 @@ def _check_together(plan: Plan) -> None:
     if plan.upscale:
         class_of(family, "control+image" if plan.controls else "image")
     _check_attention(plan)
+
+
+def _references(most: int, family: str) -> str:
+    editors = ", ".join(row.name for row in FAMILIES.values() if row.references)
+    return (
+        f"--reference at most {most} times for {family}" if most else f"--reference is for {editors}, not for {family}"
+    )
 
 
 def _check_attention(plan: Plan) -> None:

@@ -1,4 +1,7 @@
-"""FLUX.1: a transformer of packed latents that takes the guidance as an input (dev) or uses none (schnell)."""
+"""FLUX.1: a transformer of packed latents that takes the guidance as an input (dev) or uses none (schnell).
+
+Kontext reads the tokens of a reference picture behind those of the one that it makes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from diffgen.errors import InputError
 from diffgen.models.families import Family
 
+from ..sampling.latents import CODECS
 from ..weights.pieces import Pieces, exchanged, keep, replaced, row_range, thirds
 from . import Code, check_transformer
 
@@ -97,20 +101,27 @@ def _positions(pipeline: Any, count: int, height: int, width: int, like: Tensor)
 
 
 def _inputs(
-    pipeline: Any, embeddings: Mapping[str, Tensor], size: tuple[int, int], guidance: float | None
+    pipeline: Any, embeddings: Mapping[str, Any], size: tuple[int, int], guidance: float | None
 ) -> dict[str, Tensor]:
     text = embeddings["prompt_embeds"]
     width, height = (side // pipeline.vae_scale_factor for side in size)
     inputs = {"text": text, "pooled": embeddings["pooled_prompt_embeds"]}
     inputs["positions"] = _positions(pipeline, len(text), height, width, text)  # no batch: [h·w/4, 3]
+    for number, latents in enumerate(embeddings.get("references", ()), 1):
+        places = _positions(pipeline, len(text), latents.shape[-2], latents.shape[-1], text)
+        places[..., 0] = number
+        inputs["positions"] = torch.cat([inputs["positions"], places])
+        tokens = CODECS["packed"].pack(latents.expand(len(text), -1, -1, -1))
+        inputs["references"] = torch.cat([inputs["references"], tokens], 1) if "references" in inputs else tokens
     if guidance is not None and pipeline.transformer.config.guidance_embeds:
         inputs["guidance"] = torch.full((len(text),), guidance, device=text.device)
     return inputs
 
 
 def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    tokens = torch.cat([x, inputs["references"].to(x)], 1) if "references" in inputs else x
     output: Tensor = pipeline.transformer(
-        hidden_states=x,
+        hidden_states=tokens,
         timestep=t / 1000,
         guidance=inputs.get("guidance"),
         encoder_hidden_states=inputs["text"],
@@ -119,7 +130,7 @@ def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) 
         img_ids=inputs["positions"],
         return_dict=False,
     )[0]
-    return output
+    return output[:, : x.shape[1]]
 
 
 def _prepared(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,6 +79,7 @@ class Batches:
         for network in controlnets:
             adapters.seamless_network(network, plan.options["tile"])
         self.parts = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
+        self.references = [self._reference(picture.image) for picture in plan.references]
         self.pipeline = self._pipeline(plan.task)
         memory.offload(self.pipeline, loaded.offload, self.device)
         self.second = self._pipeline("control+image" if plan.controls else "image") if plan.upscale else None
@@ -141,7 +142,9 @@ class Batches:
         with out_of_memory():
             if self.pixels:
                 return self._sample_pixels(shots, generators)
-            embeddings = stacked([self._embedded(shot.prompt, shot.negative) for shot in shots])
+            embeddings: dict[str, Any] = stacked([self._embedded(shot.prompt, shot.negative) for shot in shots])
+            if plan.references:
+                embeddings["references"] = self.references
             start = self._start((plan.width, plan.height), generators)
             ends = {"denoising_end": REFINED} if plan.refiner else {}
             latents = self._call(self.pipeline, embeddings, shots, generators, start, plan.strength, **ends)
@@ -191,10 +194,14 @@ class Batches:
         ]
         return torch.cat(latents).to(device=self.device, dtype=self.state_dtype)
 
+    def _reference(self, picture: Image.Image) -> Tensor:
+        """Clean latents [1, C, h, w] of a picture that the network reads: the mean of the encoder's posterior."""
+        return self.coder.encode(torch.from_numpy(from_pil(picture))[None], None).to(self.device, self.dtype)
+
     def _call(
         self,
         pipeline: Any,
-        embeddings: Mapping[str, Tensor],
+        embeddings: Mapping[str, Any],
         shots: list[Shot],
         generators: list[torch.Generator],
         start: Start,
@@ -202,14 +209,13 @@ class Batches:
         **more: Any,
     ) -> Tensor:
         plan, (height, width) = self.plan, start.noise.shape[-2:]
-        watch = None
+        by_us, watch = pipeline.family.native, None
         if plan.keep_steps or self.on_denoised is not None:
 
             def watch(i: int, t: float, x0: Tensor) -> None:
-                self._observe(shots, i, t, pipeline.codec.unpack(x0, height, width))
+                self._observe(shots, i, t, x0 if by_us else pipeline.codec.unpack(x0, height, width))
 
         size = (width * self.coder.factor, height * self.coder.factor)
-        by_us = pipeline.family.native
         pipeline.scheduler = watched(self.loaded.scheduler(plan, size if by_us else None), watch)
         pipeline.scheduler.generators = generators  # SD3's pipelines hand none on
         settings = Settings(
@@ -250,7 +256,7 @@ class Batches:
     def _upscaled(
         self,
         latents: Tensor,
-        embeddings: Mapping[str, Tensor],
+        embeddings: Mapping[str, Any],
         shots: list[Shot],
         generators: list[torch.Generator],
     ) -> Tensor:

@@ -51,7 +51,7 @@ def denoiser(
 def network_of(
     pipeline: Any,
     family: Family,
-    embeddings: Mapping[str, Tensor],
+    embeddings: Mapping[str, Any],
     guidance: float,
     size: tuple[int, int],
     *,
@@ -61,6 +61,7 @@ def network_of(
 ) -> Network:
     """network(x [B, …], t [B]) for the embeddings of B prompts; those of negative prompts have the prefix negative_.
 
+    Among them, `references` are the clean latents [1, C, h, w] of each picture that the network reads beside its own.
     Guided outputs get the conditional output's standard deviation by the share `rescale`. Where `guided_at()`, asked
     before each evaluation, is false, there is no guidance.
     """
@@ -68,7 +69,10 @@ def network_of(
     positive = code.inputs(pipeline, embeddings, size, guidance if guidance_is_input else None)
     if guidance == 1 or guidance_is_input:
         return lambda x, t: code.predict(pipeline, x, t, positive)
-    negatives = {name: embeddings[f"negative_{name}"] for name in embeddings if f"negative_{name}" in embeddings}
+    negatives: dict[str, Any] = {
+        name: embeddings[f"negative_{name}"] for name in embeddings if f"negative_{name}" in embeddings
+    }
+    negatives |= {"references": embeddings["references"]} if "references" in embeddings else {}
     opposite = code.inputs(pipeline, negatives, size, None)
     both = {name: _together(opposite[name], positive[name]) for name in positive}
 

@@ -51,14 +51,16 @@ CODECS = {
 }
 
 
-def blend(pipeline: Any, start: Start, times: Tensor, i: int, latents: Tensor) -> Tensor:
+def blend(
+    scheduler: Any, start: Start, times: Tensor, i: int, latents: Tensor, codec: Codec = CODECS["plain"]
+) -> Tensor:
     """Latents after evaluation i, outside the mask replaced by the picture's own at the noise of the next time."""
     assert start.clean is not None
     assert start.mask is not None
     own = start.clean
     if i + 1 < len(times):
-        own = pipeline.scheduler.add_noise(own, start.noise, times[i + 1].reshape(1))
-    own, mask = pipeline.codec.pack(own), pipeline.codec.pack(start.mask.expand(start.clean.shape))
+        own = scheduler.add_noise(own, start.noise, times[i + 1].reshape(1))
+    own, mask = codec.pack(own), codec.pack(start.mask.expand(start.clean.shape))
     return (1 - mask) * own + mask * latents
 
 

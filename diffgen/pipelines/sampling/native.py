@@ -38,6 +38,7 @@ def call(
         first = int(max(settings.steps - share, 0)) * scheduler.order
     times = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
+    codec, (height, width) = pipeline.codec, start.noise.shape[-2:]
     low, high = cast(tuple[float, float], settings.options["guidance_interval"])
     done = 0
 
@@ -59,10 +60,10 @@ def call(
     else:
         x = scheduler.add_noise(start.clean, start.noise, times[:1])
     for i, t in enumerate(times):
-        output = network(x.to(dtype), t.expand(len(x))).float()
+        output = codec.unpack(network(codec.pack(x.to(dtype)), t.expand(len(x))), height, width).float()
         x = scheduler.step(output, t, x, generator=list(generators), return_dict=False)[0]
         if start.mask is not None:
-            x = blend(pipeline, start, times, i, x)
+            x = blend(scheduler, start, times, i, x)
         done += 1
         on_evaluation()
     pipeline.maybe_free_model_hooks()

@@ -192,7 +192,7 @@ def call(
         pipe.position = (i + 1) / len(times)
         if start.mask is None or start.masked is not None:
             return {}
-        return {"latents": blend(pipe, start, times, i, tensors["latents"])}
+        return {"latents": blend(pipe.scheduler, start, times, i, tensors["latents"], pipe.codec)}
 
     with rescaling(pipeline, settings.options["guidance_rescale"]):
         latents = pipeline(
