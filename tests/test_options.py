@@ -13,7 +13,17 @@ from diffgen.generation.options import OPTIONS, Options, checked_values, flag_of
 
 PIPELINES_ONLY = {
     *("negative", "style", "clip_skip", "guidance_rescale", "guidance_interval", "variation_seed"),
-    *("variation_strength", "tile", "image", "strength", "mask", "outpaint", "controls", "control_models"),
+    *(
+        "variation_strength",
+        "tile",
+        "image",
+        "strength",
+        "mask",
+        "outpaint",
+        "references",
+        "controls",
+        "control_models",
+    ),
     *("upscale", "upscale_mode", "upscale_strength", "refiner", "loras", "embeddings", "attention"),
 }
 
