@@ -40,6 +40,7 @@ import transformers
 import schedulers
 from schedulers import Scheduler, explicit, from_diffusers_config
 from schedulers.diffusers_config import limits_of
+from schedulers.noise import RESOLUTION_SHIFT
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import tiny  # type: ignore[import-not-found]
@@ -198,7 +199,7 @@ def first_order(own: Any) -> Any:
         return own
     if name == "CogVideoXDPMScheduler":
         return diffusers.CogVideoXDDIMScheduler.from_config({**own.config, "_use_default_values": []})
-    if own.config.get("variance_type") in ("learned", "learned_range") or own.config.prediction_type == "sample":
+    if own.config.get("variance_type") in ("learned", "learned_range") or own.config.get("prediction_type") == "sample":
         return own
     changes = {
         "_use_default_values": [],
@@ -209,7 +210,8 @@ def first_order(own: Any) -> Any:
     }
     config = {**own.config, **changes}
     if own.config.get("use_flow_sigmas"):
-        return diffusers.FlowMatchEulerDiscreteScheduler(shift=own.config.get("flow_shift", 1.0))
+        kept = {key: own.config[key] for key in ("use_dynamic_shifting", *RESOLUTION_SHIFT) if key in own.config}
+        return diffusers.FlowMatchEulerDiscreteScheduler(shift=own.config.get("flow_shift", 1.0), **kept)
     if name == "EulerDiscreteScheduler" and own.config.get("timestep_type") == "continuous":
         return own
     return diffusers.DDIMScheduler.from_config(config)
