@@ -52,8 +52,8 @@ scheduler of first order, then with ours at the same times:
 - **refused**: it raises the error given, before there is a picture.
 - **not tried**: its test does not run here, for the reason given.
 
-*grid* says whether `dpmpp_2m` walked its karras grid. Where it is the pipeline's list, the pipeline passes a list of its
-own or the times that its model was distilled on. An IndexError means that the pipeline indexes a table with times:
+*grid* says whether `dpmpp_2m` walked its karras grid. Where it is the pipeline's list, the pipeline passes a list of
+its own or the times that its model was distilled on. An IndexError means that the pipeline indexes a table with times:
 choose a grid of whole times, such as `leading`.
 
 {counts}
