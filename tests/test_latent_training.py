@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from tiny import clip_tokenizer
 from training_runs import contents
 
@@ -30,6 +30,7 @@ from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.pipelines.training.export import save_latent_run, save_run
 from diffgen.pipelines.training.latents import LatentJob
 from diffgen.pipelines.training.parts import read_autoencoder
+from diffgen.pipelines.training.shards import Shards
 from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.training import config as configuration
 from diffgen.training import start
@@ -488,3 +489,41 @@ def test_a_training_in_windows_can_be_interrupted(place: Path, tmp_path: Path) -
     train(tmp_path / "part", windows_job(place, window=8), stop=3)
     train(tmp_path / "part", windows_job(place, window=8), resume=True)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def test_shards_spare_the_encoding_and_change_nothing(place: Path, tmp_path: Path) -> None:
+    """A training that writes shards, one that reads them and one without have the same losses and weights."""
+    folder = tmp_path / "shards"
+    train(tmp_path / "without", windows_job(place, window=8))
+    train(tmp_path / "writes", windows_job(place, window=8, shards=str(folder)))
+    shards = sorted(folder.rglob("*.safetensors"))
+    assert [shard.name for shard in shards] == ["0.safetensors", "1.safetensors"]
+    job = windows_job(place, window=8, shards=str(folder))
+    encode, job._latents = job._latents, pytest.fail  # type: ignore[method-assign]
+    train(tmp_path / "reads", job)
+    for name in ("model", "ema"):
+        weights = [
+            (tmp_path / run / "checkpoints/4" / f"{name}.safetensors").read_bytes()
+            for run in ("without", "writes", "reads")
+        ]
+        assert weights[0] == weights[1] == weights[2]
+    job.prepare(torch.device("cpu"), contextlib.nullcontext)
+    latents = load_file(shards[1])["latents"]
+    torch.testing.assert_close(latents, encode(job.train[8:16], torch.device("cpu"), None))
+
+
+@pytest.mark.parametrize("wrong", ["shape", "name", "infinite", "bytes"])
+def test_a_wrong_shard_is_refused(place: Path, tmp_path: Path, wrong: str) -> None:
+    train(tmp_path / "writes", windows_job(place, window=8, shards=str(tmp_path / "shards")))
+    path = next(tmp_path.rglob("0.safetensors"))
+    latents = load_file(path)["latents"]
+    tensors = {"shape": {"latents": latents[:4]}, "name": {"other": latents}, "infinite": {"latents": latents / 0}}
+    path.write_bytes(b"{}" if wrong == "bytes" else save(tensors[wrong]))
+    with pytest.raises(InputError, match=r"0\.safetensors"):
+        train(tmp_path / "reads", windows_job(place, window=8, shards=str(tmp_path / "shards")))
+
+
+def test_other_pictures_have_other_shards() -> None:
+    folder = Path("shards")
+    assert Shards(folder, "a", 8).folder == Shards(folder, "a", 8).folder
+    assert len({Shards(folder, *depends).folder for depends in (("a", 8), ("a", 9), ("b", 8), ("a", "8"))}) == 4

@@ -41,6 +41,7 @@ class Encoded(Data):
 
     window: int = setting(0, 0, 10**9)  # pictures that are encoded at a time, a multiple of the batch size; 0: all
     repeats: int = setting(1, 1, 10**6)  # epochs of a window, before the next pictures are encoded
+    shards: str | None = None  # a folder that keeps the latents of windows for later trainings
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from .autoencoder import square
 from .captions import EMPTY, Tokens, read
 from .config import Diffusion, LatentConfig
 from .parts import arguments, build, digest, fitting, read_autoencoder
+from .shards import Shards
 
 AT_ONCE = 2**19  # pixels of a batch that is encoded or decoded
 SCALED_BY = 256  # pictures on which the scale of the latents is measured
@@ -93,6 +94,10 @@ class LatentJob(DiffusionJob):
         self.tokenizer = tokenizer_of(config.text.tokenizer, config.text.length)
         self.texts = data.captions
         self._load_autoencoder(Path(config.autoencoder), side)
+        self.shards = None
+        if window and config.data.shards:
+            depends = (data.about()["fingerprint"], self.weights_hash, window, config.train.precision, str(device))
+            self.shards = Shards(Path(config.data.shards), *depends)
         self.device = torch.device(device)
         self.vae.to(self.device)
         self._window = lru_cache(maxsize=1)(self._encode_window)
@@ -116,18 +121,26 @@ class LatentJob(DiffusionJob):
 
     def _encode(self, pictures: Tensor, progress: Progress | None = None) -> Encoding:
         """Encode these pictures, ascending numbers, on the device."""
+        with out_of_memory():
+            return self._encoded_as(pictures, self._latents(pictures, self.device, progress))
+
+    def _encoded_as(self, pictures: Tensor, latents: Tensor) -> Encoding:
+        """The encoding of these pictures with their unscaled latents."""
         assert self.texts is not None
         tokens = Tokens([self.texts[i] for i in pictures.tolist()], self.tokenizer)
-        with out_of_memory():
-            latents = self._latents(pictures, self.device, progress) * self.vae.config.scaling_factor
-        return Encoding(pictures, latents, tokens, tokens.ids)
+        return Encoding(pictures, latents * self.vae.config.scaling_factor, tokens, tokens.ids)
 
     def _encode_window(self, number: int) -> Encoding:
-        """Encode a window of the training pictures, in the precision of the training."""
+        """Encode a window of the training pictures, in the precision of the training, or read its latents."""
         window = self.config.data.window
-        with self.autocast():
-            encoding = self._encode(self.train[number * window : (number + 1) * window])
-        return self._moved(encoding)
+        pictures = self.train[number * window : (number + 1) * window]
+
+        def latents() -> Tensor:
+            with out_of_memory(), self.autocast():
+                return self._latents(pictures, self.device, None)
+
+        values = self.shards(number, (window, *self.shape), latents) if self.shards else latents()
+        return self._moved(self._encoded_as(pictures, values))
 
     def _moved(self, encoding: Encoding) -> Encoding:
         """The same encoding, on the device."""
