@@ -355,6 +355,7 @@ LAYOUTS: dict[str, dict[str, tuple[str, Convert]]] = {
         "vae": ("vae.", vae),
         "text_encoder": ("text_encoders.qwen3_4b.transformer.", language),
     },
+    "flux2": {"transformer": ("", flux2)},
     "flux2-klein": {"transformer": ("", flux2)},
     "qwen-image": {"transformer": ("model.diffusion_model.", same)},
 }

@@ -22,7 +22,19 @@ from diffgen.pipelines.weights.load import load_pipeline
 from diffgen.pipelines.weights.network import make_network
 from diffgen.pipelines.weights.tokenizers import load_t5_tokenizer
 
-FILES = ("sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "flux-schnell", "z-image", "flux2-klein", "qwen-image")
+FILES = (
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sdxl-refiner",
+    "sd3",
+    "flux",
+    "flux-schnell",
+    "z-image",
+    "flux2",
+    "flux2-klein",
+    "qwen-image",
+)
 
 
 @pytest.fixture(scope="module")

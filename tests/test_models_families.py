@@ -53,6 +53,11 @@ QWEN = {
     "vae": ("diffusers", "AutoencoderKLQwenImage"),
     "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
 }
+FLUX2 = {
+    **KLEIN,
+    "text_encoder": ("transformers", "Mistral3ForConditionalGeneration"),
+    "tokenizer": ("transformers", "PixtralProcessor"),
+}
 FLUX = {
     "transformer": ("diffusers", "FluxTransformer2DModel"),
     "vae": VAE,
@@ -105,6 +110,7 @@ FOLDERS = {
     "z-image": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 6.0}, "z-image", None),
     "klein-4B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", None),
     "klein-base-9B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", "base"),
+    "FLUX.2-dev": ("Flux2Pipeline", FLUX2, {"guidance_embeds": True}, {}, "flux2", None),
     "qwen": ("QwenImagePipeline", QWEN, {}, {"base_shift": 0.5, "max_shift": 0.9}, "qwen-image", None),
     "q8": ("QwenImagePipeline", QWEN, {}, {"base_shift": 1.0986, "max_shift": 1.0986}, "qwen-image", "lightning"),
     "Z-Image-Turbo": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 3.0}, "z-image", "turbo"),

@@ -17,6 +17,7 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformer2
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from test_models_gate import make_folder
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, Qwen3Model, T5EncoderModel
+from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from diffgen.errors import InputError
@@ -424,6 +425,8 @@ def parameters(cls, folder: Path) -> int:
         ("flux/vae", AutoencoderKL, 83_819_683),
         ("z-image/transformer", ZImageTransformer2DModel, 6_154_908_736),
         ("z-image/text_encoder", Qwen3Model, 4_022_468_096),
+        ("flux2/transformer", Flux2Transformer2DModel, pytest.approx(32e9, rel=0.02)),
+        ("flux2/text_encoder", MistralModel, pytest.approx(23e9, rel=0.02)),
         ("flux2-klein/transformer", Flux2Transformer2DModel, pytest.approx(4e9, rel=0.05)),
         ("flux2-klein/vae", AutoencoderKLFlux2, pytest.approx(84e6, rel=0.01)),
         ("qwen-image/transformer", QwenImageTransformer2DModel, 20_430_401_088),
@@ -448,7 +451,18 @@ def test_clips_vocabulary():
 
 def test_every_bundled_configuration_passes_the_gate():
     folders = {path.parent.name for path in CONFIGS.glob("*/model_index.json")}
-    assert folders == {"sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux", "z-image", "flux2-klein", "qwen-image"}
+    assert folders == {
+        "sd1",
+        "sd2",
+        "sdxl",
+        "sdxl-refiner",
+        "sd3",
+        "flux",
+        "z-image",
+        "flux2",
+        "flux2-klein",
+        "qwen-image",
+    }
     for name in folders:
         index = gate.read_index(CONFIGS / name)
         assert (index.family, index.variant) == (name, None)

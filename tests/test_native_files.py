@@ -66,6 +66,15 @@ HOSTILE: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
         ("model_index.json", lambda c: c.update(text_encoder=["transformers", "AutoModel"]), "'text_encoder' is of"),
         ("scheduler/scheduler_config.json", lambda c: c.update(shift=-1.0), "shift"),
     ],
+    "flux2": [
+        (TRANSFORMER, lambda c: c.update(joint_attention_dim=32), "has the shape"),
+        ("text_encoder/config.json", lambda c: c["text_config"].update(hidden_size=10**9), "out of bounds"),
+        ("text_encoder/config.json", lambda c: c["text_config"].update(num_hidden_layers=10**5), "more layers"),
+        ("tokenizer/tokenizer.json", lambda c: c["model"]["vocab"].pop("<s>"), "has no <s>|has the number"),
+        ("tokenizer/tokenizer.json", lambda c: c["added_tokens"][0].update(id=300), "has the number"),
+        ("tokenizer/tokenizer.json", lambda c: c["model"].update(merges=[["a"]]), "a merge is not a pair"),
+        ("model_index.json", lambda c: c.update(tokenizer=["transformers", "AutoProcessor"]), "'tokenizer' is of"),
+    ],
     "flux2-klein": [
         (TRANSFORMER, lambda c: c.update(num_single_layers=10**5), "more layers"),
         (TRANSFORMER, lambda c: c.update(axes_dims_rope=[2, 2, 2, 4]), "do not make up"),
@@ -114,7 +123,7 @@ def test_a_hostile_file_is_refused(
         read()
 
 
-@pytest.mark.parametrize("family", ["z-image"])
+@pytest.mark.parametrize("family", ["z-image", "flux2"])
 def test_a_chat_template_of_a_file_is_never_used(
     family_folder: Callable[[str], Path], tmp_path: Path, family: str
 ) -> None:
@@ -124,8 +133,16 @@ def test_a_chat_template_of_a_file_is_never_used(
         family_folder(family), tmp_path / "m", "tokenizer/tokenizer_config.json", lambda c: c.update(chat_template=evil)
     )
     (folder / "tokenizer" / "chat_template.jinja").write_text(evil)
-    ours, own = load(folder).tokenizer, tiny.qwen_tokenizer()
-    messages = [{"role": "user", "content": "a red apple"}]
+    ours = load(folder).tokenizer
+    if family == "flux2":
+        own = tiny.mistral_tokenizer()
+        messages = [
+            {"role": role, "content": [{"type": "text", "text": f"a red apple, {role}"}]} for role in ("system", "user")
+        ]
+        assert ours.padding_side == own.padding_side == "left"
+    else:
+        own = tiny.qwen_tokenizer()
+        messages = [{"role": "user", "content": "a red apple"}]
     for thinking in (True, False):
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
         text = ours.apply_chat_template(messages, **options)

@@ -56,6 +56,7 @@ def unpacked(pipeline: Any, latents: Tensor) -> Tensor:
 
 CASES = {
     "flux-kontext": Case(lambda guidance: {"guidance_scale": guidance, "max_area": 64**2}, unpacked, False),
+    "flux2": Case(klein, lambda pipeline, latents: latents.mT.reshape(1, -1, 4, 4), reads_negative=False),
     "flux2-klein": Case(klein, patches, negative=""),
     "flux2-klein-base": Case(klein, patches, negative=""),
     "qwen-image": Case(lambda guidance: {"true_cfg_scale": guidance, "negative_prompt": NEGATIVE}, unpacked),
@@ -266,7 +267,7 @@ def test_prompts_of_different_lengths(load: Callable[[str], ImageGenerator], fam
     assert (together[0] - together[1]).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("family", ["flux-kontext", "flux2-klein"])
+@pytest.mark.parametrize("family", ["flux-kontext", "flux2-klein", "flux2"])
 def test_editing_is_diffusers_own(
     load: Callable[[str], ImageGenerator], family_folder: Callable[[str], Path], photo: Image.Image, family: str
 ) -> None:

@@ -215,6 +215,33 @@ def z_image() -> Any:
 def flux2_klein(is_distilled: bool = True) -> Any:
     import diffusers
 
+    autoencoder = flux2_vae()
+    return diffusers.Flux2KleinPipeline(
+        vae=autoencoder,
+        text_encoder=qwen3(8, layers=28),  # its outputs 9, 18 and 27 are read
+        tokenizer=qwen_tokenizer(),
+        transformer=flux2_transformer(guidance_embeds=False),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=is_distilled,
+    )
+
+
+def flux2_dev() -> Any:
+    import diffusers
+
+    autoencoder = flux2_vae()
+    return diffusers.Flux2Pipeline(
+        vae=autoencoder,
+        text_encoder=mistral3(8, layers=31),  # its outputs 10, 20 and 30 are read
+        tokenizer=mistral_tokenizer(),
+        transformer=flux2_transformer(guidance_embeds=True),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+
+
+def flux2_vae() -> Any:
+    import diffusers
+
     autoencoder = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -225,23 +252,22 @@ def flux2_klein(is_distilled: bool = True) -> Any:
     )
     autoencoder.bn.running_mean.normal_()
     autoencoder.bn.running_var.uniform_(0.5, 2)
-    return diffusers.Flux2KleinPipeline(
-        vae=autoencoder,
-        text_encoder=qwen3(8, layers=28),  # its outputs 9, 18 and 27 are read
-        tokenizer=qwen_tokenizer(),
-        transformer=diffusers.Flux2Transformer2DModel(
-            in_channels=16,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=24,
-            timestep_guidance_channels=16,
-            axes_dims_rope=(2, 2, 2, 2),
-            guidance_embeds=False,
-        ),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        is_distilled=is_distilled,
+    return autoencoder
+
+
+def flux2_transformer(guidance_embeds: bool) -> Any:
+    import diffusers
+
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=guidance_embeds,
     )
 
 
@@ -300,6 +326,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "z-image": z_image,
     "flux2-klein": flux2_klein,
     "flux2-klein-base": partial(flux2_klein, is_distilled=False),
+    "flux2": flux2_dev,
     "qwen-image": qwen_image,
     "unconditional": unconditional,
 }
@@ -395,6 +422,58 @@ def t5_tokenizer() -> Any:
     from transformers import T5Tokenizer
 
     return T5Tokenizer(vocab=t5_pieces(), model_max_length=32)
+
+
+def mistral3(width: int, layers: int) -> Any:
+    """With its vision, which is not read."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text = {
+        "model_type": "mistral",
+        "vocab_size": len(mistral_tokenizer()),
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000_000.0},
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 28,
+    }
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+
+
+def mistral_tokenizer() -> Any:
+    """With the bytes and WORDS as its vocabulary behind the special tokens; it pads on the left."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "<pad>")
+    words, merges = _byte_pairs([word for plain in WORDS for word in (plain, f" {plain}")], end="")
+    vocabulary = {token: i for i, token in enumerate(special)} | {t: i + len(special) for t, i in words.items()}
+    inner = Tokenizer(BPE(vocabulary, merges))
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>",
+        padding_side="left", model_max_length=1024,
+    )  # fmt: skip
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}{% set b = ('[SYSTEM_PROMPT]', '[/SYSTEM_PROMPT]') if m.role == 'system' else "
+        "('[INST]', '[/INST]') %}{{ b[0] }}{% for part in m.content %}{{ part.text }}{% endfor %}{{ b[1] }}{% endfor %}"
+    )
+    return tokenizer
 
 
 def qwen_vae() -> Any:

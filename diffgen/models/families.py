@@ -169,6 +169,12 @@ _QWEN_TOKENIZER = Part(
     template="qwen",
 )
 
+_MISTRAL_TOKENIZER = Part(
+    "tokenizer",
+    frozenset(("transformers", name) for name in ("PixtralProcessor", "PreTrainedTokenizerFast", "TokenizersBackend")),
+    template="mistral",
+)
+
 _UNET_MARK = r"model\.diffusion_model\.input_blocks\.0\.0\.weight$"
 
 _SD_PIPELINES = (
@@ -224,6 +230,27 @@ _FLUX_PARTS = {
     "tokenizer_2": _tokenizer("t5_tokenizer", _T5_TOKENIZER),
     "scheduler": _SCHEDULER,
 }
+
+_FLUX2_TRANSFORMER = _network(
+    "diffusers",
+    "Flux2Transformer2DModel",
+    file=InFile(
+        "denoiser",
+        (_DENOISER,),
+        bare=(
+            "double_blocks.",
+            "single_blocks.",
+            "img_in.",
+            "txt_in.",
+            "time_in.",
+            "guidance_in.",
+            "final_layer.",
+            "double_stream_modulation_img.",
+            "double_stream_modulation_txt.",
+            "single_stream_modulation.",
+        ),
+    ),
+)
 
 # If a file has the marks of several families, it belongs to the last one: special families follow general ones.
 FAMILIES = {
@@ -476,25 +503,7 @@ FAMILIES = {
             "FLUX.2 klein",
             ("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
             {
-                "transformer": _network(
-                    "diffusers",
-                    "Flux2Transformer2DModel",
-                    file=InFile(
-                        "denoiser",
-                        (_DENOISER,),
-                        bare=(
-                            "double_blocks.",
-                            "single_blocks.",
-                            "img_in.",
-                            "txt_in.",
-                            "time_in.",
-                            "final_layer.",
-                            "double_stream_modulation_img.",
-                            "double_stream_modulation_txt.",
-                            "single_stream_modulation.",
-                        ),
-                    ),
-                ),
+                "transformer": _FLUX2_TRANSFORMER,
                 "vae": _network("diffusers", "AutoencoderKLFlux2"),
                 "text_encoder": _language(*_QWEN3, loads="Qwen3Model"),
                 "tokenizer": _QWEN_TOKENIZER,
@@ -514,6 +523,34 @@ FAMILIES = {
             prediction="flow_prediction",
             marks=(r"(model\.diffusion_model\.)?single_stream_modulation\.lin\.weight",),
             lora_mark=r"to_qkv_mlp_proj|ff[._]linear_in|ff_context[._]linear_in|stream_modulation",
+            configure=file_configs.flux2,
+        ),
+        Family(
+            "flux2",
+            "FLUX.2 dev",
+            ("Flux2Pipeline",),
+            {
+                "transformer": _FLUX2_TRANSFORMER,
+                "vae": _network("diffusers", "AutoencoderKLFlux2"),
+                "text_encoder": _language("Mistral3ForConditionalGeneration", loads="MistralModel"),
+                "tokenizer": _MISTRAL_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(28, 4.0, "euler", size=1024),
+            tasks={"text": "Flux2Pipeline", "image": "Flux2Pipeline"},
+            module="flux2",
+            native=True,
+            references=10,
+            embeddings=("prompt_embeds",),
+            tokens={None: 512},
+            patch=2,
+            guidance_embedded=True,
+            shift="flux2",
+            prediction="flow_prediction",
+            marks=(
+                r"(model\.diffusion_model\.)?single_stream_modulation\.lin\.weight",
+                r"(model\.diffusion_model\.)?guidance_in\.in_layer\.weight",
+            ),
             configure=file_configs.flux2,
         ),
         Family(

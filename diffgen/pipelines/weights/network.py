@@ -26,6 +26,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
@@ -81,7 +83,8 @@ def _language(cls: type, config_class: type, config: dict[str, Any]) -> nn.Modul
     table = table if isinstance(table, dict) else {}
     theta = config.get("rope_theta") or table.get("rope_theta") or 10_000
     rope = {"rope_type": "default", "rope_theta": float(theta), **_only({"mrope_section"}, table)}
-    return cls(config_class(**_only(LANGUAGE, config), rope_parameters=rope, attn_implementation="sdpa"))
+    more = {"sliding_window": None} if config_class is MistralConfig else {}
+    return cls(config_class(**_only(LANGUAGE, config), rope_parameters=rope, attn_implementation="sdpa", **more))
 
 
 def _safety_checker(cls: type, config: dict[str, Any]) -> nn.Module:
@@ -108,6 +111,7 @@ _TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "CLIPTextModelWithProjection": functools.partial(_clip_text, CLIPTextModelWithProjection),
     "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
     "Qwen3Model": functools.partial(_language, Qwen3Model, Qwen3Config),
+    "MistralModel": functools.partial(_language, MistralModel, MistralConfig),
     "Qwen2_5_VLTextModel": functools.partial(_language, Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
     "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
 }

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
@@ -35,7 +37,20 @@ TEMPLATES = {
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
         "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     ),
+    # Mistral Small 3, turns of texts or of lists of them
+    "mistral": (
+        "{{ bos_token }}{% for message in messages %}"
+        "{% set text = message.content if message.content is string else message.content|map(attribute='text')|join %}"
+        "{% if message.role == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
+        "{% else %}[INST]{{ text }}[/INST]{% endif %}{% endfor %}"
+    ),
 }
+# How Mistral's tokenizer splits text into words (mistral-common, tekken).
+_LOWER, _UPPER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def tokenizer_of(component: Component, encoder: Any, template: str = "") -> Any:
@@ -44,8 +59,8 @@ def tokenizer_of(component: Component, encoder: Any, template: str = "") -> Any:
     CLIP's cuts a text where its encoder ends; the others' encoders have no end, and their pipelines cut. `template` is
     one of TEMPLATES. Raises InputError.
     """
-    if component.class_name.startswith("Qwen2"):
-        tokenizer = load_qwen_tokenizer(component.folder)
+    if template:
+        tokenizer = LOADERS[template](component.folder)
         tokenizer.chat_template = TEMPLATES[template]
         return tokenizer
     if component.class_name.startswith("T5"):
@@ -94,10 +109,48 @@ def load_qwen_tokenizer(folder: Path) -> Qwen2Tokenizer:
         tokenizer.add_tokens([token for _, token in sorted(added.items())])
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise InputError(f"{folder}: makes no Qwen tokenizer: {error}") from error
-    for number, token in added.items():
-        if (got := tokenizer.convert_tokens_to_ids(token.content)) != number:
-            raise InputError(f"{folder}: the added token {short(token.content)} has the number {number}, not {got}")
+    _check_numbers(folder, tokenizer, added)
     return tokenizer
+
+
+def load_mistral_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Make Mistral's tokenizer with the vocabulary of a folder and the tokens added to it. Raises InputError.
+
+    The side on which short texts are padded is the folder's.
+    """
+    vocabulary, merges = read_vocabulary(folder)
+    path, file = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    config = read_json(path, MAX_TOKENIZER_FILE) if path.exists() else {}
+    content = read_json(file, MAX_TOKENIZER_FILE) if file.exists() else {}
+    model = content.get("model")
+    side = "left" if config.get("padding_side") == "left" else "right"
+    added = _added_tokens(folder)
+    known = {**vocabulary, **{token.content: number for number, token in added.items()}}
+    needed = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    if lacking := next((token for token in needed.values() if token not in known), None):
+        raise InputError(f"{folder}: the vocabulary has no {lacking}, which Mistral's models read")
+    try:
+        whole = isinstance(model, dict) and model.get("ignore_merges") is True
+        inner = Tokenizer(BPE(vocabulary, merges, ignore_merges=whole))
+        inner.add_tokens([token for _, token in sorted(added.items())])
+        split = pre_tokenizers.Split(Regex(TEKKEN), behavior="isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        inner.decoder = decoders.ByteLevel()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, padding_side=side, **needed)
+    except Exception as error:  # the tokenizers library raises nothing more precise
+        raise InputError(f"{folder}: makes no Mistral tokenizer: {error}") from error
+    _check_numbers(folder, tokenizer, added)
+    return tokenizer
+
+
+LOADERS = {"qwen": load_qwen_tokenizer, "mistral": load_mistral_tokenizer}
+
+
+def _check_numbers(folder: Path, tokenizer: Any, added: Mapping[int, AddedToken]) -> None:
+    """Raise InputError unless each added token has its number in the tokenizer."""
+    for number, token in added.items():
+        if (other := tokenizer.convert_tokens_to_ids(token.content)) != number:
+            raise InputError(f"{folder}: the added token {short(token.content)} has the number {number}, not {other}")
 
 
 def _added_tokens(folder: Path) -> dict[int, AddedToken]:
