@@ -402,3 +402,18 @@ def test_a_tuned_grid_at_another_budget_is_reported(tmp_path: Path) -> None:
     for _ in comparison.make():
         pass
     assert measure(comparison, "").verdict[-1].startswith("The grid mine.json was tuned for 4 steps")
+
+
+def test_the_estimate_includes_what_is_done_besides_evaluations(tmp_path: Path) -> None:
+    """Results of the mixture are drawn, written and measured, which takes longer than its network."""
+    from diffgen.comparison.compare import prepare
+
+    one, many = (
+        prepare(model="mixture", schedulers="euler", nfe="2", seeds=seeds, folder=tmp_path / "c")
+        for seeds in ("0", "0-9")
+    )
+    estimate = many.estimate()
+    assert estimate.evaluations == 20
+    assert estimate.seconds > one.estimate().seconds > 0
+    assert estimate.seconds > 10 * estimate.evaluations * max(estimate.seconds_each)
+    assert not (tmp_path / "c").exists()

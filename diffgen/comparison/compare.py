@@ -73,7 +73,8 @@ class Prepared:
     distribution: Distribution | None
 
     def estimate(self) -> Estimate:
-        """Count what is to do, and time one evaluation."""
+        """Count what is to do, and time one evaluation, and one result that is drawn, written and measured."""
+        from .measure import seconds_to_finish
         from .tables import numbered
 
         comparison, distribution = self.comparison, self.distribution
@@ -92,7 +93,7 @@ class Prepared:
             impossible=len(reasons),
             unfinished=len(tasks),
             evaluations=sum(task.nfe for task in tasks),
-            seconds=sum(each[task.guidance] * task.nfe for task in tasks),
+            seconds=sum(each[task.guidance] * task.nfe for task in tasks) + seconds_to_finish(comparison, tasks),
             seconds_each=tuple(each.values()),
             data_evaluations=None if distribution is None else sum(samples * nfe for nfe, _ in settings),
             data_seconds=None if distribution is None else sum(each[g] * samples * nfe for nfe, g in settings),

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 import schedulers
+from diffgen.devices import out_of_memory
+from diffgen.images.metadata import encode_png
 from schedulers.program import Program
 
 from . import metrics
@@ -35,7 +41,7 @@ from .results import (
     StartResult,
     SubjectInfo,
 )
-from .run import Comparison, image_name, versions
+from .run import Comparison, Folder, Task, image_name, versions
 from .subjects import MixtureSubject
 from .verdict import verdict
 
@@ -78,6 +84,31 @@ def measure(
     )
     notes = (f"{note[0].upper()}{note[1:]}." for note in comparison.notes())
     return replace(results, verdict=(*verdict(results), *notes))
+
+
+def seconds_to_finish(comparison: Comparison, tasks: Sequence[Task]) -> float:
+    """About how long the tasks take besides evaluating the network: one result is drawn, written and measured."""
+    if not tasks:
+        return 0.0
+    subject, first = comparison.subject, tasks[0]
+    noise, _ = subject.start(first.seed)
+    with torch.inference_mode(), out_of_memory(), tempfile.TemporaryDirectory() as scratch:
+        subject.picture(noise)  # the first one is slower
+        began = time.perf_counter()
+        image = subject.picture(noise)
+        record, png = {"image": image_name(first.key)}, encode_png(image, {}, "none")
+        Folder(Path(scratch), comparison.folder.shape).store(first.key, record, noise.float().cpu(), png)
+        if isinstance(subject, MixtureSubject):
+            for metric in CLOUD.values():
+                metric(noise, subject, first.seed)
+        else:
+            for picture_metric in PICTURE.values():
+                picture_metric(image, image)
+        each, exact = time.perf_counter() - began, sum(task.entry is None for task in tasks)
+        began = time.perf_counter()
+        if exact:
+            subject.exact(noise)
+    return each * len(tasks) + (time.perf_counter() - began) * exact
 
 
 def _subject_info(comparison: Comparison) -> SubjectInfo:
