@@ -84,7 +84,7 @@ class DiffgenScheduler(Scheduler, SchedulerMixin, ConfigMixin):
     @property
     def config(self) -> Config:
         """`Scheduler.config`, with the other keys of the configuration that this scheduler was read from."""
-        other = {key: value for key, value in self._internal_dict.items() if key != "_use_default_values"}
+        other = {key: value for key, value in self._internal_dict.items() if not key.startswith("_")}
         return Config({**other, **super().config})
 
 

@@ -92,7 +92,8 @@ def test_the_settings_are_found_after_the_prompts(text: str, expected: tuple[str
         ("Euler", "SGM Uniform", ("euler", "sgm_uniform", "euler", "sgm_uniform")),
         ("DDIM", None, ("euler", None, "euler", "leading")),
         ("Euler", "Turbo", ("euler", "trailing", "euler", "trailing")),
-        ("DPM fast", "Karras", ("DPM fast", "karras", None, None)),
+        ("DPM fast", "Karras", ("dpm_fast", "karras", "dpm_fast", "karras")),
+        ("Unheard of", "Karras", ("Unheard of", "karras", None, None)),
         ("Euler", "../../secret.json", ("euler", "../../secret.json", "euler", None)),
     ],
 )
