@@ -1,4 +1,5 @@
-"""Write the tables of docs/schedulers.md and docs/which-scheduler.md from the registry: python docs/tables.py
+"""Write the tables of docs/schedulers.md and docs/which-scheduler.md from the registry, and those of docs/models.md from
+the families' rows: python docs/tables.py
 
 A test compares the pages with them, so that they stay up to date.
 """
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import schedulers
+from diffgen.models.families import FAMILIES
 from schedulers.grids import GRIDS, describe
 from schedulers.recommend import KINDS, advice
 from schedulers.registry import LABELS
 from schedulers.solver import SOLVERS
 
-PAGES = [Path(__file__).parent / name for name in ("schedulers.md", "which-scheduler.md")]
+PAGES = [Path(__file__).parent / name for name in ("schedulers.md", "which-scheduler.md", "models.md")]
 
 
 def solvers() -> str:
@@ -61,6 +63,36 @@ def grids() -> str:
     return table(rows)
 
 
+def defaults() -> str:
+    """The table of the families' defaults, a line for each variant."""
+    rows = [["family", "variant", "steps", "guidance", "scheduler", "grid"]]
+    for name, family in FAMILIES.items():
+        for variant, d in {None: family.defaults, **family.variants}.items():
+            rows.append([name, variant or "", str(d.steps), f"{d.guidance:g}", d.scheduler, d.grid or ""])
+    return table(rows)
+
+
+def families() -> str:
+    """The table of what the models of each family can do."""
+    rows = [
+        ["family", "models", "text", "picture, mask", "references", "ControlNet", "negative prompt", "file", "licence"]
+    ]
+    for name, family in FAMILIES.items():
+        files = "" if not family.in_files else "whole" if family.marks and _whole(name) else "transformer"
+        can = ["text" in family.tasks, "image" in family.tasks]
+        last = ["control" in family.tasks, family.reads_negative_prompts]
+        marks = [*("yes" * one for one in can), str(family.references or ""), *("yes" * one for one in last)]
+        rows.append([name, family.title, *marks, files, family.licence])
+    return table(rows)
+
+
+def _whole(name: str) -> bool:
+    """Whether a single file can hold all that a model of the family needs, with the vocabularies of diffgen."""
+    parts = FAMILIES[name].parts.values()
+    networks = all(part.file for part in parts if part.kind == "network")
+    return networks and all(part.vocabulary for part in parts if part.kind == "tokenizer")
+
+
 def table(rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
@@ -68,7 +100,8 @@ def table(rows: list[list[str]]) -> str:
 
 def written(page: str) -> str:
     """The page with its tables up to date."""
-    for name, content in {"solvers": solvers(), "grids": grids(), "recommended": recommended()}.items():
+    functions = (solvers, grids, recommended, defaults, families)
+    for name, content in {function.__name__: function() for function in functions}.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         page = block.sub(lambda match, content=content: match[1] + content + match[2], page)
     return page

@@ -286,14 +286,3 @@ def test_rows_are_complete():
             assert (CONFIGS / part.vocabulary).is_dir()
     with pytest.raises(UsageError, match="ControlNet is not supported for models of the family flux"):
         class_of("flux", "control")
-
-
-def test_the_guides_table_is_the_families():
-    text = (Path(__file__).parent.parent / "docs/models.md").read_text("utf-8")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-    ours = [
-        [name, variant or "", str(defaults.steps), f"{defaults.guidance:g}", defaults.scheduler, defaults.grid or ""]
-        for name, family in FAMILIES.items()
-        for variant, defaults in {None: family.defaults, **family.variants}.items()
-    ]
-    assert rows[2:] == ours

@@ -240,7 +240,7 @@ def test_every_built_in_solver_has_a_formula_and_a_use() -> None:
     assert all(s.formula and s.when for s in SOLVERS.values() if not s.is_plugin)
 
 
-@pytest.mark.parametrize("name", ["schedulers.md", "which-scheduler.md"])
+@pytest.mark.parametrize("name", ["schedulers.md", "which-scheduler.md", "models.md"])
 def test_the_pages_are_up_to_date(name: str) -> None:
     page = (ROOT / "docs" / name).read_text("utf-8")
     assert script("docs/tables.py").written(page) == page, "run python docs/tables.py"

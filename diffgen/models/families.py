@@ -77,6 +77,7 @@ class Family:
     variants: Mapping[str, Defaults] = field(default_factory=dict)
     tasks: Mapping[str, str] = field(default_factory=dict)  # {task of TASKS: diffusers' class for it}
     module: str = "unet"  # in pipelines/families: layout, checks and inputs of the network
+    licence: str = ""  # of the weights that its makers published
     native: bool = False  # sampled by our own loop (pipelines/sampling/native.py), not by diffusers' pipelines
 
     # Pipelines
@@ -113,6 +114,11 @@ class Family:
     @property
     def reads_prompts(self) -> bool:
         return any(name.startswith("text_encoder") for name in self.parts)
+
+    @property
+    def reads_negative_prompts(self) -> bool:
+        """Whether its networks are guided by a second evaluation, for a negative prompt."""
+        return self.reads_prompts and not self.guidance_embedded
 
     @property
     def is_flow(self) -> bool:
@@ -271,6 +277,7 @@ FAMILIES = {
             {**_FEW_STEPS, "inpaint": Defaults(25, 7.5, "dpmpp_2m")},
             _SD_TASKS,
             fixed=_SD_FIXED,
+            licence="CreativeML Open RAIL-M",
             embeddings=_EMBEDDINGS,
             chunks=True,
             marks=(_UNET_MARK, r"cond_stage_model\."),
@@ -293,6 +300,7 @@ FAMILIES = {
             {**_FEW_STEPS, "inpaint": Defaults(25, 7.5, "dpmpp_2m")},
             _SD_TASKS,
             fixed=_SD_FIXED,
+            licence="CreativeML Open RAIL++-M",
             embeddings=_EMBEDDINGS,
             chunks=True,
             prediction=None,  # its makers published both: epsilon at 512 pixels, v at 768
@@ -330,6 +338,7 @@ FAMILIES = {
             fixed={"add_watermarker": False},
             settings=("force_zeros_for_empty_prompt",),
             refiner="sdxl-refiner",
+            licence="CreativeML Open RAIL++-M",
             embeddings=_POOLED,
             chunks=True,
             vae_overflows=True,
@@ -360,6 +369,7 @@ FAMILIES = {
                 "force_zeros_for_empty_prompt": False,
             },
             settings=("force_zeros_for_empty_prompt", "requires_aesthetics_score"),
+            licence="CreativeML Open RAIL++-M",
             embeddings=_POOLED,
             chunks=True,
             vae_overflows=True,
@@ -405,6 +415,7 @@ FAMILIES = {
             {"3.5": Defaults(28, 4.5, "euler", size=1024), "turbo": Defaults(4, 1.0, "euler", size=1024)},
             {"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline"},
             "sd3",
+            licence="Stability AI Community",
             embeddings=_POOLED,
             patch=2,
             prediction="flow_prediction",
@@ -424,6 +435,7 @@ FAMILIES = {
             {"schnell": Defaults(4, 1.0, "euler", size=1024)},
             {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline"},
             "flux",
+            licence="dev: FLUX.1 [dev] Non-Commercial; schnell: Apache-2.0",
             embeddings=("prompt_embeds", "pooled_prompt_embeds"),
             tokens={"schnell": 256},  # as its makers say
             latents="packed",
@@ -444,6 +456,7 @@ FAMILIES = {
             module="flux",
             native=True,
             references=1,
+            licence="FLUX.1 [dev] Non-Commercial",
             embeddings=("prompt_embeds", "pooled_prompt_embeds"),
             latents="packed",
             patch=2,
@@ -487,6 +500,7 @@ FAMILIES = {
             {"text": "ZImagePipeline", "image": "ZImageImg2ImgPipeline"},
             "z_image",
             native=True,
+            licence="Apache-2.0",
             embeddings=_EMBEDDINGS,
             tokens={None: 512, "turbo": 512},
             patch=2,
@@ -516,6 +530,7 @@ FAMILIES = {
             native=True,
             settings=("is_distilled",),
             references=4,
+            licence="4B: Apache-2.0; 9B: FLUX Non-Commercial",
             embeddings=("prompt_embeds",),
             tokens={None: 512, "base": 512},
             patch=2,
@@ -541,6 +556,7 @@ FAMILIES = {
             module="flux2",
             native=True,
             references=10,
+            licence="FLUX [dev] Non-Commercial",
             embeddings=("prompt_embeds",),
             tokens={None: 512},
             patch=2,
@@ -585,6 +601,7 @@ FAMILIES = {
             {"text": "QwenImagePipeline", "image": "QwenImageImg2ImgPipeline"},
             "qwen_image",
             native=True,
+            licence="Apache-2.0",
             embeddings=("prompt_embeds", "prompt_embeds_mask"),
             tokens={None: 512, "lightning": 512},
             patch=2,
