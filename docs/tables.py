@@ -1,5 +1,6 @@
-"""Write the tables of docs/schedulers.md and docs/which-scheduler.md from the registry, and those of docs/models.md from
-the families' rows: python docs/tables.py
+"""Write the tables of docs/schedulers.md, docs/which-scheduler.md and docs/models.md: python docs/tables.py
+
+They come from the registry of schedulers and from the families' rows.
 
 A test compares the pages with them, so that they stay up to date.
 """

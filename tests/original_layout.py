@@ -316,6 +316,16 @@ def flux2(weights: Weights, settings: dict[str, Any]) -> Weights:
     return file
 
 
+def chroma(weights: Weights, settings: dict[str, Any]) -> Weights:
+    """FLUX.1's, and the network that makes the modulations."""
+    own = {name: tensor for name, tensor in weights.items() if name.startswith("distilled_guidance_layer.")}
+    file = flux({name: tensor for name, tensor in weights.items() if name not in own}, settings)
+    for name, tensor in own.items():
+        name = name.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
+        file[re.sub(r"(norms\.\d+)\.weight", r"\1.scale", name)] = tensor
+    return file
+
+
 def language(weights: Weights, settings: dict[str, Any]) -> Weights:
     return {f"model.{name}": tensor for name, tensor in weights.items()}
 
@@ -354,6 +364,11 @@ LAYOUTS: dict[str, dict[str, tuple[str, Convert]]] = {
         "transformer": ("model.diffusion_model.", z_image),
         "vae": ("vae.", vae),
         "text_encoder": ("text_encoders.qwen3_4b.transformer.", language),
+    },
+    "chroma": {
+        "transformer": ("", chroma),
+        "vae": ("vae.", vae),
+        "text_encoder": ("text_encoders.t5xxl.transformer.", same),
     },
     "flux2": {"transformer": ("", flux2)},
     "flux2-klein": {"transformer": ("", flux2)},

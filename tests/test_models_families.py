@@ -53,6 +53,12 @@ QWEN = {
     "vae": ("diffusers", "AutoencoderKLQwenImage"),
     "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
 }
+CHROMA = {
+    **Z_IMAGE,
+    "transformer": ("diffusers", "ChromaTransformer2DModel"),
+    "text_encoder": T5,
+    "tokenizer": ("transformers", "T5Tokenizer"),
+}
 FLUX2 = {
     **KLEIN,
     "text_encoder": ("transformers", "Mistral3ForConditionalGeneration"),
@@ -110,6 +116,8 @@ FOLDERS = {
     "z-image": ("ZImagePipeline", Z_IMAGE, {}, {"shift": 6.0}, "z-image", None),
     "klein-4B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", None),
     "klein-base-9B": ("Flux2KleinPipeline", KLEIN, {}, {}, "flux2-klein", "base"),
+    "Chroma1-HD": ("ChromaPipeline", CHROMA, {}, {}, "chroma", None),
+    "Chroma1-Flash": ("ChromaPipeline", CHROMA, {}, {}, "chroma", "flash"),
     "FLUX.2-dev": ("Flux2Pipeline", FLUX2, {"guidance_embeds": True}, {}, "flux2", None),
     "qwen": ("QwenImagePipeline", QWEN, {}, {"base_shift": 0.5, "max_shift": 0.9}, "qwen-image", None),
     "q8": ("QwenImagePipeline", QWEN, {}, {"base_shift": 1.0986, "max_shift": 1.0986}, "qwen-image", "lightning"),

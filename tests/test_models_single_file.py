@@ -9,6 +9,7 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+from diffusers.models.transformers.transformer_chroma import ChromaTransformer2DModel
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
@@ -90,6 +91,27 @@ FLUX = {
     "img_in.weight": (3072, 64),
 }
 
+CHROMA = {**FLUX, "distilled_guidance_layer.in_proj.bias": (5120,)}
+Z_IMAGE = {
+    f"{UNET}{name}": shape
+    for name, shape in {
+        "layers.0.adaLN_modulation.0.weight": (15360, 256),
+        "layers.0.attention.qkv.weight": (11520, 3840),
+        "noise_refiner.0.attention.qkv.weight": (11520, 3840),
+        "cap_embedder.0.weight": (2560,),
+        "x_embedder.weight": (3840, 64),
+    }.items()
+}
+KLEIN = {
+    "double_blocks.0.img_attn.qkv.weight": (9216, 3072),
+    "single_blocks.0.linear1.weight": (27648, 3072),
+    "single_stream_modulation.lin.weight": (9216, 3072),
+    "double_stream_modulation_img.lin.weight": (18432, 3072),
+    "img_in.weight": (3072, 128),
+    "txt_in.weight": (3072, 7680),
+}
+QWEN = {"transformer_blocks.0.img_mod.1.weight": (18432, 3072), "img_in.weight": (3072, 64), "txt_norm.weight": (3584,)}
+
 
 def write(path: Path, shapes, metadata=None, dtype="F16") -> Path:
     """A safetensors file of zeros: the header as it would be, the tensors a hole in the file."""
@@ -139,6 +161,14 @@ CHECKPOINTS = {
         None,
         "flux-dev",
     ),
+    "Chroma1-HD": (CHROMA, "chroma", None, "chroma"),
+    "chroma-flash": (CHROMA, "chroma", "flash", "chroma"),
+    "z_image_turbo_bf16": (Z_IMAGE, "z-image", "turbo", "z-image-turbo"),
+    "z_image_bf16": (Z_IMAGE, "z-image", None, "z-image-turbo"),
+    "flux-2-klein-4b": (KLEIN, "flux2-klein", None, "flux-2-dev"),
+    "flux-2-klein-base-4b": (KLEIN, "flux2-klein", "base", "flux-2-dev"),
+    "flux2-dev": ({**KLEIN, "guidance_in.in_layer.weight": (6144, 256)}, "flux2", None, "flux-2-dev"),
+    "qwen_image_bf16": (QWEN, "qwen-image", None, "v1"),  # diffusers does not know its files
 }
 
 
@@ -332,7 +362,7 @@ OTHERS = {
     "depth": ({**SD2, UNET + "input_blocks.0.0.weight": (320, 5, 3, 3)}, "other", None, "depth"),
     "playground": ({**SDXL, "edm_mean": (4,)}, "other", None, "Playground"),
     "fill": ({**FLUX, "img_in.weight": (3072, 384)}, "other", None, "control picture"),
-    "chroma": ({**FLUX, "distilled_guidance_layer.in_proj.bias": (1,)}, "other", None, "Chroma"),
+    "radiance": ({**CHROMA, "nerf_final_layer_conv.norm.scale": (1,)}, "other", None, "Chroma-Radiance"),
     "else": ({"a.b": (3, 700), "c": (9, 9, 9)}, "other", None, "unknown kind"),
 }  # fmt: skip
 
@@ -425,6 +455,7 @@ def parameters(cls, folder: Path) -> int:
         ("flux/vae", AutoencoderKL, 83_819_683),
         ("z-image/transformer", ZImageTransformer2DModel, 6_154_908_736),
         ("z-image/text_encoder", Qwen3Model, 4_022_468_096),
+        ("chroma/transformer", ChromaTransformer2DModel, pytest.approx(8.9e9, rel=0.01)),
         ("flux2/transformer", Flux2Transformer2DModel, pytest.approx(32e9, rel=0.02)),
         ("flux2/text_encoder", MistralModel, pytest.approx(23e9, rel=0.02)),
         ("flux2-klein/transformer", Flux2Transformer2DModel, pytest.approx(4e9, rel=0.05)),
@@ -458,6 +489,7 @@ def test_every_bundled_configuration_passes_the_gate():
         "sdxl-refiner",
         "sd3",
         "flux",
+        "chroma",
         "z-image",
         "flux2",
         "flux2-klein",

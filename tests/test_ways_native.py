@@ -55,6 +55,7 @@ def unpacked(pipeline: Any, latents: Tensor) -> Tensor:
 
 
 CASES = {
+    "chroma": Case(lambda guidance: {"guidance_scale": guidance, "negative_prompt": NEGATIVE}, unpacked),
     "flux-kontext": Case(lambda guidance: {"guidance_scale": guidance, "max_area": 64**2}, unpacked, False),
     "flux2": Case(klein, lambda pipeline, latents: latents.mT.reshape(1, -1, 4, 4), reads_negative=False),
     "flux2-klein": Case(klein, patches, negative=""),

@@ -190,6 +190,29 @@ def flux(schnell: bool = False, cls: str = "FluxPipeline") -> Any:
     )
 
 
+def chroma() -> Any:
+    import diffusers
+
+    return diffusers.ChromaPipeline(
+        vae=vae(latent_channels=4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.1),
+        text_encoder=t5(48),
+        tokenizer=t5_tokenizer(),
+        transformer=diffusers.ChromaTransformer2DModel(
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(4, 2, 2),
+            approximator_num_channels=8,
+            approximator_hidden_dim=12,
+            approximator_layers=2,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 def z_image() -> Any:
     import diffusers
 
@@ -323,6 +346,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux-schnell": partial(flux, schnell=True),
     "flux-kontext": partial(flux, cls="FluxKontextPipeline"),
+    "chroma": chroma,
     "z-image": z_image,
     "flux2-klein": flux2_klein,
     "flux2-klein-base": partial(flux2_klein, is_distilled=False),

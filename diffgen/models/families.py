@@ -87,7 +87,7 @@ class Family:
     refiner: str | None = None  # the family of models that can take over the last steps
 
     # Prompts
-    embeddings: tuple[str, ...] = ()  # what encode_prompt returns, by the names of the call's arguments
+    embeddings: tuple[str, ...] = ()  # what encode_prompt returns, by the call's arguments; "" is not used
     chunks: bool = False  # prompts of any length, read in chunks with weights; else encode_prompt reads the text
     tokens: Mapping[str | None, int] = field(default_factory=dict)  # {variant: its limit}; else the pipeline's default
 
@@ -464,6 +464,52 @@ FAMILIES = {
             prediction="flow_prediction",
         ),
         Family(
+            "chroma",
+            "Chroma1",
+            ("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+            {
+                "transformer": _network(
+                    "diffusers",
+                    "ChromaTransformer2DModel",
+                    file=InFile(
+                        "denoiser",
+                        (_DENOISER,),
+                        bare=(
+                            "double_blocks.",
+                            "single_blocks.",
+                            "img_in.",
+                            "txt_in.",
+                            "final_layer.",
+                            "distilled_guidance_layer.",
+                        ),
+                    ),
+                ),
+                "vae": _FLUX_PARTS["vae"],
+                "text_encoder": _FLUX_PARTS["text_encoder_2"],
+                "tokenizer": _FLUX_PARTS["tokenizer_2"],
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(35, 5.0, "euler", size=1024),
+            {"flash": Defaults(12, 1.0, "euler", size=1024)},
+            {"text": "ChromaPipeline", "image": "ChromaImg2ImgPipeline"},
+            "chroma",
+            native=True,
+            licence="Apache-2.0",
+            embeddings=(
+                "prompt_embeds",
+                "",
+                "prompt_embeds_mask",
+                "negative_prompt_embeds",
+                "",
+                "negative_prompt_embeds_mask",
+            ),
+            tokens={None: 512, "flash": 512},
+            patch=2,
+            prediction="flow_prediction",
+            marks=(r"(model\.diffusion_model\.)?distilled_guidance_layer\.in_proj\.bias",),
+            configure=file_configs.chroma,
+        ),
+        Family(
             "z-image",
             "Z-Image",
             ("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
@@ -685,7 +731,7 @@ def variant_of(
     none, and LCM's pipeline or scheduler, or "lcm" in the name. turbo: an Euler scheduler with trailing times for
     epsilon, or "turbo" or "lightning" in the name. 3.5: normalised queries and keys. schnell: no guidance embedding.
     base: model_index.json (`index`) says that it is not distilled, or "base" in the name. lightning: a shift that does
-    not depend on the size, or "lightning" in the name.
+    not depend on the size, or "lightning" in the name. flash: "flash" in the name.
     """
     words = set(re.split(r"[^a-z0-9]+", name.lower()))
     variants = family.variants
@@ -707,6 +753,8 @@ def variant_of(
             return "turbo"
     if "base" in variants and not index.get("is_distilled", "base" not in words):
         return "base"
+    if "flash" in variants and "flash" in words:
+        return "flash"
     if "lightning" in variants:
         ends = [scheduler.get(key) for key in ("base_shift", "max_shift")]
         if "lightning" in words or (None not in ends and ends[0] == ends[1]):

@@ -74,3 +74,13 @@ def flux2(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) ->
 def qwen_image(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
     """Qwen-Image: depth."""
     network["num_layers"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})
+
+
+def chroma(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
+    """Chroma: depth, also of the layers that replace FLUX.1's modulations."""
+    for key, stem in (
+        ("num_layers", "double_blocks."),
+        ("num_single_layers", "single_blocks."),
+        ("approximator_layers", "distilled_guidance_layer.layers."),
+    ):
+        network[key] = len({name.removeprefix(stem).split(".")[0] for name in shapes if name.startswith(stem)})

@@ -191,8 +191,8 @@ def _unread(tensors: Mapping[str, Tensor]) -> str | None:
         return f"{kind.get(channels, 'a model')} with {channels} channels in, which is not read"
     if "edm_mean" in tensors:
         return "a checkpoint of Playground 2.5, which is read as a diffusers folder only"
-    if any("distilled_guidance_layer" in tensor for tensor in tensors):
-        return "a checkpoint of Chroma, which is not read"
+    if any("nerf_final_layer_conv" in tensor for tensor in tensors):
+        return "a checkpoint of Chroma-Radiance, which is not read"
     image = next((tensor for name, tensor in tensors.items() if re.fullmatch(r"(.*\.)?img_in\.weight", name)), None)
     flux2 = any("stream_modulation" in tensor for tensor in tensors)
     if image is not None and not flux2 and len(image.shape) == 2 and image.shape[1] in (128, 384):

@@ -100,13 +100,15 @@ def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, 
     """Give the tensors that encode_prompt returns the names of the call's arguments, and drop those that are None."""
     named: dict[str, torch.Tensor] = {}
     for name, value in zip(family.embeddings, tensors, strict=False):  # Flux's returns positions too
+        if not name:
+            continue
         if isinstance(value, list):  # of one text, as long as it is
             for tensor in value:
                 named[name] = tensor[None]
                 named[f"{name}_mask"] = torch.ones(1, len(tensor), dtype=torch.bool, device=tensor.device)
         elif value is not None:
             named[name] = value
-        elif name.endswith("_mask"):  # of a text that is not padded
+        elif name.removesuffix("_mask") in named:  # of a text that is not padded
             length = named[name.removesuffix("_mask")].shape[1]
             named[name] = torch.ones(1, length, dtype=torch.bool, device=named[name.removesuffix("_mask")].device)
     return named

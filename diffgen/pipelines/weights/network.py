@@ -230,7 +230,14 @@ def _check_bounds(component: Component) -> None:
             raise InputError(f"{where}: {key!r} is out of bounds")
         if key in ("layers_per_block", "transformer_layers_per_block"):
             layers *= max([1, *map(math.ceil, numbers)])
-        if key in ("num_hidden_layers", "num_layers", "num_single_layers", "n_layers", "n_refiner_layers"):
+        if key in (
+            "num_hidden_layers",
+            "num_layers",
+            "num_single_layers",
+            "n_layers",
+            "n_refiner_layers",
+            "approximator_layers",
+        ):
             blocks += max([0, *map(math.ceil, numbers)])
         if key == "down_block_types":
             layers *= max(1, len(items))
