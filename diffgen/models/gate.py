@@ -451,9 +451,10 @@ def _open(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file (or a link to one) for reading; never waits on a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a folder cannot even be opened as a file
+            os.close(descriptor)
+            raise InputError(f"{path}: not a regular file")
         with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InputError(f"{path}: not a regular file")
             yield file
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
