@@ -314,3 +314,11 @@ def test_references_that_a_model_cannot_read_are_refused(
         make_plan(load("z-image").model, PROMPT, references=[photo])
     with pytest.raises(UsageError, match="--reference at most 1 times for flux-kontext"):
         make_plan(load("flux-kontext").model, PROMPT, references=[photo, photo])
+
+
+@pytest.mark.parametrize("family", ["z-image", "flux2-klein", "qwen-image", "chroma"])
+def test_a_prompt_that_is_too_long_is_named(load: Callable[[str], ImageGenerator], family: str) -> None:
+    generator = load(family)
+    for prompt, cut in ((PROMPT, False), (" ".join([PROMPT] * 200), True)):
+        (picture,) = generator.pictures(make_plan(generator.model, prompt, steps=1, size=32, seed=0))
+        assert any("fills the 512 tokens" in warning for warning in picture.record["warnings"]) == cut

@@ -221,10 +221,19 @@ def _embed_text(
         options["max_sequence_length"] = tokens
     if "do_classifier_free_guidance" in parameters:
         options |= {"do_classifier_free_guidance": guided, "negative_prompt": opposite if guided else None}
+    masks: list[torch.Tensor] = []  # of the texts that the encoder reads
+    hook = pipeline.text_encoder.register_forward_pre_hook(
+        lambda encoder, inputs, named: masks.append(named.get("attention_mask")), with_kwargs=True
+    )
     tensors = _named(family, pipeline.encode_prompt(text, **options))
+    hook.remove()
+    warnings = [WITHOUT_WEIGHTS] if weighted else []
+    full = family.native and tokens is not None and tensors["prompt_embeds"].shape[1] >= tokens
+    if full and masks[0] is not None and bool(masks[0][:1].all()):  # no padding is left
+        warnings.append(f"the prompt fills the {tokens} tokens that this model reads; what is beyond them was dropped")
     if guided and "do_classifier_free_guidance" not in parameters:
         tensors |= {f"negative_{n}": x for n, x in _named(family, pipeline.encode_prompt(opposite, **options)).items()}
-    return Embedded(tensors, (WITHOUT_WEIGHTS,) if weighted else ())
+    return Embedded(tensors, tuple(warnings))
 
 
 def _check_skip(clip_skip: int, encoders: list[Any]) -> None:
