@@ -42,15 +42,39 @@ LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
         {"predictor_order": 3, "corrector_order": 4, "tau_at": "end", "end": "lowered", "variant": "exact"},
     ),
     "uni_pc_bh1": ("unipc", None, {"variant": "bh1"}),
+    "edm_euler": ("euler", "karras", {}),  # InvokeAI: diffusers' EDM classes, on their own ramp
+    "edm_dpmpp_2m": ("dpmpp_2m", "karras", {}),
 }
 # Labels of A1111 for other grids than those of nearly the same name here, which are ComfyUI's.
 A1111_GRIDS = {"Beta": "beta_sigma", "Align Your Steps": "ays_11", "KL Optimal": "kl_optimal_a1111"}
 
 
+_CFG_PP = "CFG++ needs the network's output without the prompt too, and a scheduler receives the guided output alone"
+# Names of other tools that have no place here, with the reason.
+REFUSED = {
+    **dict.fromkeys(
+        (
+            *(f"{name}_cfg_pp" for name in ("euler", "euler_ancestral", "euler_a", "dpmpp_2s_ancestral", "dpmpp_2m")),
+            *(f"{name}_cfg_pp" for name in ("res_multistep", "res_multistep_ancestral", "gradient_estimation")),
+            *("DDIM CFG++", "CFG++ DDIM"),
+        ),
+        _CFG_PP,
+    ),
+    "UnCLIPScheduler": "it steps to a time that only its own pipelines pass",
+    "KarrasVeScheduler": "it is no longer part of diffusers; edm is the same method",
+    "SCMScheduler": "its models predict in a parametrization of their own (TrigFlow)",
+}
+
+
 class UnknownName(ValueError):  # noqa: N818
     """A scheduler, grid or option that does not exist. The message suggests the nearest name, or lists all."""
 
-    def __init__(self, kind: str, name: str, names: Iterable[str], near: str | None = None) -> None:
+    def __init__(
+        self, kind: str, name: str, names: Iterable[str], near: str | None = None, reason: str | None = None
+    ) -> None:
+        if reason is not None:
+            super().__init__(f"{kind} {name!r} does not exist here: {reason}")
+            return
         names = list(names)
         if near is None:
             near = next(iter(difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)
@@ -95,6 +119,9 @@ def parse(label: str) -> Label:
         _load_plugins()
         match = _parse(label)
     if match is None:
+        reason = next((why for name, why in REFUSED.items() if _plain(name) == _plain(label)), None)
+        if reason is not None:
+            raise UnknownName("scheduler", label, sorted(SOLVERS), reason=reason)
         alone = {plain: entry.name for plain, entry in _labels(tuple(SOLVERS)).items()}
         both = {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
         close = difflib.get_close_matches(_plain(label), both, n=1, cutoff=0.85)

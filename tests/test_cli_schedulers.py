@@ -115,6 +115,7 @@ def test_list_marks_compatible_solvers(diffgen_: Callable[..., Result], tiny: Pa
         "dpm_adaptive",
         "dpm_fast",
         "ddim_inverse",
+        "dpmpp_2m_inverse",
     }
     _, out, _ = diffgen_("list", "-m", tiny)
     assert next(line for line in out.splitlines() if line.startswith("euler ")).split()[3] == "yes"

@@ -325,3 +325,11 @@ print(json.dumps([before, schedulers.names(), schedulers.plugin_errors(),
         "diffgen.grids: karras": "ValueError: the name 'karras' is taken",
         "diffgen.grids: number": "ValueError: the entry point must name a function of (noise, n)",
     }
+
+
+@pytest.mark.parametrize("name", registry.REFUSED)
+def test_a_name_that_has_no_place_here_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(registry.UnknownName, match="does not exist here: ") as raised:
+        registry.parse(name)
+    assert registry.REFUSED[name] in str(raised.value)
+    assert name in str(raised.value)

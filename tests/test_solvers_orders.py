@@ -61,6 +61,13 @@ def test_order_with_an_exact_start(name: str, options: dict[str, Any], exact_sta
     assert theory - 0.15 < order(measured) < theory + 0.4
 
 
+def test_a_second_evaluation_of_the_corrected_state() -> None:
+    """High order with few steps; with many, the lowered orders of the last steps show, which are of second order."""
+    measured = errors("sa_solver_pece", "scaled_linear", "karras", (10, 40, 160, 320), MIXTURE, tau=0.0)
+    assert order(measured[:2]) > 4
+    assert 1.85 < order(measured[2:]) < 2.4
+
+
 def test_half_of_the_second_difference_is_of_second_order() -> None:
     """It has less error than the full one with few steps, and more with many."""
     steps = (10, 80, 320)
@@ -134,6 +141,7 @@ WEAK: list[tuple[str, dict[str, Any], float]] = [
     ("restart", {}, 2),
     ("restart", {"times": 3}, 2),
     ("sa_solver", {}, 2),
+    ("sa_solver_pece", {}, 2),
     ("seeds_2", {}, 2),
     ("seeds_2", {"eta": 0.5, "variant": "heun"}, 2),
     ("exp_heun_2_x0_sde", {}, 2),
@@ -241,17 +249,29 @@ def test_churn_asks_at_the_raised_level() -> None:
     assert levels == pytest.approx(expected, rel=1e-12)
 
 
-def test_inversion_is_undone_by_euler() -> None:
+@pytest.mark.parametrize("name", ["ddim_inverse", "dpmpp_2m_inverse"])
+def test_inversion_is_undone_by_euler(name: str) -> None:
     """Picture → noise → picture: the error falls with the size of the steps."""
     noise, measured = NoiseSchedule.scaled_linear(), []
     picture = MIXTURE.draw(24, torch.Generator().manual_seed(0))
     for n in (50, 200):
         grid = grids.build("trailing", noise, n)
-        x, nfe = sample("ddim_inverse", grid, picture, MIXTURE)
-        assert nfe == n
+        x, nfe = sample(name, grid, picture, MIXTURE)
+        assert nfe == (n if name == "ddim_inverse" else n - 1)
         back, _ = sample("euler", grid, x, MIXTURE)
         measured.append((back - picture).norm(dim=1).median().item())
     assert measured[1] < measured[0] / 3
+
+
+def test_multistep_inversion_follows_the_solution() -> None:
+    """From a state at the least noise to the noisiest level: the error is of second order."""
+    noise, off = NoiseSchedule.scaled_linear(), []
+    picture = MIXTURE.draw(24, torch.Generator().manual_seed(0))
+    for n in (40, 160):
+        grid = grids.build("karras", noise, n)
+        x, _ = sample("dpmpp_2m_inverse", grid, picture, MIXTURE)
+        off.append((x - MIXTURE.solve(picture, grid[-2], grid[0])).norm(dim=1).median().item())
+    assert 1.7 < math.log2(off[0] / off[1]) / 2 < 2.5
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -193,6 +193,19 @@ def test_ddim_inversion() -> None:
     assert max((u - v).abs().max().item() for u, v in zip(a, b, strict=True)) < 1e-5
 
 
+def test_multistep_inversion() -> None:
+    """Their last step goes from the noisiest level to itself, so the states before it are compared."""
+    their = diffusers.DPMSolverMultistepInverseScheduler(**SD, timestep_spacing="trailing")
+    their.set_timesteps(20)
+    their.sigmas = their.sigmas.double()
+    times = their.timesteps.tolist()
+    points = [level(t, rho) for t, rho in zip(times, their.sigmas.tolist(), strict=False)][::-1]
+    a = theirs(their, start())
+    b = ours("dpmpp_2m_inverse", points, start(), NoiseSchedule.from_alphas_cumprod(their.alphas_cumprod.tolist()))
+    assert len(b) == 20
+    assert max((u - v).abs().max().item() for u, v in zip(a, b, strict=False)) < 1e-5
+
+
 @pytest.mark.parametrize(("their", "name"), [("FlowMatchEulerDiscrete", "euler"), ("FlowMatchHeunDiscrete", "heun")])
 def test_flow(their: str, name: str) -> None:
     scheduler = getattr(diffusers, their + "Scheduler")(shift=3.0)

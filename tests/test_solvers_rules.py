@@ -323,7 +323,8 @@ def test_deis_in_the_time_of_the_vp_sde(order: int) -> None:
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0])
-def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
+@pytest.mark.parametrize("pece", [False, True])
+def test_sa_solver_in_the_formulas_of_comfyui(tau: float, pece: bool) -> None:
     """Orders 3 and 4, lowered to 1 in the step before the last, exact polynomials, τ at the end of a step."""
     grid = karras(9, VE)
     levels = [p.sigma for p in grid.points]
@@ -349,7 +350,7 @@ def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
     t, noise = 0.0, torch.zeros_like(start)
     for i in range(N):
         found.append(exact_x0(predicted, levels[i]))
-        if i == N - 1:
+        if i == N - 1 and not pece:
             x = found[-1]
             break
         if i > 0:
@@ -357,6 +358,10 @@ def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
             w = weights(lams[i - order + 1 : i + 1], lams[i - 1], lams[i], t)
             decay = math.exp(-t * t * (lams[i] - lams[i - 1])) * levels[i] / levels[i - 1]
             x = decay * x + sum(c * f for c, f in zip(w, found[-order:], strict=True)) + noise
+            found[-1] = exact_x0(x, levels[i]) if pece else found[-1]
+        if i == N - 1:
+            x = found[-1]
+            break
         order = min(3, len(found), N - 1 - i)
         t = tau if 0.05 <= levels[i + 1] <= 1 else 0.0
         h = lams[i + 1] - lams[i]
@@ -364,6 +369,10 @@ def test_sa_solver_in_the_formulas_of_comfyui(tau: float) -> None:
         noise = levels[i + 1] * math.sqrt(-math.expm1(-2 * t * t * h)) * draws(grid[i], grid[i + 1])
         decay = math.exp(-t * t * h) * levels[i + 1] / levels[i]
         predicted = decay * x + sum(c * f for c, f in zip(w, found[-order:], strict=True)) + noise
+    if pece:
+        result = sample("sa_solver_pece", grid, start, MIXTURE, noise=draws, tau=tau)[0]
+        assert (result - x).abs().max() < 1e-6
+        return
     options = schedulers.parse("comfyui_sa_solver").options
     result = sample("sa_solver", grid, start, MIXTURE, noise=draws, tau=tau, **options)[0]
     assert (result - x).abs().max() < 1e-6
@@ -504,7 +513,11 @@ def test_frames_agree(name: str) -> None:
     schedule's end.
     """
     rhos = [p.rho for p in karras(10).points[:-1]]
-    options: dict[str, Any] = {"sa_solver": {"tau": 0.0}, "edm": {"method": "euler", "s_churn": 0.0}}.get(name, {})
+    options: dict[str, Any] = {
+        "sa_solver": {"tau": 0.0},
+        "sa_solver_pece": {"tau": 0.0},
+        "edm": {"method": "euler", "s_churn": 0.0},
+    }.get(name, {})
     z = torch.randn(40, 24, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     results = []
     for noise in (SD, NoiseSchedule.edm(0.01, 20.0), NoiseSchedule.flow()):

@@ -9,7 +9,7 @@ from schedulers.grid import Grid
 from schedulers.prediction import Denoised
 from schedulers.solver import Steps, solver
 
-from .algebra import ancestral, first, noised
+from .algebra import ancestral, first, halved, noised
 
 
 @solver(
@@ -122,4 +122,29 @@ def ddim_inverse(x: Any, grid: Grid, noise: Any) -> Steps:
     for p, q in pairwise(points):
         d = yield x, q
         x = d.x * (q.alpha / p.alpha) + d.eps * (q.sigma - q.alpha * p.rho)
+    return x
+
+
+@solver(
+    order=2,
+    grid="trailing",
+    aliases=("DPMSolverMultistepInverseScheduler",),
+    upwards=True,
+    reference="DPM-Solver++, Lu et al. 2022 (2211.01095), with the times reversed; diffusers",
+    formula="dpmpp_2m with p below q: x' = (σ'/σ)·x + α'(1 − e^(−h))·(x0 + h/(2h₋)·(x0 − x0₋)), h = λ' − λ < 0",
+    when="Inversion in fewer evaluations than ddim_inverse.",
+)
+def dpmpp_2m_inverse(x: Any, grid: Grid, noise: Any) -> Steps:
+    """Walk the grid upwards with the steps of dpmpp_2m, from a picture to noise.
+
+    The picture counts as the state at the grid's least noise, so n points have n − 1 evaluations.
+    """
+    before: Any = None  # the point and x0 of the step before
+    for p, q in pairwise(grid.points[-2::-1]):
+        d = yield x, p
+        x = first(q, d)
+        if before is not None and q.alpha != 0:
+            (c,) = halved(1.0, q.lam - p.lam, before[0].lam - p.lam)
+            x = x + (before[1] - d.x0) * (q.alpha * c)
+        before = (p, d.x0)
     return x

@@ -19,11 +19,13 @@ def predictor_corrector(
     orders: Callable[[int], tuple[int, int]],
     second_order: Callable[..., tuple[Any, ...]],
     tau: Callable[[Point, Point], float] = lambda p, q: 0.0,
+    evaluate_again: bool = False,
 ) -> Steps:
     """Polynomials of x0 in λ through the latest values: predict each step, and correct it by the value at its end.
 
     `orders(n)`, n steps before the end, are the number of values of the prediction, and of the correction of the step
     before, the new value included. `second_order` is the rule for one further value. τ² is the η of the reverse SDE.
+    With `evaluate_again` the corrected state is evaluated too, and takes the place of the predicted one.
     """
     last: Any = None  # the step before: (point, Denoised, exponent k in λ, what it added to the first-order step)
     past: list[tuple[Point, Any]] = []
@@ -36,7 +38,7 @@ def predictor_corrector(
     most = max(orders(len(grid)))
     for i, (p, q) in enumerate(grid.pairs()):
         d = yield x, p
-        if q.sigma == 0:
+        if q.sigma == 0 and not evaluate_again:
             return d.x0
         predictor, corrector = orders(len(grid) - 1 - i)
         correction = 0.0
@@ -44,9 +46,17 @@ def predictor_corrector(
             o, before, k, predicted = last
             if o.alpha != 0:
                 nodes = [(p, d.x0), *past[1:]][: corrector - 1]
-                correction = added(k, o, before.x0, p, nodes) - predicted
+                if nodes:
+                    correction = added(k, o, before.x0, p, nodes) - predicted
+                else:  # through the new value alone
+                    correction = (d.x0 - before.x0) * (p.alpha * (1 - (p.rho / o.rho) ** k)) - predicted
             elif k == 1:
                 correction = trapezoid(o, p, before, d)
+            if evaluate_again:
+                d = yield d.x + correction, p
+                correction = 0.0
+        if q.sigma == 0:
+            return d.x0
         eta = tau(p, q) ** 2
         keep = (q.rho / p.rho) ** eta
         predicted = added(1 + eta, p, d.x0, q, past[: predictor - 1]) if p.alpha != 0 else 0.0
@@ -89,6 +99,12 @@ def unipc(
     return (yield from predictor_corrector(x, grid, noise, orders, rule))
 
 
+def _is_noisy_middle(grid: Grid, p: Point) -> bool:
+    """Whether SA-Solver draws noise at a point: in the middle of the schedule."""
+    T = grid.noise.T
+    return 0.05 <= p.sigma <= 1 if grid.noise.name == "edm" else 0.2 * T <= p.t <= 0.8 * T
+
+
 @solver(
     order=2,
     stochastic=True,
@@ -119,12 +135,9 @@ def sa_solver(
     `tau_at` "end" takes τ at the end of a step; `end` "lowered" goes down to order 1 in the step before the last;
     `variant` "exact" integrates a polynomial through two values exactly too.
     """
-    T = grid.noise.T
 
     def tau_of(p: Point, q: Point) -> float:
-        p = p if tau_at == "start" else q
-        applies = 0.05 <= p.sigma <= 1 if grid.noise.name == "edm" else 0.2 * T <= p.t <= 0.8 * T
-        return tau if applies else 0.0
+        return tau if _is_noisy_middle(grid, p if tau_at == "start" else q) else 0.0
 
     def orders(n: int) -> tuple[int, int]:
         if end == "full":
@@ -133,3 +146,35 @@ def sa_solver(
 
     rule = linear if variant == "simple" else exponential
     return (yield from predictor_corrector(x, grid, noise, orders, rule, tau_of))
+
+
+@solver(
+    order=2,
+    evaluations_per_step=2,
+    stochastic=True,
+    grid="karras",
+    reference="SA-Solver, Xue et al. 2023 (2309.05019), in the mode predict, evaluate, correct, evaluate; ComfyUI",
+    formula="sa_solver, and the corrected state is evaluated again: the polynomials go through these values",
+    when="As sa_solver, at twice the evaluations. ComfyUI's workflows use this name.",
+)
+def sa_solver_pece(
+    x: Any,
+    grid: Grid,
+    noise: Any,
+    *,
+    tau: float = 1.0,
+    predictor_order: Literal[1, 2, 3] = 3,
+    corrector_order: Literal[2, 3, 4] = 4,
+) -> Steps:
+    """Stochastic Adams with a second evaluation in each step, of the corrected state; else as ComfyUI's sa_solver.
+
+    τ applies as in sa_solver, at the end of a step. The orders go down to 1 in the step before the last.
+    """
+
+    def orders(n: int) -> tuple[int, int]:
+        return min(predictor_order, max(n - 1, 1)), min(corrector_order, n)
+
+    def tau_of(p: Point, q: Point) -> float:
+        return tau if _is_noisy_middle(grid, q) else 0.0
+
+    return (yield from predictor_corrector(x, grid, noise, orders, exponential, tau_of, evaluate_again=True))
