@@ -79,7 +79,20 @@ def test_the_bundled_model_gives_the_pictures_of_generate(diffgen_, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "family",
-    ["sd1", "sdxl", "sd3", "flux", "flux-schnell", "z-image", "flux2-klein", "qwen-image", "unconditional"],
+    [
+        "sd1",
+        "sdxl",
+        "sd3",
+        "flux",
+        "flux-schnell",
+        "flux-kontext",
+        "chroma",
+        "z-image",
+        "flux2",
+        "flux2-klein",
+        "qwen-image",
+        "unconditional",
+    ],
 )
 def test_every_family_gives_the_pictures_of_generate(tmp_path: Path, family: str) -> None:
     """Also with a scheduler that draws noise from the generator of the seed."""
