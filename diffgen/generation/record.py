@@ -28,6 +28,7 @@ No path goes in, only base names.
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,14 @@ CHECKS: dict[str, Fits] = {
 }
 
 
+@functools.cache
+def installed_version(package: str) -> str:
+    """The version of an installed package. Reading it takes longer than an evaluation of a small network."""
+    from importlib.metadata import version  # imports the package email
+
+    return version(package)
+
+
 def record_of(
     loaded: Loaded, shot: Shot, scheduler: Scheduler, nfe: int, batch_size: int, **more: Any
 ) -> dict[str, Any]:
@@ -92,9 +101,7 @@ def record_of(
     `nfe` evaluations of the network, counted, made it in a batch of `batch_size` pictures.
     """
     plan = shot.plan
-    from importlib.metadata import version  # imports the package email
-
-    versions = {"diffgen": __version__, "python": platform.python_version(), "torch": version("torch")}
+    versions = {"diffgen": __version__, "python": platform.python_version(), "torch": installed_version("torch")}
     record = {
         "schema": SCHEMA,
         "prompt": shot.prompt,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from diffgen.generation.options import OPTIONS
+from diffgen.generation.record import installed_version
 from diffgen.generation.record import record_of as plan_record
 from diffgen.images.metadata import base_name
 from diffgen.models.find import Model
@@ -33,7 +33,7 @@ def record_of(loaded: LoadedModel, shot: Shot, scheduler: Scheduler, nfe: int, b
         model_files=files,
         family=loaded.model.family,
         threads=torch.get_num_threads(),
-        versions={name: version(name) for name in ("diffusers", "transformers")},
+        versions={name: installed_version(name) for name in ("diffusers", "transformers")},
         **_options(loaded, shot),
     )
 
