@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import secrets
@@ -47,7 +48,8 @@ class Storage:
         """Open a file for reading; it can seek. Raises InputError."""
         if not self.is_remote:
             return self._reading(name, lambda: self.path(name).open("rb"))
-        return self._reading(name, lambda: self.fs.open(f"{self.root}/{name}", "rb"))
+        # Python's reader around it: readline of fsspec's own files takes no limit
+        return self._reading(name, lambda: io.BufferedReader(self.fs.open(f"{self.root}/{name}", "rb")))
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises InputError."""

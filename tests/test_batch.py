@@ -305,7 +305,9 @@ def test_a_remote_store_holds_a_batch(tiny: Path, finished: Callable[[str], Path
     import fsspec
 
     place = "memory://bucket/out"
-    prepare.plan(LINES, place, str(tiny), steps=1, shard_size=2, size=16, format="webdataset")
+    prompts = [{"prompt": line.prompt, **line.options} for line in LINES]
+    fsspec.filesystem("memory").pipe_file("/bucket/p.jsonl", "\n".join(map(json.dumps, prompts)).encode())
+    prepare.plan("memory://bucket/p.jsonl", place, str(tiny), steps=1, shard_size=2, size=16, format="webdataset")
     run.run(place, part=(0, 1))
     assert checks.check(place).wrong == 0
     store, local = Storage(place), finished("webdataset")
