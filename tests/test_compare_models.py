@@ -99,7 +99,8 @@ def test_every_family_gives_the_pictures_of_generate(tmp_path: Path, family: str
     model = str(tiny.build(tmp_path / "model", family=family))
     prompt, guidance = ([], ()) if family == "unconditional" else (["a red apple"], (3.0,))
     subject, prompts, guidance = subject_of(model, prompt, guidance, "cpu", "float32")
-    axes = plan.Axes(plan.parse_entries(["dpmpp_2m", "euler_ancestral"]), (3,), (5,), prompts, guidance)
+    entries = plan.parse_entries(["dpmpp_2m", "euler_ancestral"], noise=subject.noise)
+    axes = plan.Axes(entries, (3,), (5,), prompts, guidance)
     comparison = Comparison(subject, axes, None, tmp_path / "made")
     records = [comparison.folder.record(task.key) for task in comparison.make()]
     generator = diffgen.load(model, "cpu", "float32")
