@@ -54,7 +54,7 @@ def children(pid: int) -> list[int]:
 
 def result(out: Path) -> dict[str, Any]:
     findings = {name: len(keys) for name, keys in check.check(out).as_json().items()}
-    return findings | {"partial": len([path for path in out.iterdir() if path.name.endswith((".part", ".tmp"))])}
+    return findings
 
 
 def kills(args: argparse.Namespace, out: Path) -> dict[str, Any]:
