@@ -213,7 +213,7 @@ class Batches:
         if plan.keep_steps or self.on_denoised is not None:
 
             def watch(i: int, t: float, x0: Tensor) -> None:
-                self._observe(shots, i, t, x0 if by_us else pipeline.codec.unpack(x0, height, width))
+                self._observe(shots, i, t, pipeline.codec.unpack(x0, height, width))
 
         size = (width * self.coder.factor, height * self.coder.factor)
         pipeline.scheduler = watched(self.loaded.scheduler(plan, size if by_us else None), watch)

@@ -2,7 +2,7 @@
 
 diffusers' pipelines of these families differ in what they call guidance, in the layouts of their latents and in the
 ways that they have. Their networks do not: here the pipeline embeds the prompt, its network is a function of (x, t)
-(see denoiser.py), and the latents stay [B, C, h, w]. Image to image begins later on the same grid, from the picture at
+(see denoiser.py) in the row's layout of latents. Image to image begins later on the same grid, from the picture at
 that noise; inpainting keeps the picture's own latents outside the mask after each step.
 """
 
@@ -59,12 +59,13 @@ def call(
         x = start.noise * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(start.clean, start.noise, times[:1])
+    x = codec.pack(x)
     for i, t in enumerate(times):
-        output = codec.unpack(network(codec.pack(x.to(dtype)), t.expand(len(x))), height, width).float()
+        output = network(x.to(dtype), t.expand(len(x))).float()
         x = scheduler.step(output, t, x, generator=list(generators), return_dict=False)[0]
         if start.mask is not None:
-            x = blend(scheduler, start, times, i, x)
+            x = blend(scheduler, start, times, i, x, codec)
         done += 1
         on_evaluation()
     pipeline.maybe_free_model_hooks()
-    return x
+    return codec.unpack(x, height, width)
