@@ -101,6 +101,17 @@ def generate(
     ] = None,
     safety: Annotated[str, _option(MODEL, "Run the safety checker. \\[on]", metavar="on|off")] = "on",
     offline: Offline = False,
+    server: Annotated[
+        Text,
+        typer.Option(
+            envvar="DIFFGEN_SERVER",
+            show_envvar=False,
+            metavar="URL",
+            help="Have a running diffgen serve make them.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
+    ] = None,
     preview: Annotated[bool, _option(LOOK, "Show pictures in the terminal as they form.", "--preview")] = False,
     save_steps: Annotated[
         Text, _option(LOOK, "Save all predictions as a strip and a GIF.", "--save-steps", metavar="FOLDER")

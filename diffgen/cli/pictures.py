@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from diffgen.loading import count_pictures, make_plans, read_prompts
 from diffgen.models.families import FAMILIES
 from diffgen.models.find import predicting
 from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
+from diffgen.prompts.files import Line
 
 from . import loaded, models
 from .observe import View, view_of
@@ -54,6 +55,9 @@ def generate(arguments: Mapping[str, Any]) -> None:
     outputs = Outputs(
         line.out, count_pictures(lines, options), line.overwrite
     )  # an unusable path fails before any download
+    if line.server is not None:
+        _generate_there(say, line, lines, options, outputs)
+        return
     inside = Inside(outputs, line.save_steps, bool(line.attention), line.attention_out, line.overwrite)
     source = models.offer_pull(line.model, say, line.offline)
     if line.prediction is not None:
@@ -96,6 +100,42 @@ def generate(arguments: Mapping[str, Any]) -> None:
         failed = [entry for entry, _ in written.failed]
         raise UnfinishedError(error, written.as_json() | {"failed": failed, "inside": written.inside}) from error
     say.result(written.as_json() | {"adapters": generator.fits, "inside": written.inside})
+
+
+# Options that only this process can follow, with the values that ask for nothing.
+LOCAL = {
+    "prediction": None,
+    "refiner": None,
+    "preview": False,
+    "save_steps": None,
+    "attention": None,
+    "attention_out": None,
+    "dry_run": False,
+    "device": "auto",
+    "dtype": "auto",
+    "offload": "none",
+    "quantize": "none",
+}
+
+
+def _generate_there(
+    say: Output, line: SimpleNamespace, lines: Sequence[Line], options: Mapping[str, Any], outputs: Outputs
+) -> None:
+    """Have a server make the pictures. Raises UsageError for an option that it cannot follow."""
+    from diffgen.serve import client
+
+    neutral = {name: option.neutral for name, option in OPTIONS.items()}
+    own = next((name for name, value in LOCAL.items() if getattr(line, name) not in (value, [])), None)
+    own = own or client.unsent(options, neutral)
+    if own is not None:
+        flag = flag_of(own) if own in OPTIONS else f"--{own.replace('_', '-')}"
+        raise UsageError(f"{flag} and --server exclude each other", "leave one of them out")
+    jobs = client.jobs_of(lines, options, line.model)
+    with say.progress(line.server) as on_step:
+        result = client.generate(
+            line.server, jobs, outputs, line.metadata, on_step, lambda path: say.line(str(path)), say.warn
+        )
+    say.result(result)
 
 
 class Reporter(Listener):

@@ -283,7 +283,7 @@ async function refresh(more = false) {
 
 const FIRST = ["prompt", "negative", "seed", "steps", "guidance", "scheduler", "grid", "width", "height", "model"];
 const LAST = ["schema", "model_files", "versions", "warnings", "template", "negative_template", "index"];
-const plain = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+const plain = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value).replace(/^([0-9a-f]{12})[0-9a-f]{52}$/, "$1…"));
 
 function rowsOf(record) {
   const names = [...FIRST, ...Object.keys(record).filter((name) => !FIRST.includes(name) && !LAST.includes(name))];
