@@ -53,8 +53,7 @@ def children(pid: int) -> list[int]:
 
 
 def result(out: Path) -> dict[str, Any]:
-    findings = {name: len(keys) for name, keys in check.check(out).as_json().items()}
-    return findings
+    return {name: len(keys) for name, keys in check.check(out).as_json().items()}
 
 
 def kills(args: argparse.Namespace, out: Path) -> dict[str, Any]:
