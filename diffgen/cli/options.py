@@ -24,7 +24,7 @@ Dtype = Annotated[
     str,
     typer.Option(
         metavar="FORMAT",
-        help="Number format of the weights: auto, float32, float16 or bfloat16.",
+        help="float32, float16 or bfloat16.",
         rich_help_panel=MACHINE,
     ),
 ]
