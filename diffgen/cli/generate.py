@@ -67,16 +67,12 @@ def generate(
     guidance_interval: Annotated[
         Text, _option(SAMPLING, "Part of the steps with guidance. \\[0,1]", metavar="A,B")
     ] = None,
-    scheduler: Annotated[
-        Text, _option(SAMPLING, "See schedulers list. \\[the model's]", metavar="NAME")
-    ] = None,
+    scheduler: Annotated[Text, _option(SAMPLING, "See schedulers list. \\[the model's]", metavar="NAME")] = None,
     grid: Annotated[Text, _option(SAMPLING, "Grid of noise levels. \\[automatic]", metavar="NAME|FILE")] = None,
     image: Annotated[Text, _option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
     strength: Annotated[Real, _option(BEGIN, "Change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
     mask: Annotated[Text, _option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
-    references: Annotated[
-        Texts, _option(BEGIN, "Picture to edit; some models.", "--reference", metavar="FILE")
-    ] = None,
+    references: Annotated[Texts, _option(BEGIN, "Picture to edit; some models.", "--reference", metavar="FILE")] = None,
     outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
         Texts,
