@@ -226,9 +226,13 @@ def test_the_loss_of_the_worker_costs_its_batch_once(served: Served) -> None:
     with ThreadPoolExecutor() as pool:
         lost = pool.submit(served.request, "POST", "/v1/images/generations", {"prompt": "a cat", "steps": 150, "n": 4})
         served.wait_for("/health", "running", 1)
+        while not served.json("GET", "/api/jobs")["jobs"][0]["step"]:
+            time.sleep(0.05)
         (worker,) = served.children()
         os.kill(worker, signal.SIGKILL)
+        at_once = served.request("POST", "/v1/images/generations", RED)[0]  # the loss may not be noticed yet
         status, headers, body = lost.result()
+    assert at_once == 200
     assert (status, headers["x-should-retry"]) == (500, "false")
     assert json.loads(body)["error"]["code"] == "worker_lost"
     assert served.job(**RED)["status"] == "done"

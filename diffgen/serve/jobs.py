@@ -45,6 +45,7 @@ class Job:
     begun: float | None = None
     ended: float | None = None
     stores: list[asyncio.Task[None]] = field(default_factory=list)  # pictures on their way to the gallery
+    lost: bool = False  # a worker ended before the first step; the job is tried once more
     finished: asyncio.Event = field(default_factory=asyncio.Event)
     listeners: set[asyncio.Queue[tuple[str, dict[str, Any]]]] = field(default_factory=set)
 
@@ -381,6 +382,10 @@ class Dispatcher:
         if self.closing:
             return
         error = self.unloadable
+        for job in [job for job in jobs if job.status == "running" and job.step == 0 and not job.lost]:
+            job.status, job.lost = "queued", True  # the worker had ended before it was noticed
+            self.waiting.setdefault(job.client, deque()).appendleft(job)
+            jobs.remove(job)
         for job in jobs:
             lost = Refused(500, "worker_lost", "the process that held the model ended while it made this picture")
             self._finish(job, "failed", error or lost)
