@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from diffgen.batch import check as checks
@@ -45,7 +46,12 @@ def batches(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         out = top / format
         if not out.exists():
             plan(out, tiny, format=format)
-            run.run(out, part=(0, 1))
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as Ray's actors have: another number may change last bits
+            try:
+                run.run(out, part=(0, 1))
+            finally:
+                torch.set_num_threads(threads)
         return out
 
     return batch

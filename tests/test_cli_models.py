@@ -200,7 +200,7 @@ def test_a_terminal_asks_first(tmp_path):
         hub.add(f"org/{name}", make_folder(tmp_path / name))
     parts = {name: pair for name, pair in XL.items() if name not in ("text_encoder", "tokenizer")}
     hub.add("org/refiner", build(tmp_path / "refiner", "StableDiffusionXLImg2ImgPipeline", parts))
-    xl = build(tmp_path / "xl", "StableDiffusionXLPipeline", XL)
+    xl = build(tmp_path / "xl", "StableDiffusionXLPipeline", XL, scheduler={"beta_schedule": "scaled_linear"})
     (xl / "vae/config.json").write_text('{"block_out_channels": [4, 4]}')
     home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "TERM": "dumb"}
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **home}
