@@ -21,7 +21,7 @@ from diffgen.pipelines.inputs import check_switch
 
 from . import models
 from .generate import generate
-from .options import Device, Dtype, Offline
+from .options import Device, Dtype, Offline, option
 from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty, time_text
 
 EXAMPLES = """
@@ -46,24 +46,11 @@ def _plan(
     prompts: Annotated[
         str, typer.Argument(metavar="PROMPTS", help="Text, JSON lines, CSV or parquet.", show_default=False)
     ],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="The folder of the batch.",
-            rich_help_panel=PLAN,
-            show_default=False,
-        ),
-    ],
+    out: Annotated[str, option(PLAN, "The folder of the batch.", "--out", "-o", "--output", metavar="OUT")],
     shard_size: Annotated[
-        int, typer.Option(help="Pictures in a shard; a killed worker loses one.", metavar="N", rich_help_panel=PLAN)
+        int, option(PLAN, "Pictures in a shard; a killed worker loses one.", metavar="N", default=True)
     ] = 1000,
-    format: Annotated[
-        str, typer.Option(help="How shards are written.", metavar="|".join(FORMATS), rich_help_panel=PLAN)
-    ] = "files",
+    format: Annotated[str, option(PLAN, "How shards are written.", metavar="|".join(FORMATS), default=True)] = "files",
     **options: Any,
 ) -> None:
     json, quiet, offline = options.pop("json"), options.pop("quiet"), options.pop("offline")
@@ -102,9 +89,9 @@ def _plan(
     assert estimate.bytes is not None
     costs = f"about {time_text(estimate.seconds)} with one worker here, {estimate.bytes / 1e9:.2g} GB"
     text = f"{estimate.rows} pictures in {estimate.shards} shards: {costs}"
-    there = run.status(out).as_json()
-    there["seconds_left"] = estimate.seconds if there["seconds_left"] is None else there["seconds_left"]
-    say.result({**there, "seconds": estimate.seconds, "bytes": estimate.bytes}, [text])
+    state = run.status(out).as_json()
+    state["seconds_left"] = estimate.seconds if state["seconds_left"] is None else state["seconds_left"]
+    say.result({**state, "seconds": estimate.seconds, "bytes": estimate.bytes}, [text])
 
 
 def _plan_signature() -> tuple[list[inspect.Parameter], dict[str, Any]]:
@@ -132,44 +119,22 @@ plan.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
 def run_batch(
     out: Folder,
     engine: Annotated[
-        str, typer.Option(help="Who makes the shards.", metavar="|".join(run.ENGINES), rich_help_panel=ENGINE)
+        str, option(ENGINE, "Who makes the shards.", metavar="|".join(run.ENGINES), default=True)
     ] = "local",
     workers: Annotated[
-        str | None,
-        typer.Option(
-            help="Processes; MIN-MAX with Ray. \\[one a GPU, or one]",
-            metavar="N|MIN-MAX",
-            rich_help_panel=ENGINE,
-            show_default=False,
-        ),
+        str | None, option(ENGINE, "Processes; MIN-MAX with Ray. \\[one a GPU, or one]", metavar="N|MIN-MAX")
     ] = None,
     gpus_per_worker: Annotated[
-        float | None,
-        typer.Option(
-            help="With Ray. \\[1 where there are GPUs]", metavar="X", rich_help_panel=ENGINE, show_default=False
-        ),
+        float | None, option(ENGINE, "With Ray. \\[1 where there are GPUs]", metavar="X")
     ] = None,
     part: Annotated[
         str | None,
-        typer.Option(
-            help="Make part I of N, in this process; auto: Slurm's or Kubernetes' index.",
-            metavar="I/N|auto",
-            rich_help_panel=ENGINE,
-            show_default=False,
-        ),
+        option(ENGINE, "Make part I of N, in this process; auto: Slurm's or Kubernetes' index.", metavar="I/N|auto"),
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray cluster: auto or HOST:PORT. \\[start Ray here]",
-            metavar="ADDRESS",
-            rich_help_panel=ENGINE,
-            show_default=False,
-        ),
+        str | None, option(ENGINE, "Ray cluster: auto or HOST:PORT. \\[start Ray here]", metavar="ADDRESS")
     ] = None,
-    retries: Annotated[
-        int, typer.Option(help="Tries after workers died over a shard.", metavar="N", rich_help_panel=ENGINE)
-    ] = 3,
+    retries: Annotated[int, option(ENGINE, "Tries after workers died over a shard.", metavar="N", default=True)] = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,
@@ -183,12 +148,12 @@ def run_batch(
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare(offline)
     own = None if part is None else run.parse_part(part)
-    known = run.status(out)
+    latest = run.status(out)
     with say.progress("making pictures") as on_step:
-        seen: list[Shards] = [known]
 
         def report(shards: Shards) -> None:
-            seen[:] = [shards]
+            nonlocal latest
+            latest = shards
             state = shards.as_json()
             if on_step is not None:
                 on_step(state["done"] + state["failed"], state["rows"])
@@ -196,7 +161,7 @@ def run_batch(
                 say.note(_line(shards))
 
         try:
-            made = run.run(
+            latest = run.run(
                 out,
                 engine=engine,
                 workers=None if workers is None else run.parse_workers(workers),
@@ -210,12 +175,12 @@ def run_batch(
                 report=report,
             )
         except BaseException as error:
-            raise UnfinishedError(error, seen[0].as_json()) from error
-    if made.failed:
+            raise UnfinishedError(error, latest.as_json()) from error
+    state = latest.as_json()
+    if latest.failed:
         hint = f"list them as prompts: diffgen batch failures {out}"
-        failure = DiffgenError(f"{len(made.failed)} of {made.as_json()['rows']} rows failed", hint)
-        raise UnfinishedError(failure, made.as_json())
-    say.result(made.as_json(), [_line(made)])
+        raise UnfinishedError(DiffgenError(f"{len(latest.failed)} of {state['rows']} rows failed", hint), state)
+    say.result(state, [_line(latest)])
 
 
 def status(out: Folder, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
@@ -278,20 +243,9 @@ def _checked(say: Output, out: str) -> checks.Findings:
 def failures(
     out: Folder,
     output: Annotated[
-        str | None,
-        typer.Option(
-            "--out",
-            "-o",
-            "--output",
-            metavar="FILE",
-            help="Write there. \\[stdout]",
-            rich_help_panel=OUTPUT,
-            show_default=False,
-        ),
+        str | None, option(OUTPUT, "Write there. \\[stdout]", "--out", "-o", "--output", metavar="FILE")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", metavar="", help="Replace a file.", rich_help_panel=OUTPUT)
-    ] = False,
+    overwrite: Annotated[bool, option(OUTPUT, "Replace a file.", "--overwrite", metavar="", default=True)] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import typer
 
-from .options import Device, Dtype, Offline
+from .options import Device, Dtype, Offline, option
 from .output import Debug, Json, Quiet
 
 EXAMPLES = """
@@ -29,10 +29,6 @@ Whole: TypeAlias = int | None
 Real: TypeAlias = float | None
 
 
-def _option(panel: str, help: str, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=False)
-
-
 PROMPT, PICTURE, SAMPLING = "Prompt", "Picture", "Sampling"
 BEGIN, MODEL, MEMORY, OUTPUT = "From a picture", "Model", "Device and memory", "Output"
 LOOK = "Look inside"
@@ -42,60 +38,58 @@ def generate(
     prompt: Annotated[
         Texts, typer.Argument(help="Prompts; - reads one per line from stdin.", show_default=False)
     ] = None,
-    prompt_file: Annotated[Text, _option(PROMPT, "One prompt per line, or JSON lines.", metavar="FILE")] = None,
-    negative: Annotated[str, _option(PROMPT, "Negative prompt: what not to show.", metavar="TEXT")] = "",
-    style: Annotated[Texts, _option(PROMPT, "Style in styles.toml; may be repeated.", metavar="NAME")] = None,
+    prompt_file: Annotated[Text, option(PROMPT, "One prompt per line, or JSON lines.", metavar="FILE")] = None,
+    negative: Annotated[str, option(PROMPT, "Negative prompt: what not to show.", metavar="TEXT")] = "",
+    style: Annotated[Texts, option(PROMPT, "Style in styles.toml; may be repeated.", metavar="NAME")] = None,
     prompt_syntax: Annotated[
-        str, _option(PROMPT, "Syntax of weights and choices. \\[a1111]", metavar="a1111|plain")
+        str, option(PROMPT, "Syntax of weights and choices. \\[a1111]", metavar="a1111|plain")
     ] = "a1111",
-    wildcards: Annotated[Texts, _option(PROMPT, "Folder of wildcard files. \\[./wildcards]", metavar="FOLDER")] = None,
-    clip_skip: Annotated[int, _option(PROMPT, "Use the encoder's N-th last layer. \\[1]", metavar="N")] = 1,
+    wildcards: Annotated[Texts, option(PROMPT, "Folder of wildcard files. \\[./wildcards]", metavar="FOLDER")] = None,
+    clip_skip: Annotated[int, option(PROMPT, "Use the encoder's N-th last layer. \\[1]", metavar="N")] = 1,
     count: Annotated[
-        int, _option(PICTURE, "Pictures per prompt; seeds count up. \\[1]", "--count", "-n", metavar="N")
+        int, option(PICTURE, "Pictures per prompt; seeds count up. \\[1]", "--count", "-n", metavar="N")
     ] = 1,
-    size: Annotated[Text, _option(PICTURE, "Size in pixels. \\[the model's]", "--size", "-s", metavar="WxH")] = None,
-    seed: Annotated[Whole, _option(PICTURE, "Seed, from 0 to 4294967295. \\[random]", metavar="N")] = None,
-    seeds: Annotated[Text, _option(PICTURE, "Seeds instead of --seed: 0-7 or 1,5,9.", metavar="LIST")] = None,
-    variation_seed: Annotated[Whole, _option(PICTURE, "Mix in the noise of this second seed.", metavar="N")] = None,
-    variation_strength: Annotated[Real, _option(PICTURE, "Share of the variation seed's noise.", metavar="0…1")] = None,
-    tile: Annotated[bool, _option(PICTURE, "Make pictures that repeat seamlessly.", "--tile")] = False,
-    steps: Annotated[Whole, _option(SAMPLING, "Number of solver steps. \\[the model's]", metavar="N")] = None,
-    guidance: Annotated[Real, _option(SAMPLING, "Guidance scale; 1: off. \\[the model's]", metavar="X")] = None,
-    guidance_rescale: Annotated[
-        float, _option(SAMPLING, "Reduce the contrast of guidance. \\[0]", metavar="0…1")
-    ] = 0.0,
+    size: Annotated[Text, option(PICTURE, "Size in pixels. \\[the model's]", "--size", "-s", metavar="WxH")] = None,
+    seed: Annotated[Whole, option(PICTURE, "Seed, from 0 to 4294967295. \\[random]", metavar="N")] = None,
+    seeds: Annotated[Text, option(PICTURE, "Seeds instead of --seed: 0-7 or 1,5,9.", metavar="LIST")] = None,
+    variation_seed: Annotated[Whole, option(PICTURE, "Mix in the noise of this second seed.", metavar="N")] = None,
+    variation_strength: Annotated[Real, option(PICTURE, "Share of the variation seed's noise.", metavar="0…1")] = None,
+    tile: Annotated[bool, option(PICTURE, "Make pictures that repeat seamlessly.", "--tile")] = False,
+    steps: Annotated[Whole, option(SAMPLING, "Number of solver steps. \\[the model's]", metavar="N")] = None,
+    guidance: Annotated[Real, option(SAMPLING, "Guidance scale; 1: off. \\[the model's]", metavar="X")] = None,
+    guidance_rescale: Annotated[float, option(SAMPLING, "Reduce the contrast of guidance. \\[0]", metavar="0…1")] = 0.0,
     guidance_interval: Annotated[
-        Text, _option(SAMPLING, "Part of the steps with guidance. \\[0,1]", metavar="A,B")
+        Text, option(SAMPLING, "Part of the steps with guidance. \\[0,1]", metavar="A,B")
     ] = None,
-    scheduler: Annotated[Text, _option(SAMPLING, "See schedulers list. \\[the model's]", metavar="NAME")] = None,
-    grid: Annotated[Text, _option(SAMPLING, "Grid of noise levels. \\[automatic]", metavar="NAME|FILE")] = None,
-    image: Annotated[Text, _option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
-    strength: Annotated[Real, _option(BEGIN, "Change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
-    mask: Annotated[Text, _option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
-    references: Annotated[Texts, _option(BEGIN, "Picture to edit; some models.", "--reference", metavar="FILE")] = None,
-    outpaint: Annotated[Text, _option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
+    scheduler: Annotated[Text, option(SAMPLING, "See schedulers list. \\[the model's]", metavar="NAME")] = None,
+    grid: Annotated[Text, option(SAMPLING, "Grid of noise levels. \\[automatic]", metavar="NAME|FILE")] = None,
+    image: Annotated[Text, option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
+    strength: Annotated[Real, option(BEGIN, "Change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
+    mask: Annotated[Text, option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
+    references: Annotated[Texts, option(BEGIN, "Picture to edit; some models.", "--reference", metavar="FILE")] = None,
+    outpaint: Annotated[Text, option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
     controls: Annotated[
         Texts,
-        _option(BEGIN, "Picture that guides the layout.", "--control", metavar="TYPE=FILE[:SCALE]"),
+        option(BEGIN, "Picture that guides the layout.", "--control", metavar="TYPE=FILE[:SCALE]"),
     ] = None,
     control_models: Annotated[
-        Texts, _option(BEGIN, "ControlNet: a folder or a file.", "--control-model", metavar="[TYPE=]PATH")
+        Texts, option(BEGIN, "ControlNet: a folder or a file.", "--control-model", metavar="[TYPE=]PATH")
     ] = None,
-    upscale: Annotated[Real, _option(BEGIN, "Add a pass at X times the size.", metavar="X")] = None,
-    upscale_mode: Annotated[Text, _option(BEGIN, "Way to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
-    upscale_strength: Annotated[Real, _option(BEGIN, "Change in that pass. \\[0.5]", metavar="0…1")] = None,
+    upscale: Annotated[Real, option(BEGIN, "Add a pass at X times the size.", metavar="X")] = None,
+    upscale_mode: Annotated[Text, option(BEGIN, "Way to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
+    upscale_strength: Annotated[Real, option(BEGIN, "Change in that pass. \\[0.5]", metavar="0…1")] = None,
     model: Annotated[
-        Text, _option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
+        Text, option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
     prediction: Annotated[
-        Text, _option(MODEL, "Prediction type, if unrecorded.", metavar="epsilon|v_prediction")
+        Text, option(MODEL, "Prediction type, if unrecorded.", metavar="epsilon|v_prediction")
     ] = None,
-    refiner: Annotated[Text, _option(MODEL, "SDXL refiner for the last fifth.", metavar="NAME|PATH|ID")] = None,
-    loras: Annotated[Texts, _option(MODEL, "LoRA; may be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
+    refiner: Annotated[Text, option(MODEL, "SDXL refiner for the last fifth.", metavar="NAME|PATH|ID")] = None,
+    loras: Annotated[Texts, option(MODEL, "LoRA; may be repeated.", "--lora", metavar="PATH[:SCALE]")] = None,
     embeddings: Annotated[
-        Texts, _option(MODEL, "Textual inversion of a word.", "--embedding", metavar="WORD=FILE")
+        Texts, option(MODEL, "Textual inversion of a word.", "--embedding", metavar="WORD=FILE")
     ] = None,
-    safety: Annotated[str, _option(MODEL, "Run the safety checker. \\[on]", metavar="on|off")] = "on",
+    safety: Annotated[str, option(MODEL, "Run the safety checker. \\[on]", metavar="on|off")] = "on",
     offline: Offline = False,
     server: Annotated[
         Text,
@@ -108,25 +102,23 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    preview: Annotated[bool, _option(LOOK, "Show pictures in the terminal as they form.", "--preview")] = False,
+    preview: Annotated[bool, option(LOOK, "Show pictures in the terminal as they form.", "--preview")] = False,
     save_steps: Annotated[
-        Text, _option(LOOK, "Save all predictions as a strip and a GIF.", "--save-steps", metavar="FOLDER")
+        Text, option(LOOK, "Save all predictions as a strip and a GIF.", "--save-steps", metavar="FOLDER")
     ] = None,
-    attention: Annotated[Texts, _option(LOOK, "Save a map of this word; may be repeated.", metavar="WORD")] = None,
+    attention: Annotated[Texts, option(LOOK, "Save a map of this word; may be repeated.", metavar="WORD")] = None,
     attention_out: Annotated[
-        Text, _option(LOOK, "Folder of the attention maps. \\[attention]", metavar="FOLDER")
+        Text, option(LOOK, "Folder of the attention maps. \\[attention]", metavar="FOLDER")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: Annotated[
-        str, _option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")
-    ] = "1",
-    vae_tiling: Annotated[bool, _option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
-    offload: Annotated[str, _option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
-    quantize: Annotated[str, _option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
+    batch_size: Annotated[str, option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")] = "1",
+    vae_tiling: Annotated[bool, option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
+    offload: Annotated[str, option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[str, option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
     out: Annotated[
         Text,
-        _option(
+        option(
             OUTPUT,
             "Image file, folder/, or a template. \\[outputs/{index:06}-{seed}-{prompt}.png]",
             "--out",
@@ -135,9 +127,9 @@ def generate(
             metavar="FILE|DIR/",
         ),
     ] = None,
-    overwrite: Annotated[bool, _option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
-    metadata: Annotated[str, _option(OUTPUT, "Write full, params or none. \\[full]", metavar="LEVEL")] = "full",
-    dry_run: Annotated[bool, _option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
+    overwrite: Annotated[bool, option(OUTPUT, "Replace files that exist.", "--overwrite")] = False,
+    metadata: Annotated[str, option(OUTPUT, "Write full, params or none. \\[full]", metavar="LEVEL")] = "full",
+    dry_run: Annotated[bool, option(OUTPUT, "Check everything, make nothing.", "--dry-run")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,

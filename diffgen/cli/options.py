@@ -9,23 +9,16 @@ import typer
 MACHINE = "Machine"
 
 
-def _device(show_default: bool | str = True) -> Any:
-    return typer.Option(
-        metavar="auto|cpu|cuda[:N]|mps|xpu",
-        help="Where to compute.",
-        rich_help_panel=MACHINE,
-        show_default=show_default,
-    )
+def option(panel: str, help: str, *names: str, metavar: str | None = None, default: bool | str = False) -> Any:
+    """An option in a panel of the help. `default`: whether the help shows the default, or what it shows instead."""
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default)
 
 
-Device = Annotated[str, _device()]
-RecordedDevice = Annotated[str | None, _device("the recorded device, if this machine has it")]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        metavar="FORMAT",
-        help="float32, float16 or bfloat16.",
-        rich_help_panel=MACHINE,
-    ),
+_DEVICE = "auto|cpu|cuda[:N]|mps|xpu"
+Device = Annotated[str, option(MACHINE, "Where to compute.", metavar=_DEVICE, default=True)]
+RecordedDevice = Annotated[
+    str | None,
+    option(MACHINE, "Where to compute.", metavar=_DEVICE, default="the recorded device, if this machine has it"),
 ]
+Dtype = Annotated[str, option(MACHINE, "float32, float16 or bfloat16.", metavar="FORMAT", default=True)]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]

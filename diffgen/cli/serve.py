@@ -15,7 +15,7 @@ from diffgen.errors import UsageError
 from diffgen.pipelines.inputs import offload_name, quantize_name
 
 from . import models as models_
-from .options import MACHINE, Dtype, Offline
+from .options import MACHINE, Dtype, Offline, option
 from .output import Debug, Json, Output, Quiet, refuse_empty
 
 EXAMPLES = """
@@ -32,28 +32,24 @@ SERVER, LIMITS, MODELS = "Server", "Limits", "Models"
 Texts = list[str] | None
 
 
-def _option(panel: str, help: str, *names: str, metavar: str, default: bool | str = False) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default)
-
-
 def serve(
     model: Annotated[
         Texts,
-        _option(MODELS, "Name, path, or hub id; may be repeated. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID"),
+        option(MODELS, "Name, path, or hub id; may be repeated. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID"),
     ] = None,
-    loras: Annotated[str | None, _option(MODELS, "Folder of LoRAs that clients may name.", metavar="FOLDER")] = None,
-    embeddings: Annotated[str | None, _option(MODELS, "Folder of embeddings, likewise.", metavar="FOLDER")] = None,
-    wildcards: Annotated[str | None, _option(MODELS, "Folder of wildcard files.", metavar="FOLDER")] = None,
+    loras: Annotated[str | None, option(MODELS, "Folder of LoRAs that clients may name.", metavar="FOLDER")] = None,
+    embeddings: Annotated[str | None, option(MODELS, "Folder of embeddings, likewise.", metavar="FOLDER")] = None,
+    wildcards: Annotated[str | None, option(MODELS, "Folder of wildcard files.", metavar="FOLDER")] = None,
     host: Annotated[
-        str, _option(SERVER, "Address to listen on; others than this machine's need a key.", metavar="IP", default=True)
+        str, option(SERVER, "Address to listen on; others than this machine's need a key.", metavar="IP", default=True)
     ] = "127.0.0.1",
-    port: Annotated[int, _option(SERVER, "Port; 0: any that is free.", metavar="N", default=True)] = 7860,
+    port: Annotated[int, option(SERVER, "Port; 0: any that is free.", metavar="N", default=True)] = 7860,
     out: Annotated[
         str | None,
-        _option(SERVER, "Folder of the pictures. \\[outputs]", "--out", "-o", "--output", metavar="FOLDER"),
+        option(SERVER, "Folder of the pictures. \\[outputs]", "--out", "-o", "--output", metavar="FOLDER"),
     ] = None,
     gallery: Annotated[
-        bool, _option(SERVER, "Keep no pictures after the server ends.", "--gallery/--no-gallery", metavar="")
+        bool, option(SERVER, "Keep no pictures after the server ends.", "--gallery/--no-gallery", metavar="")
     ] = True,
     api_key: Annotated[
         str | None,
@@ -66,28 +62,28 @@ def serve(
         ),
     ] = None,
     allow_host: Annotated[
-        Texts, _option(SERVER, "Another name of this server; may be repeated.", metavar="NAME[:PORT]")
+        Texts, option(SERVER, "Another name of this server; may be repeated.", metavar="NAME[:PORT]")
     ] = None,
     allow_origin: Annotated[
-        Texts, _option(SERVER, "Site that may use this server; may be repeated.", metavar="URL")
+        Texts, option(SERVER, "Site that may use this server; may be repeated.", metavar="URL")
     ] = None,
-    insecure: Annotated[bool, _option(SERVER, "Serve other machines without a key.", "--insecure", metavar="")] = False,
-    open_page: Annotated[bool, _option(SERVER, "Open the page in a browser.", "--open", metavar="")] = False,
-    batch: Annotated[int, _option(LIMITS, "Pictures at once, of all clients.", metavar="N", default=True)] = 8,
+    insecure: Annotated[bool, option(SERVER, "Serve other machines without a key.", "--insecure", metavar="")] = False,
+    open_page: Annotated[bool, option(SERVER, "Open the page in a browser.", "--open", metavar="")] = False,
+    batch: Annotated[int, option(LIMITS, "Pictures at once, of all clients.", metavar="N", default=True)] = 8,
     exact: Annotated[
-        bool, _option(LIMITS, "Make every picture alone: the same bits as generate.", "--exact", metavar="")
+        bool, option(LIMITS, "Make every picture alone: the same bits as generate.", "--exact", metavar="")
     ] = False,
-    queue: Annotated[int, _option(LIMITS, "Jobs that may wait.", metavar="N", default=True)] = 64,
-    max_pixels: Annotated[int, _option(LIMITS, "Pixels of a picture.", metavar="N", default=True)] = 4 * 2**20,
-    max_steps: Annotated[int, _option(LIMITS, "Steps of a picture.", metavar="N", default=True)] = 150,
-    max_count: Annotated[int, _option(LIMITS, "Pictures of a request.", metavar="N", default=True)] = 10,
-    max_body: Annotated[str, _option(LIMITS, "Size of a request.", metavar="BYTES", default=True)] = "32M",
+    queue: Annotated[int, option(LIMITS, "Jobs that may wait.", metavar="N", default=True)] = 64,
+    max_pixels: Annotated[int, option(LIMITS, "Pixels of a picture.", metavar="N", default=True)] = 4 * 2**20,
+    max_steps: Annotated[int, option(LIMITS, "Steps of a picture.", metavar="N", default=True)] = 150,
+    max_count: Annotated[int, option(LIMITS, "Pictures of a request.", metavar="N", default=True)] = 10,
+    max_body: Annotated[str, option(LIMITS, "Size of a request.", metavar="BYTES", default=True)] = "32M",
     job_timeout: Annotated[
-        float, _option(LIMITS, "Longest time of a request in the model.", metavar="SECONDS", default=True)
+        float, option(LIMITS, "Longest time of a request in the model.", metavar="SECONDS", default=True)
     ] = 600.0,
     size_policy: Annotated[
         str,
-        _option(
+        option(
             LIMITS,
             "fit: make pictures that OpenAI's and A1111's clients ask for too large at a size that suits the model.",
             metavar="fit|exact",
@@ -96,19 +92,15 @@ def serve(
     ] = "fit",
     device: Annotated[
         Texts,
-        _option(
+        option(
             MACHINE,
             "Where to compute; repeated: a worker on each. \\[auto]",
             metavar="auto|cpu|cuda[:N]|mps|xpu",
         ),
     ] = None,
     dtype: Dtype = "auto",
-    offload: Annotated[
-        str, _option(MACHINE, "model or sequential saves GPU memory. \\[none]", metavar="NAME")
-    ] = "none",
-    quantize: Annotated[
-        str, _option(MACHINE, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")
-    ] = "none",
+    offload: Annotated[str, option(MACHINE, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[str, option(MACHINE, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
     offline: Offline = False,
     json: Json = False,
     quiet: Quiet = False,
