@@ -120,9 +120,9 @@ def rows(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Plan, make without pictures (webdataset), list and read the status of so many rows."""
     seconds = {}
     begin = time.perf_counter()
-    made = (Row(f"{i:09}", f"a {THINGS[i % 4]} number {i}", i) for i in range(args.count))
+    planned = (Row(f"{i:09}", f"a {THINGS[i % 4]} number {i}", i) for i in range(args.count))
     about = {"model": "emoji", "options": {}, "metadata": "none", "format": "webdataset", "shard_size": 1000}
-    write_plan(Storage(out), made, about)
+    write_plan(Storage(out), planned, about)
     seconds["plan"] = time.perf_counter() - begin
     begin = time.perf_counter()
     run.run(out, maker=nothing)

@@ -70,12 +70,12 @@ def commands_of(scratch: Path) -> Commands:
     picture, folder, run = str(scratch / "picture.png"), str(find("emoji").folder), str(scratch / "run")
     options = ", ".join(f'o{i}: Annotated[str | None, typer.Option(help="Help.")] = None' for i in range(52))
     sampling = ["--steps", "20", "--guidance", "5", "--scheduler", "euler", "--seed", "1"]
-    made = str(scratch / "made.png")
+    picture = str(scratch / "made.png")
     return {
         "import typer": (script("import typer"), ""),
         "help": (ours("--help"), "import typer"),
         "list": (ours("schedulers", "list"), "import typer"),
-        "inspect": (ours("inspect", made), "import typer"),
+        "inspect": (ours("inspect", picture), "import typer"),
         "error": (ours("generate", "a", "--nope"), "import typer"),
         "typer": (script(PARSER.format(options=options)), "import typer"),
         "import torch": (script("import torch"), ""),

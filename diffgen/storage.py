@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from .errors import CannotWrite, DiffgenError, InputError, UsageError
-from .images.publish import cannot_write, publish, sync_folder
+from .images.publish import cannot_write, publish, sync_folder, temporary_in
 
 T = TypeVar("T")
 FOLDER = -1  # the size of an entry that is a folder
@@ -84,12 +83,12 @@ class Storage:
         def remote() -> dict[str, int]:
             path = f"{self.root}/{folder}".rstrip("/")
             self.fs.invalidate_cache()
-            found = {}
+            sizes = {}
             for entry in self.fs.ls(path, detail=True):
                 name = entry["name"].rstrip("/").rpartition("/")[2]
                 if name and name[0] != "." and entry["name"].rstrip("/") != path:
-                    found[name] = FOLDER if entry["type"] == "directory" else int(entry["size"])
-            return found
+                    sizes[name] = FOLDER if entry["type"] == "directory" else int(entry["size"])
+            return sizes
 
         return self._reading(folder, remote if self.is_remote else local, missing=dict)
 
@@ -136,7 +135,7 @@ class Storage:
         path = self.path(name)
         with _refused(path):
             if path.is_dir() and not path.is_symlink():
-                aside = path.parent / f".diffgen-{secrets.token_hex(8)}"  # it disappears in one step
+                aside = temporary_in(path.parent)  # it disappears in one step
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(path, aside)
                     shutil.rmtree(aside)
@@ -146,7 +145,7 @@ class Storage:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder on this machine for files that `put_path` publishes. Raises CannotWrite."""
-        folder = Path(tempfile.gettempdir() if self.is_remote else self.root, f".diffgen-{secrets.token_hex(8)}")
+        folder = temporary_in(Path(tempfile.gettempdir() if self.is_remote else self.root))
         with _refused(folder):
             folder.mkdir(parents=True)
         try:

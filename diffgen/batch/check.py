@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from diffgen.errors import InputError
 from diffgen.images.pixels import pixels_sha256
+from diffgen.images.read import read_image, read_kind
 from diffgen.storage import Storage
 
 from .formats import FORMATS
@@ -61,11 +59,11 @@ def _check_shard(shards: Shards, shard: int, findings: Findings) -> None:
         findings.missing += planned
         return
     failed = {row["key"] for row in shards.stats[shard]["failed"]}
-    found: Counter[str] = Counter()
+    times: Counter[str] = Counter()
     try:
         for key, png, about in FORMATS[plan.about["format"]].read(plan.store, shard, len(plan.shards)):
-            found[key] += 1
-            if found[key] == 2:
+            times[key] += 1
+            if times[key] == 2:
                 findings.duplicate.append(key)
             if key not in planned:
                 findings.extra.append(key)
@@ -73,16 +71,14 @@ def _check_shard(shards: Shards, shard: int, findings: Findings) -> None:
                 findings.bad.append(key)
     except InputError:  # what could not be read is missing
         pass
-    findings.missing += [key for key in planned if key not in found and key not in failed]
+    findings.missing += [key for key in planned if key not in times and key not in failed]
 
 
 def _pixels(png: bytes) -> str:
     """The hash of a picture's pixels; "" if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            image.load()
-            return pixels_sha256(image)
-    except Exception:  # a decoder may raise anything on broken bytes
+        return pixels_sha256(read_image(png, read_kind(png)[2]))
+    except InputError:
         return ""
 
 

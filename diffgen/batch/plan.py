@@ -68,13 +68,13 @@ def shard_file(shard: int) -> str:
 
 def versions() -> dict[str, str]:
     """The versions of what changes pixels."""
-    found = {"diffgen": __version__}
+    installed = {"diffgen": __version__}
     for package in VERSIONED:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def check_versions(about: Mapping[str, Any], here: Mapping[str, str], where: str) -> None:

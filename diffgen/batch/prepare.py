@@ -73,8 +73,8 @@ def plan(
     FORMATS[format].check_packages()
     store = Storage(out)
     lines = read_prompts(prompts) if isinstance(prompts, str) else prompts
-    found = find(model)
-    rows = rows_of(predicting(found, prediction) if prediction else found, lines, cast(Options, options))
+    source = find(model)
+    rows = rows_of(predicting(source, prediction) if prediction else source, lines, cast(Options, options))
     if dry_run:
         count = sum(1 for _ in rows)
         return None, Estimate(count, -(-count // shard_size), None, None)
@@ -104,13 +104,13 @@ def _joined(first: list[Row], rest: Iterable[Row]) -> Iterable[Row]:
 
 def _sample(maker: PictureMaker, rows: list[Row]) -> tuple[float, float]:
     """(seconds, bytes) of a picture. The first row warms up; it is the sample if it is the only one."""
-    size, begin, made = 0, time.perf_counter(), 0
+    size, begin, count = 0, time.perf_counter(), 0
     for one in maker(rows[:1]):
-        size, made = len(one.png), 1
+        size, count = len(one.png), 1
     seconds = time.perf_counter() - begin
     if rest := rows[1:]:
         begin, size = time.perf_counter(), 0
         for one in maker(rest):
             size += len(one.png)
-        seconds, made = time.perf_counter() - begin, len(rest)
-    return seconds / made, size / made
+        seconds, count = time.perf_counter() - begin, len(rest)
+    return seconds / count, size / count

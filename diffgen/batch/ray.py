@@ -84,7 +84,7 @@ def run(
         context.max_errored_blocks = -1  # shards of actors that died too often; the run reports them
         rows = data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         least, most = min(workers[0], len(shards)), min(workers[1], len(shards))
-        made = rows.map_batches(
+        answers = rows.map_batches(
             ShardActor,
             fn_constructor_args=(out, dict(options), threads),
             batch_size=1,
@@ -94,7 +94,7 @@ def run(
             max_restarts=retries,
             max_task_retries=retries,
         )
-        for row in made.iter_rows():
+        for row in answers.iter_rows():
             answer = json.loads(row["answer"])
             if "error" in answer:
                 error = DiffgenError(answer["error"]["message"], answer["error"]["hint"])

@@ -68,12 +68,12 @@ def run(
     store = Storage(out)
     plan = read_plan(store)
     check_versions(plan.about, versions(), "this machine")
-    found = find_shards(plan)
-    todo = found.missing if part is None else list(in_turn(found.missing, *part))
+    before = find_shards(plan)
+    todo = before.missing if part is None else list(in_turn(before.missing, *part))
     if not todo:
-        return found
+        return before
     sweep(store)
-    stats = dict(found.stats)
+    stats = dict(before.stats)
 
     def finished(one: dict[str, Any]) -> None:
         stats[one["shard"]] = one

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.errors import InputError
+from diffgen.images.publish import TEMPORARY
 from diffgen.storage import FOLDER, Storage
 
 from .formats import FORMATS
@@ -130,7 +131,7 @@ def find_shards(plan: BatchPlan, only: Iterable[int] | None = None) -> Shards:
     wanted = [shard for shard in (plan.shards if only is None else only) if f"{shard:05}.json" in listed]
     places = {name.rpartition("/")[0] for shard in wanted[:1] for name in kind.names(shard, shards)}
     there = {f"{place}/{name}".lstrip("/"): size for place in places for name, size in store.sizes(place).items()}
-    found = {}
+    stats_of = {}
     for name, data in store.read_all([stats_file(shard) for shard in wanted]):
         stats = _parsed(data)
         if stats is None:  # half written by something that does not rename
@@ -140,8 +141,8 @@ def find_shards(plan: BatchPlan, only: Iterable[int] | None = None) -> Shards:
                 f"{name} in {store.place} belongs to another plan", "plan into an empty folder, or remove stats/"
             )
         if _is_whole(stats, there, kind.names(stats["shard"], shards)):
-            found[stats["shard"]] = stats
-    return Shards(plan, found)
+            stats_of[stats["shard"]] = stats
+    return Shards(plan, stats_of)
 
 
 def _parsed(data: bytes) -> dict[str, Any] | None:
@@ -173,7 +174,7 @@ def sweep(store: Storage, older: float = 3600.0) -> None:
 
     if store.is_remote or not store.path("").is_dir():
         return
-    for path in store.path("").glob(".diffgen-*"):
+    for path in store.path("").glob(f"{TEMPORARY}*"):
         try:
             if time.time() - path.stat().st_mtime > older:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

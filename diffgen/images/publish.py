@@ -44,6 +44,11 @@ YOUNG = 2.0  # seconds: a file so new may be one that its process has not locked
 _swept: set[str] = set()  # folders that were searched for what killed processes left
 
 
+def temporary_in(folder: Path) -> Path:
+    """A new name in a folder for something unfinished."""
+    return folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+
+
 class Exists(CannotWrite):
     """The name is taken: a file, a folder or a symbolic link, dangling ones included."""
 
@@ -61,7 +66,7 @@ def cannot_write(path: Path, error: OSError) -> CannotWrite:
 
 def check_writable(path: Path) -> None:
     """Raise CannotWrite if no file can be written beside `path`: before the work whose result it shall hold."""
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = temporary_in(path.parent)
     try:
         with _written(temporary, b"?"):
             temporary.unlink()
@@ -79,7 +84,7 @@ def publish(path: Path, data: bytes, overwrite: bool = False) -> None:
     if str(path.parent) not in _swept:
         _swept.add(str(path.parent))
         sweep(path.parent)
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = temporary_in(path.parent)
     try:
         try:
             with _written(temporary, data):

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from diffgen.errors import CannotWrite, InputError, InvalidOutput
-from diffgen.images.publish import TEMPORARY, cannot_write, publish, sync_folder
+from diffgen.images.publish import TEMPORARY, cannot_write, publish, sync_folder, temporary_in
 from diffgen.models.gate import read_header
 
 from .run import STATE_SCHEMA, Run, state_hash
@@ -32,7 +31,7 @@ def write(run: Path, step: int, files: Mapping[str, Mapping[str, Tensor]], state
     Raises InvalidOutput if a tensor is not finite, and CannotWrite; then it writes nothing.
     """
     final = run / "checkpoints" / str(step)
-    temporary = run / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = temporary_in(run)
     try:
         temporary.mkdir()
         sums = {}
@@ -71,7 +70,7 @@ def prune(run: Run, step: int, keep: int, every: int) -> None:
     regular = [folder for folder in older if int(folder.name) % every == 0]
     for folder in older:
         if folder not in regular[: keep - 1]:
-            temporary = run.folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+            temporary = temporary_in(run.folder)
             with contextlib.suppress(OSError):  # the training does not fail because of an old checkpoint
                 os.rename(folder, temporary)  # atomic: no other process sees half of a checkpoint
                 shutil.rmtree(temporary)

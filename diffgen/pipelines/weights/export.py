@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from diffgen import networks
 from diffgen.errors import InputError
-from diffgen.images.publish import TEMPORARY, Exists, cannot_write, sync_folder
+from diffgen.images.publish import Exists, cannot_write, sync_folder, temporary_in
 from diffgen.models.gate import Checked
 
 
@@ -173,7 +172,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is in it. Raises CannotWrite."""
     if os.path.lexists(folder):
         raise Exists(folder)
-    temporary = folder.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    temporary = temporary_in(folder.parent)
     try:
         temporary.mkdir()
         yield temporary

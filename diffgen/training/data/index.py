@@ -94,12 +94,12 @@ def kind_of_set(store: Storage) -> tuple[str, list[str]] | None:
 
 def write_index(store: Storage, progress: Progress | None = None) -> Mapping[str, Any]:
     """Open every picture of a set once and write its index; returns what it says. Raises InputError, CannotWrite."""
-    found = kind_of_set(store)
-    if found is None:
+    kind_and_shards = kind_of_set(store)
+    if kind_and_shards is None:
         raise InputError(
             f"{store.place} has no shards", "give a folder of tar or parquet files, or the output of diffgen batch"
         )
-    kind, shards = found
+    kind, shards = kind_and_shards
     columns: dict[str, list[Any]] = {name: [] for name in ("shard", "place", "digest", "ends", "name_ends")}
     texts, names = bytearray(), bytearray()
     sizes: Counter[str] = Counter()

@@ -27,6 +27,7 @@ from torch import Tensor
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.pixels import MODES
+from diffgen.images.publish import temporary_in
 from diffgen.images.read import read_image
 from diffgen.storage import Storage
 
@@ -58,7 +59,7 @@ class ShardCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                temporary = path.with_name(f".diffgen-{os.getpid()}-{threading.get_ident()}")
+                temporary = temporary_in(self.folder)
                 with self.store.open(name) as source, temporary.open("wb") as copy:
                     while part := source.read(2**20):
                         copy.write(part)
