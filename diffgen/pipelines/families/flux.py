@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,41 +45,60 @@ _DOUBLE = {
     "txt_mlp.0": "ff_context.net.0.proj",
     "txt_mlp.2": "ff_context.net.2",
 }
-_DOUBLE_QKV = {
+_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
+_QKV = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
 }
 _DOUBLE_NORM = {
-    "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
-    "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
-    "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
-    "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
+    "img_attn.norm.query_norm": "attn.norm_q.weight",
+    "img_attn.norm.key_norm": "attn.norm_k.weight",
+    "txt_attn.norm.query_norm": "attn.norm_added_q.weight",
+    "txt_attn.norm.key_norm": "attn.norm_added_k.weight",
 }
-_SINGLE = {"modulation.lin": "norm.linear", "linear2": "proj_out"}
-_SINGLE_NORM = {"norm.query_norm.scale": "attn.norm_q.weight", "norm.key_norm.scale": "attn.norm_k.weight"}
+_SINGLE_NORM = {"norm.query_norm": "attn.norm_q.weight", "norm.key_norm": "attn.norm_k.weight"}
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The original names of a network of double and single blocks, with those in diffusers."""
+
+    names: Mapping[str, str]  # outside the blocks
+    double: Mapping[str, str]  # inside a double block
+    single: Mapping[str, str]
+    norm_end: str | None = None  # how the name of a norm's weight ends; None: anyhow
+
+    def layout(self, name: str, config: Mapping[str, Any]) -> Pieces | None:
+        """What a tensor of a file becomes; see `pieces`."""
+        stem, _, end = name.rpartition(".")
+        if stem == "final_layer.adaLN_modulation.1":
+            return [(f"norm_out.linear.{end}", exchanged)]
+        match = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
+        if match is None:
+            target = replaced(self.names, name)
+            return None if target is None else [(target, keep)]
+        double, inner = match[1] == "double", match[3]
+        block = f"{'' if double else 'single_'}transformer_blocks.{match[2]}"
+        stem = inner.rpartition(".")[0]
+        if double and stem in _QKV:
+            return thirds(*(f"{block}.{target}.{end}" for target in _QKV[stem]))
+        place = (_DOUBLE_NORM if double else _SINGLE_NORM).get(stem) if self.norm_end in (None, end) else None
+        place = place or replaced(self.double if double else self.single, inner)
+        return None if place is None else [(f"{block}.{place}", keep)]
+
+
+_BLOCKS = Blocks(_NAMES, _DOUBLE, _SINGLE, norm_end="scale")
 
 
 def _layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
-    stem, _, end = name.rpartition(".")
-    if stem == "final_layer.adaLN_modulation.1":
-        return [(f"norm_out.linear.{end}", exchanged)]
-    match = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
+    match = re.fullmatch(r"single_blocks\.(\d+)\.linear1\.([^.]+)", name)
     if match is None:
-        target = replaced(_NAMES, name)
-        return None if target is None else [(target, keep)]
-    double, inner = match[1] == "double", match[3]
-    block = f"{'' if double else 'single_'}transformer_blocks.{match[2]}"
-    stem = inner.rpartition(".")[0]
-    if double and stem in _DOUBLE_QKV:
-        return thirds(*(f"{block}.{target}.{end}" for target in _DOUBLE_QKV[stem]))
-    if not double and stem == "linear1":  # queries, keys, values, and the hidden layer
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        cuts = [functools.partial(row_range, i * width, (i + 1) * width if i < 3 else None) for i in range(4)]
-        names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
-        return [(f"{block}.{target}.{end}", cut) for target, cut in zip(names, cuts, strict=True)]
-    place = (_DOUBLE_NORM if double else _SINGLE_NORM).get(inner)
-    place = place or replaced(_DOUBLE if double else _SINGLE, inner)
-    return None if place is None else [(f"{block}.{place}", keep)]
+        return _BLOCKS.layout(name, config)
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    cuts = [functools.partial(row_range, i * width, (i + 1) * width if i < 3 else None) for i in range(4)]
+    names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")  # the last is the hidden layer
+    block = f"single_transformer_blocks.{match[1]}"
+    return [(f"{block}.{target}.{match[2]}", cut) for target, cut in zip(names, cuts, strict=True)]
 
 
 def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:

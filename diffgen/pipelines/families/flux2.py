@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from torch import Tensor
 from diffgen.errors import InputError
 from diffgen.models.families import Family
 
-from ..weights.pieces import Pieces, exchanged, keep, replaced, thirds
 from . import Code, check_widths
+from .flux import Blocks
 
 LAYERS = 3  # of the text encoder, whose outputs are read side by side
 
@@ -40,36 +39,7 @@ _DOUBLE = {
     "txt_mlp.0": "ff_context.linear_in",
     "txt_mlp.2": "ff_context.linear_out",
 }
-_QKV = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-}
-_DOUBLE_NORM = {
-    "img_attn.norm.query_norm": "attn.norm_q.weight",
-    "img_attn.norm.key_norm": "attn.norm_k.weight",
-    "txt_attn.norm.query_norm": "attn.norm_added_q.weight",
-    "txt_attn.norm.key_norm": "attn.norm_added_k.weight",
-}
 _SINGLE = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
-_SINGLE_NORM = {"norm.query_norm": "attn.norm_q.weight", "norm.key_norm": "attn.norm_k.weight"}
-
-
-def _layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
-    stem, _, end = name.rpartition(".")
-    if stem == "final_layer.adaLN_modulation.1":
-        return [(f"norm_out.linear.{end}", exchanged)]
-    match = re.fullmatch(r"(double|single)_blocks\.(\d+)\.(.+)", name)
-    if match is None:
-        target = replaced(_NAMES, name)
-        return None if target is None else [(target, keep)]
-    double, inner = match[1] == "double", match[3]
-    block = f"{'' if double else 'single_'}transformer_blocks.{match[2]}"
-    stem = inner.rpartition(".")[0]
-    if double and stem in _QKV:
-        return thirds(*(f"{block}.{target}.{end}" for target in _QKV[stem]))
-    place = (_DOUBLE_NORM if double else _SINGLE_NORM).get(stem)
-    place = place or replaced(_DOUBLE if double else _SINGLE, inner)
-    return None if place is None else [(f"{block}.{place}", keep)]
 
 
 def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
@@ -125,7 +95,7 @@ def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) 
 
 
 CODE = Code(
-    layout=_layout,
+    layout=Blocks(_NAMES, _DOUBLE, _SINGLE).layout,
     check=_check,
     inputs=_inputs,
     predict=_predict,
