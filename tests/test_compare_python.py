@@ -177,6 +177,6 @@ def test_figures_of_grids_are_drawn_without_a_file() -> None:
     figures = grid_plot.grid_figures(["euler"], ["karras"], 4, ["5", "9"], "scaled_linear")
     assert [point.nfe for point in figures.errors] == [5, 9]
     assert len(figures.grids["karras"].sigma) == 4
-    assert grid_plot.draw(figures, "png").startswith(b"\x89PNG")
+    assert grid_plot.draw_grids(figures, "png").startswith(b"\x89PNG")
     with pytest.raises(InputError):
         grid_plot.grid_figures(["euler"], ["missing.json"], 4, ["5"], "scaled_linear")

@@ -14,7 +14,7 @@ from diffgen.errors import InputError
 from diffgen.models.find import find
 from diffgen.models.info import COMPOSITIONS, compositions_in_words, info
 from diffgen.pipelines.plan import make_plan
-from diffgen.prompts.compositions import notes
+from diffgen.prompts.compositions import composition_notes
 from diffgen.prompts.words import nearest_words
 
 RECIPE = Path(__file__).parents[1] / "samples" / "emoji"
@@ -53,7 +53,7 @@ CARD = {"compositions": COMPOSED, "concepts": [*COMPOSED["things"], "salt and pe
     ],
 )
 def test_no_note_on_what_the_model_composes_nor_on_other_texts(prompt: str) -> None:
-    assert notes(CARD, prompt) == []
+    assert composition_notes(CARD, prompt) == []
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_no_note_on_what_the_model_composes_nor_on_other_texts(prompt: str) -> N
     ],
 )
 def test_a_note_names_what_is_beyond_the_model_and_the_nearest_that_it_knows(prompt: str, note: str) -> None:
-    assert notes(CARD, f"{prompt}, flat style") == [note]
+    assert composition_notes(CARD, f"{prompt}, flat style") == [note]
 
 
 def test_models_that_do_not_compose_have_no_notes() -> None:
     nothing = {name: [] for name in COMPOSITIONS}
     for card in ({}, {"compositions": None}, {"compositions": nothing}):
-        assert notes(card, "seven brown cats behind a house") == []
+        assert composition_notes(card, "seven brown cats behind a house") == []
 
 
 def test_nearest_words() -> None:
@@ -124,7 +124,7 @@ def test_the_compositions_of_scenes() -> None:
         kinds = dict.fromkeys(("colour", "count", "pair", "background", "size"), 0)
         for entry in composed["held_out"]:
             kinds[entry["kind"]] += 1
-            assert notes(card, entry["prompt"]) == []
+            assert composition_notes(card, entry["prompt"]) == []
             assert set(entry["things"]) <= concepts
             d = scenes.parse(entry["prompt"])
             kind = "place" if entry["kind"] == "background" else entry["kind"]

@@ -102,3 +102,11 @@ def test_options_as_words_of_the_command() -> None:
         *("--lora", "a.safetensors:0.5", "--lora", "b.safetensors:1", "--guidance-interval", "0.25,1"),
         *("--strength", "0.00001", "--tile", "--safety", "off"),
     ]
+
+
+def test_clients_of_a_server_set_no_option_that_names_its_files() -> None:
+    served = {name for name, option in OPTIONS.items() if option.served}
+    files = {"image", "mask", "references", "controls", "control_models", "refiner", "wildcards"}
+    assert files <= OPTIONS.keys()
+    assert not served & files
+    assert {"steps", "guidance", "seed", "size", "scheduler"} <= served

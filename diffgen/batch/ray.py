@@ -60,7 +60,7 @@ class ShardActor:
         return {"answer": answers}
 
 
-def run(
+def run_shards(
     out: str,
     options: Mapping[str, Any],
     shards: Sequence[int],

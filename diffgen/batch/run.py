@@ -94,7 +94,7 @@ def run(
     if engine == "ray":
         share = gpus_per_worker if gpus_per_worker is not None else float(bool(gpus))
         threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // most)
-        ray.run(
+        ray.run_shards(
             place,
             options,
             todo,

@@ -137,6 +137,6 @@ def generate(
     sampler: Annotated[Text, typer.Option("--sampler", hidden=True)] = None,
 ) -> None:
     arguments = dict(locals())
-    from .pictures import generate as run  # not before the command line is parsed: an error there comes at once
+    from .pictures import make_pictures as run  # not before the command line is parsed: an error there comes at once
 
     run(arguments)

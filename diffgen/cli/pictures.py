@@ -30,7 +30,7 @@ from .output import Output, UnfinishedError, refuse_empty
 from .signals import uninterrupted
 
 
-def generate(arguments: Mapping[str, Any]) -> None:
+def make_pictures(arguments: Mapping[str, Any]) -> None:
     """Make the pictures of a command line; `arguments` are those of `diffgen.cli.generate.generate`."""
     line = SimpleNamespace(**arguments)
     values = {name: value for name, value in arguments.items() if value is not None}

@@ -80,7 +80,7 @@ def plot(
         raise Exists(path)
     check_writable(path)
     figures = replace(grid_figures(names, grid_names, steps, nfe, noise), path=str(path))
-    publish(path, draw(figures, kind), overwrite)
+    publish(path, draw_grids(figures, kind), overwrite)
     return figures
 
 
@@ -156,7 +156,7 @@ def _errors(names: Sequence[str], budgets: Sequence[int], noise: NoiseSchedule) 
                 yield ErrorPoint(name, s.name, s.grid_name, cost, steps, finite)
 
 
-def draw(figures: GridFigures, kind: str) -> bytes:
+def draw_grids(figures: GridFigures, kind: str) -> bytes:
     """The picture as a file of the kind png or svg."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # silence messages about its font cache
     import matplotlib

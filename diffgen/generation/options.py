@@ -38,6 +38,7 @@ class Option:
     fits: Fits | None = None  # is a value of that key possible? By default, what `check` accepts
     read: Callable[[Record, Files], Any] | None = None  # its value from a record; by default, the key's
     flag: str = ""  # of the command, where it is not the name
+    served: bool = False  # clients of `diffgen serve` may set it; one that names files of the server may not
     guided: bool = False  # it acts on guidance: nothing without it, refused where the network reads the scale itself
 
     def possible(self, value: Any) -> bool:
@@ -55,20 +56,22 @@ class Options(TypedDict, total=False):
     """The options of generate besides the prompt, by the names of the command's. None means: not set."""
 
     # The prompt
-    negative: Annotated[str, Option("", PROMPTS, per_line=True)]
-    style: Annotated[str | Sequence[str] | None, Option(None, PROMPTS, per_line=True)]
+    negative: Annotated[str, Option("", PROMPTS, per_line=True, served=True)]
+    style: Annotated[str | Sequence[str] | None, Option(None, PROMPTS, per_line=True, served=True)]
     wildcards: Annotated[Sequence[str] | None, Option()]  # folders
-    clip_skip: Annotated[int, Option(1, PROMPTS, True, whole_number(1, 12), "clip_skip")]
+    clip_skip: Annotated[int, Option(1, PROMPTS, True, whole_number(1, 12), "clip_skip", served=True)]
     # Which pictures: picture i of each prompt has the seed `seed + i`
-    count: Annotated[int, Option(1, per_line=True)]
-    seed: Annotated[int | None, Option(per_line=True)]  # random by default
+    count: Annotated[int, Option(1, per_line=True, served=True)]
+    seed: Annotated[int | None, Option(per_line=True, served=True)]  # random by default
     seeds: Annotated[str | Sequence[int] | None, Option()]  # instead of seed and count: "0-7", "1,5,9"
-    size: Annotated[str | int | tuple[int, int] | None, Option(per_line=True)]  # (width, height), "WxH" or a side
+    size: Annotated[
+        str | int | tuple[int, int] | None, Option(per_line=True, served=True)
+    ]  # (width, height), "WxH" or a side
     # How they are sampled
-    steps: Annotated[int | None, Option(per_line=True)]
-    guidance: Annotated[float | None, Option(1, ALL - {"noise"}, per_line=True)]
-    scheduler: Annotated[str | None, Option(per_line=True)]
-    grid: Annotated[str | None, Option(per_line=True)]
+    steps: Annotated[int | None, Option(per_line=True, served=True)]
+    guidance: Annotated[float | None, Option(1, ALL - {"noise"}, per_line=True, served=True)]
+    scheduler: Annotated[str | None, Option(per_line=True, served=True)]
+    grid: Annotated[str | None, Option(per_line=True, served=True)]
     # What else the model reads
     loras: Annotated[
         Sequence[str],  # PATH[:SCALE]
@@ -78,6 +81,7 @@ class Options(TypedDict, total=False):
             fits=recorded.files({"scale": recorded.number(-10, 10)}),
             read=recorded.loras,
             flag="--lora",
+            served=True,
         ),
     ]
     variation_seed: Annotated[
@@ -88,10 +92,11 @@ class Options(TypedDict, total=False):
             record="variation",
             fits=recorded.table({"seed": recorded.whole(0, 2**32 - 1), "strength": recorded.number(0, 1)}),
             read=recorded.entry("variation", "seed"),
+            served=True,
         ),
     ]
     variation_strength: Annotated[
-        float | None, Option(models=PROMPTS, per_line=True, read=recorded.entry("variation", "strength"))
+        float | None, Option(models=PROMPTS, per_line=True, read=recorded.entry("variation", "strength"), served=True)
     ]
     upscale: Annotated[
         float | None,
@@ -107,15 +112,31 @@ class Options(TypedDict, total=False):
                 }
             ),
             read=recorded.entry("upscale", "factor"),
+            served=True,
         ),
     ]
-    upscale_mode: Annotated[str | None, Option(models=PROMPTS, read=recorded.entry("upscale", "mode"))]
-    upscale_strength: Annotated[float | None, Option(models=PROMPTS, read=recorded.entry("upscale", "strength"))]
-    prompt_syntax: Annotated[str, Option("a1111", per_line=True, record="prompt_syntax", fits=recorded.name)]
-    guidance_rescale: Annotated[float, Option(0.0, PROMPTS, False, in_range(0, 1), "guidance_rescale", guided=True)]
+    upscale_mode: Annotated[str | None, Option(models=PROMPTS, read=recorded.entry("upscale", "mode"), served=True)]
+    upscale_strength: Annotated[
+        float | None, Option(models=PROMPTS, read=recorded.entry("upscale", "strength"), served=True)
+    ]
+    prompt_syntax: Annotated[
+        str, Option("a1111", per_line=True, record="prompt_syntax", fits=recorded.name, served=True)
+    ]
+    guidance_rescale: Annotated[
+        float, Option(0.0, PROMPTS, False, in_range(0, 1), "guidance_rescale", guided=True, served=True)
+    ]
     guidance_interval: Annotated[  # (from, to), shares of the steps
         str | Sequence[float] | None,
-        Option((0.0, 1.0), PROMPTS, False, check_interval, "guidance_interval", recorded.numbers(2, 0, 1), guided=True),
+        Option(
+            (0.0, 1.0),
+            PROMPTS,
+            False,
+            check_interval,
+            "guidance_interval",
+            recorded.numbers(2, 0, 1),
+            guided=True,
+            served=True,
+        ),
     ]
     image: Annotated[
         Source | None,
@@ -125,7 +146,7 @@ class Options(TypedDict, total=False):
         Source | None, Option(models=PROMPTS, per_line=True, record="mask", fits=recorded.file, read=recorded.mask)
     ]
     strength: Annotated[
-        float | None, Option(models=PROMPTS, per_line=True, record="strength", fits=recorded.number(0, 1))
+        float | None, Option(models=PROMPTS, per_line=True, record="strength", fits=recorded.number(0, 1), served=True)
     ]
     references: Annotated[  # pictures that the prompt speaks about, for models that edit
         Sequence[Source],
@@ -138,7 +159,8 @@ class Options(TypedDict, total=False):
         ),
     ]
     outpaint: Annotated[  # left, top, right, bottom, in pixels
-        str | Sequence[int] | None, Option(models=PROMPTS, record="outpaint", fits=recorded.numbers(4, 0, 8192))
+        str | Sequence[int] | None,
+        Option(models=PROMPTS, record="outpaint", fits=recorded.numbers(4, 0, 8192), served=True),
     ]
     controls: Annotated[
         Sequence[str],  # TYPE=IMAGE[:SCALE]
@@ -161,12 +183,13 @@ class Options(TypedDict, total=False):
             fits=recorded.files({"word": recorded.text}),
             read=recorded.embeddings,
             flag="--embedding",
+            served=True,
         ),
     ]
     refiner: Annotated[  # a model of the family sdxl-refiner
         str | None, Option(models=PROMPTS, record="refiner", fits=recorded.text, read=recorded.refiner)
     ]
-    tile: Annotated[bool, Option(False, PROMPTS, False, check_bool, "tile")]
+    tile: Annotated[bool, Option(False, PROMPTS, False, check_bool, "tile", served=True)]
     safety: Annotated[
         bool,
         Option(
@@ -175,7 +198,7 @@ class Options(TypedDict, total=False):
     ]
     # What does not change a picture
     batch_size: Annotated[int | str | None, Option(1)]  # "auto": as many as fit
-    vae_tiling: Annotated[bool, Option(False, ALL - {"noise"}, check=check_bool)]
+    vae_tiling: Annotated[bool, Option(False, ALL - {"noise"}, check=check_bool, served=True)]
     keep_steps: Annotated[bool, Option(False)]  # pictures come with what each evaluation predicted
     attention: Annotated[str | Sequence[str] | None, Option(models=PROMPTS)]  # words whose cross-attention is kept
 
@@ -233,6 +256,13 @@ def checked_values(options: Options) -> Options:
             value = options.get(name)
             values[name] = option.neutral if value is None else option.check(flag_of(name), value)
     return cast(Options, values)
+
+
+def plain_type(name: str) -> type | None:
+    """int, float, str or bool for an option that takes such a value, or none, and nothing else; None for others."""
+    (hint, *_) = get_args(_HINTS[name])  # of Annotated
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and kinds[0] in (int, float, str, bool) else None
 
 
 def guided_flags(values: Options) -> list[str]:

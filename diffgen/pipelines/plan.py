@@ -129,7 +129,7 @@ class Plan(plan.Plan):
             known = f"; it knows {', '.join(map(repr, near))}" if near else ""
             warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}")
         text = prompt_syntax.plain_text(prompt, self.prompt_syntax)
-        return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.notes(self.card, text))]
+        return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.composition_notes(self.card, text))]
 
 
 class ModelFacts:

@@ -40,7 +40,7 @@ class _Phrase:
         self.named.setdefault(kind, []).append(word)
 
 
-def notes(card: Mapping[str, Any], text: str) -> list[str]:
+def composition_notes(card: Mapping[str, Any], text: str) -> list[str]:
     """What a plain English prompt asks for beyond what the model composes, each with the nearest that it knows.
 
     `card` has the keys of `models.info`. Its `compositions` has lists of texts `things`, `colours`, `relations`,

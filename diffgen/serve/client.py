@@ -19,17 +19,14 @@ from urllib.parse import quote, urlsplit
 
 from diffgen.errors import DiffgenError, ExitCode, InputError, InvalidOutput, OutOfMemory, UsageError
 from diffgen.generation.checks import MAX_SEED
+from diffgen.generation.options import OPTIONS
 from diffgen.images.naming import Outputs
 from diffgen.prompts.files import Line
 
 ERRORS = {cls.code: cls for cls in (UsageError, InputError, OutOfMemory, InvalidOutput)}
 
-# The options of generate that a server takes; what a server has no field for is refused before anything is sent.
-SENT = (
-    *("negative", "style", "clip_skip", "count", "seed", "size", "steps", "guidance", "scheduler", "grid"),
-    *("variation_seed", "variation_strength", "upscale", "upscale_mode", "upscale_strength", "prompt_syntax"),
-    *("guidance_rescale", "guidance_interval", "strength", "outpaint", "tile", "vae_tiling", "loras", "embeddings"),
-)
+# What a server has no field for is refused before anything is sent.
+SENT = tuple(name for name, row in OPTIONS.items() if row.served)
 PICTURES = ("image", "mask")
 HERE = ("batch_size",)  # 1 means: made alone
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffgen.errors import UsageError
 from diffgen.generation.checks import parse_size
+from diffgen.generation.options import ALIASES, OPTIONS, plain_type
 from diffgen.images.metadata import base_name
 from diffgen.images.read import read_image
 from diffgen.pipelines.inputs import Input
@@ -82,42 +83,26 @@ def _grid(name: str, value: Any) -> str:
 
 Read = Callable[[str, Any], Any]
 
-# field: (option, how its value is read). Where two names set one option, the first that a request has counts.
-FIELDS: dict[str, tuple[str, Read]] = {
-    "negative": ("negative", _text),
-    "negative_prompt": ("negative", _text),
-    "style": ("style", _texts),
-    "clip_skip": ("clip_skip", _whole),
-    "count": ("count", _whole),
-    "n": ("count", _whole),
-    "num_images_per_prompt": ("count", _whole),
-    "seed": ("seed", _whole),
-    "size": ("size", _as_is),
-    "steps": ("steps", _whole),
-    "num_inference_steps": ("steps", _whole),
-    "step": ("steps", _whole),
-    "guidance": ("guidance", _number),
-    "guidance_scale": ("guidance", _number),
-    "cfg_scale": ("guidance", _number),
-    "true_cfg_scale": ("guidance", _number),
-    "scheduler": ("scheduler", _text),
-    "sampler": ("scheduler", _text),
-    "grid": ("grid", _grid),
-    "variation_seed": ("variation_seed", _whole),
-    "variation_strength": ("variation_strength", _number),
-    "upscale": ("upscale", _number),
-    "upscale_mode": ("upscale_mode", _text),
-    "upscale_strength": ("upscale_strength", _number),
-    "prompt_syntax": ("prompt_syntax", _text),
-    "guidance_rescale": ("guidance_rescale", _number),
-    "guidance_interval": ("guidance_interval", _as_is),
-    "strength": ("strength", _number),
-    "outpaint": ("outpaint", _as_is),
-    "tile": ("tile", _switch),
-    "vae_tiling": ("vae_tiling", _switch),
-    "loras": ("loras", _texts),
-    "embeddings": ("embeddings", _texts),
+PLAIN: dict[type | None, Read] = {int: _whole, float: _number, str: _text, bool: _switch, None: _as_is}
+READ: dict[str, Read] = {"style": _texts, "grid": _grid, "loras": _texts, "embeddings": _texts}  # not as its type says
+# Other names of options. Where a request has several of one option, its own counts, then the first here.
+NAMES = {
+    "n": "count",
+    **ALIASES,
+    "step": "steps",
+    "cfg_scale": "guidance",
+    "true_cfg_scale": "guidance",
+    "sampler": "scheduler",
 }
+
+
+def _read(option: str) -> Read:
+    return READ.get(option) or PLAIN[plain_type(option)]
+
+
+# field: (option, how its value is read)
+FIELDS: dict[str, tuple[str, Read]] = {name: (name, _read(name)) for name, row in OPTIONS.items() if row.served}
+FIELDS |= {name: (option, _read(option)) for name, option in NAMES.items()}
 
 
 @dataclass

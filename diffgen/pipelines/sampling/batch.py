@@ -226,7 +226,7 @@ class Batches:
             controls=[fit.cover(control.map, size) for control in plan.controls],
             scales=[control.scale for control in plan.controls],
         )
-        sample = native.call if by_us else call
+        sample = native.sample if by_us else call
         return sample(
             pipeline,
             embeddings,

@@ -9,7 +9,7 @@ that noise; inpainting keeps the picture's own latents outside the mask after ea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from .latents import Start, blend
 from .pipeline import Settings, strength_for
 
 
-def call(
+def sample(
     pipeline: Any,
     embeddings: Mapping[str, Tensor],
     start: Start,
@@ -39,7 +39,7 @@ def call(
     times = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
     codec, (height, width) = pipeline.codec, start.noise.shape[-2:]
-    low, high = cast(tuple[float, float], settings.options["guidance_interval"])
+    low, high = settings.interval
     done = 0
 
     def guided() -> bool:
@@ -52,7 +52,7 @@ def call(
         settings.guidance,
         settings.size,
         guidance_is_input=pipeline.guidance_is_input,
-        rescale=settings.options["guidance_rescale"],
+        rescale=settings.rescale,
         guided_at=guided,
     )
     if start.clean is None or start.pure:

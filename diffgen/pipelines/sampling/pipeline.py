@@ -15,7 +15,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -150,6 +150,16 @@ class Settings:
     controls: Sequence[Any] = ()  # the ControlNets' pictures, of the size of the result
     scales: Sequence[float] = ()  # how strong each of them is
 
+    @property
+    def rescale(self) -> float:
+        """The share of `guidance.rescale`."""
+        return self.options["guidance_rescale"]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The part of the steps with guidance."""
+        return cast(tuple[float, float], self.options["guidance_interval"])
+
 
 def call(
     pipeline: Any,
@@ -168,7 +178,7 @@ def call(
     """
     width, height = settings.size
     parameters = inspect.signature(pipeline.__call__).parameters
-    pipeline.start, pipeline.interval, pipeline.position = start, settings.options["guidance_interval"], 0.0
+    pipeline.start, pipeline.interval, pipeline.position = start, settings.interval, 0.0
     arguments: dict[str, Any] = {**embeddings, **more}
     if start.clean is None:
         arguments["latents"] = pipeline.codec.pack(start.noise)
@@ -194,7 +204,7 @@ def call(
             return {}
         return {"latents": blend(pipe.scheduler, start, times, i, tensors["latents"], pipe.codec)}
 
-    with rescaling(pipeline, settings.options["guidance_rescale"]):
+    with rescaling(pipeline, settings.rescale):
         latents = pipeline(
             **arguments,
             num_inference_steps=settings.steps,
