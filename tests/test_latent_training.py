@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -139,6 +140,25 @@ def test_the_loss_of_a_batch_equals_that_of_its_parts(place: Path, name: str) ->
 
 
 # The autoencoder
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_the_faster_attention_has_diffusers_gradients(place: Path, dtype: torch.dtype, tolerance: float) -> None:
+    unet: Any = latent_job(place).networks["unet"]
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(3, 4, 4, 4, generator=generator), torch.randn(3, 8, 8, generator=generator)
+
+    def gradients() -> torch.Tensor:
+        unet.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            out = unet(x, torch.tensor([10, 500, 900]), context, return_dict=False)[0]
+        out.float().square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in unet.parameters()])
+
+    ours = gradients()
+    unet.set_attn_processor(AttnProcessor2_0())
+    theirs = gradients()
+    assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
 def test_loss_of_the_autoencoder(place: Path) -> None:

@@ -32,7 +32,7 @@ from ..weights.tokenizers import load_tokenizer
 from .autoencoder import square
 from .captions import EMPTY, Tokens, read
 from .config import Diffusion, LatentConfig
-from .parts import arguments, build, digest, fitting, read_autoencoder
+from .parts import PlainAttention, arguments, build, digest, fitting, read_autoencoder
 from .shards import Shards
 
 AT_ONCE = 2**19  # pixels of a batch that is encoded or decoded
@@ -200,8 +200,10 @@ class LatentJob(DiffusionJob):
         }
         self.about_network = {"unet": unet, "text_encoder": encoder}
         torch.manual_seed(mix(self.seed, WEIGHTS))
+        denoiser = build("UNet2DConditionModel", unet, where)
+        denoiser.set_attn_processor(PlainAttention())
         self.networks: dict[str, nn.Module] = {
-            "unet": build("UNet2DConditionModel", unet, where),
+            "unet": denoiser,
             "text_encoder": build("CLIPTextModel", encoder, where),
         }
 
