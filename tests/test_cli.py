@@ -429,7 +429,7 @@ def test_an_interrupted_command_leaves_only_complete_pictures(tiny: Path, tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_during_imports_is_reported(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "diffgen", "generate", "a", "-m", tiny, "--json"],
+        [sys.executable, "-m", "diffgen", "generate", "a", "-m", tiny, "--steps", "1000", "--json"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -438,7 +438,8 @@ def test_an_interruption_during_imports_is_reported(tiny: Path, tmp_path: Path, 
     )
     assert process.stderr is not None
     assert "seed" in process.stderr.readline()  # printed before torch is imported
-    threading.Event().wait(0.3)
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
     for _ in range(3):  # the signal may come several times
         process.send_signal(number)
     out, err = process.communicate(timeout=30)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -276,6 +277,19 @@ def test_any_prompt_gives_one_file_below_the_folder(prompt, model):
         path = Outputs(f"{folder}/{{model}}/", 1).write(b"x", seed=1, prompt=prompt, model=model)
         assert [str(path)] == [f"{folder}/{name}" for name in everything(folder)]
         assert len(path.relative_to(folder).parts) == 2
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_folder():
+    Path("there").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        for out in ("new/{seed}/", "there/new/x.png", "there/"):
+            with pytest.raises(CannotWrite, match="larger than the limit"):
+                Outputs(out, 1).write(b"x" * 100, seed=1, prompt="a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (os.listdir(), os.listdir("there")) == (["there"], [])
 
 
 def test_links_below_the_folder_are_not_followed(tmp_path):

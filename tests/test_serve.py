@@ -139,18 +139,18 @@ def test_a_full_queue_says_when_to_come_back(served: Served) -> None:
 def test_a_cancelled_job_frees_the_worker_within_one_step(served: Served, how: str) -> None:
     if how == "delete":
         job = start_long(served)
-        begun = time.monotonic()
         served.json("DELETE", f"/api/jobs/{job['id']}")
     else:
         connection = served.connect()
         body = json.dumps({"prompt": "a cat", "steps": 150, "n": 4})
         connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
         served.wait_for("/health", "running", 1)
-        begun = time.monotonic()
         connection.close()
-    served.wait_for("/health", "running", 0, 5)
+    served.wait_for("/health", "running", 0)
+    job = served.json("GET", "/api/jobs")["jobs"][0]
+    assert job["status"] == "cancelled"
+    assert job["step"] < 75  # of 150; the benchmark has the seconds
     served.job(prompt="a cat", steps=1, seed=1)
-    assert time.monotonic() - begun < 15  # 600 steps of 4 pictures would take minutes; the benchmark has the figure
 
 
 def test_clients_that_leave_at_random_change_nothing_for_the_next(served: Served) -> None:
@@ -248,9 +248,7 @@ def test_sigterm_ends_the_server_in_order(tmp_path: Path) -> None:
         served.wait_for("/health", "running", 1)
         waiting = pool.submit(served.request, "POST", "/v1/images/generations", {"prompt": "a cat", "steps": 150})
         served.wait_for("/health", "queue", 1)
-        begun = time.monotonic()
         assert served.stop() == 0
-        assert time.monotonic() - begun < 12
         assert short.result()[0] == 200
         status, headers, _ = waiting.result()
     assert (status, headers["retry-after"]) == (503, "10")

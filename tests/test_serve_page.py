@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -235,7 +234,7 @@ def test_axe_finds_nothing_serious(open_page: Open, scheme: str, locale: str) ->
     assert serious() == []
     page.locator("#pictures button").first.click()
     page.wait_for_selector("#viewer[open]")
-    time.sleep(0.3)  # the record arrives
+    page.wait_for_selector("#record td")
     assert serious() == []
     page.click("#compare")
     page.locator("#pictures button").last.click()

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -236,16 +237,25 @@ def test_sigterm_ends_the_shell(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def read_until(terminal: int, text: bytes) -> None:
+    """Read what is printed on a terminal until it has this text."""
+    output = b""
+    while text not in output:
+        assert select.select([terminal], [], [], 60)[0], output
+        output += os.read(terminal, 4096)
+
+
 def test_on_a_terminal(tmp_path: Path) -> None:
     """Ctrl-C at the prompt drops the line, Ctrl-D quits; only the picture is written."""
     leader, follower = pty.openpty()
     shell = Shell(tmp_path, terminal=os.ttyname(follower))
     shell.wait_for("is loaded")
     os.close(follower)
+    read_until(leader, b"diffgen> ")
     os.write(leader, b"half a li")
-    time.sleep(0.2)
+    read_until(leader, b"half a li")
     shell.signal(signal.SIGINT)
-    time.sleep(0.2)
+    read_until(leader, b"diffgen> ")
     os.write(leader, b"a cat --steps 2 -o cat.png\n")
     shell.wait((tmp_path / "cat.png").exists)
     os.write(leader, b":help\n")

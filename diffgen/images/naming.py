@@ -93,12 +93,12 @@ class Outputs:
             "model": model,
             "scheduler": scheduler,
         }
-        folder = _make_folder(self._root, [self._render(part, values) for part in self._parts[:-1]])
-        if self._parts:
-            return self._write_next(folder, self._parts[-1], picture, values)
-        path = self._files.pop(0)
-        publish(path, picture, self.overwrite)
-        return path
+        with _folder(self._root, [self._render(part, values) for part in self._parts[:-1]]) as folder:
+            if self._parts:
+                return self._write_next(folder, self._parts[-1], picture, values)
+            path = self._files.pop(0)
+            publish(path, picture, self.overwrite)
+            return path
 
     def _write_next(self, folder: Path, name: str, picture: bytes, values: Mapping[str, int | str]) -> Path:
         numbered = "index" in _names(name)
@@ -159,8 +159,7 @@ class Beside:
     def write(self, picture: Path, files: Mapping[str, bytes]) -> list[Path]:
         """Write files by what they are ("steps.png") about one picture; their paths. Raises CannotWrite."""
         taken = 0
-        with _advising(self.option):
-            _make_folder(self.folder, [])
+        with _advising(self.option), _folder(self.folder, []):
             while True:
                 paths = [self.folder / self._name(picture.stem, what, taken) for what in files]
                 if self.overwrite or not any(map(os.path.lexists, paths)):
@@ -268,8 +267,25 @@ def _check_folder(folder: Path) -> None:
         raise CannotWrite(f"cannot write to {folder}: no permission for {nearest}", "choose another -o")
 
 
-def _make_folder(root: Path, parts: Sequence[str]) -> Path:
-    """Make root/part/part… and return it; below the root (which has no field) no symbolic link is followed."""
+@contextlib.contextmanager
+def _folder(root: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Make the folder root/part/part…; below the root (which has no field) no symbolic link is followed.
+
+    If the block fails, the folders that this made and that are still empty are removed.
+    """
+    folder = root.joinpath(*parts)
+    new = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        _make_folder(root, parts)
+        yield folder
+    except BaseException:
+        for path in new:  # the innermost first
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _make_folder(root: Path, parts: Sequence[str]) -> None:
     folder = root
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,7 +298,6 @@ def _make_folder(root: Path, parts: Sequence[str]) -> Path:
         raise CannotWrite(f"cannot write to {folder}: it has too many folders", "choose another -o") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
-    return folder
 
 
 @contextlib.contextmanager
