@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from .comparison.tune import tune
     from .loading import load
     from .training.evaluate import evaluate
+    from .training.finetune import finetune
     from .training.train import train
 
 # name: the module that defines it, imported at the first use
 FUNCTIONS = {
     "compare": "comparison.compare",
     "evaluate": "training.evaluate",
+    "finetune": "training.finetune",
     "load": "loading",
     "train": "training.train",
     "tune": "comparison.tune",
 }
-__all__ = ["__version__", "compare", "evaluate", "load", "train", "tune"]
+__all__ = ["__version__", "compare", "evaluate", "finetune", "load", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

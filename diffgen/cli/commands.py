@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "generate": Command("Make pictures from prompts.", "generate:generate"),
     "train": Command("Train a diffusion model from scratch, on pixels or on latents with captions.", "train:train"),
+    "finetune": Command("Change a model by a few pictures: a new subject, a style.", "finetune:finetune"),
     "evaluate": Command(
         "Measure a run against held-out pictures; each metric with its floor and ceiling.", "evaluate:evaluate"
     ),

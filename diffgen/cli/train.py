@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +17,7 @@ import diffgen
 from diffgen.errors import FailedElsewhere
 from diffgen.training.listener import Listener
 
-from .options import Device
+from .options import Device, option
 from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
 from .signals import first_signal, interruptible
 
@@ -36,81 +37,71 @@ RUN, TRAINING, OUTPUT = "Run", "Training", "Output"
 SILENCE = 10.0  # seconds between two lines where there is no bar
 
 
+Out = Annotated[str, option(RUN, "The folder of the run.", "--out", "-o", "--output", metavar="RUN")]
+Config = Annotated[str | None, option(RUN, "The configuration; see samples/.", metavar="FILE.toml")]
+Resume = Annotated[bool, option(RUN, "Continue from the newest checkpoint.", "--resume")]
+Init = Annotated[
+    str | None, option(RUN, "Start from the weights of another run, or of a model.", metavar="RUN|FILE|FOLDER")
+]
+CheckpointEvery = Annotated[int | None, option(RUN, "Steps between checkpoints.", metavar="N")]
+DryRun = Annotated[bool, option(RUN, "Estimate memory and time from a few steps; write nothing.", "--dry-run")]
+Steps = Annotated[int | None, option(TRAINING, "Updates of the weights.")]
+BatchSize = Annotated[int | None, option(TRAINING, "Pictures a step, of all processes together.")]
+Seed = Annotated[int | None, option(TRAINING, "Same seed, same machine: same bytes. \\[0]")]
+Compiled = Annotated[bool | None, option(TRAINING, "Use torch.compile.", "--compile/--no-compile")]
+Parallel = Annotated[
+    str | None, option(TRAINING, "With torchrun: copies of the network, or parts.", metavar="ddp|fsdp")
+]
+
+
 def train(
     data: Annotated[
         str, typer.Argument(metavar="DATA", help="`digits`, or a folder of pictures; subfolders are classes.")
     ],
-    out: Annotated[
-        str,
-        typer.Option("--out", "-o", "--output", metavar="RUN", help="The folder of the run.", rich_help_panel=RUN),
-    ],
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE.toml", help="The configuration; see samples/.", rich_help_panel=RUN)
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the newest checkpoint.", rich_help_panel=RUN)
-    ] = False,
-    init: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|FILE|FOLDER", help="Start from the weights of another run, or of a model.", rich_help_panel=RUN
-        ),
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps between checkpoints.", rich_help_panel=RUN)
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Estimate memory and time from a few steps; write nothing.", rich_help_panel=RUN
-        ),
-    ] = False,
-    steps: Annotated[int | None, typer.Option(help="Updates of the weights.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pictures a step, of all processes together.", rich_help_panel=TRAINING)
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Same seed, same machine: same bytes. \\[0]", rich_help_panel=TRAINING)
-    ] = None,
+    out: Out,
+    config: Config = None,
+    resume: Resume = False,
+    init: Init = None,
+    checkpoint_every: CheckpointEvery = None,
+    dry_run: DryRun = False,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
     device: Device = "auto",
-    compiled: Annotated[
-        bool | None,
-        typer.Option("--compile/--no-compile", help="Use torch.compile.", rich_help_panel=TRAINING, show_default=False),
-    ] = None,
-    parallel: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ddp|fsdp", help="With torchrun: copies of the network, or parts.", rich_help_panel=TRAINING
-        ),
-    ] = None,
+    compiled: Compiled = None,
+    parallel: Parallel = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
+    options: dict[str, Any] = {
+        "config": config,
+        "steps": steps,
+        "batch_size": batch_size,
+        "seed": seed,
+        "checkpoint_every": checkpoint_every,
+        "compile": compiled,
+        "parallel": parallel,
+        "resume": resume,
+        "init": init,
+        "device": device,
+        "dry_run": dry_run,
+    }
+    run_training("train", partial(diffgen.train, data, out, **options), out, dry_run, json, quiet, debug)
+
+
+def run_training(
+    command: str, start: Callable[..., Any], out: str, dry_run: bool, json: bool, quiet: bool, debug: bool
+) -> None:
+    """Call `start` with a listener that shows the training, and print its result."""
     rank = int(os.environ.get("RANK", "0"))
-    say = Output("train", json, quiet or rank > 0)
+    say = Output(command, json, quiet or rank > 0)
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; ours are printed
         threading.excepthook = lambda args: None  # TensorBoard's writing thread: the log raises its error
     try:
-        with say.progress("train") as bar:
-            result = diffgen.train(
-                data,
-                out,
-                config=config,
-                steps=steps,
-                batch_size=batch_size,
-                seed=seed,
-                checkpoint_every=checkpoint_every,
-                compile=compiled,
-                parallel=parallel,
-                resume=resume,
-                init=init,
-                device=device,
-                dry_run=dry_run,
-                listener=TrainingScreen(say, bar),
-                stopping=interruptible(),
-            )
+        with say.progress(command) as bar:
+            result = start(listener=TrainingScreen(say, bar), stopping=interruptible())
     except FailedElsewhere as error:
         raise typer.Exit(error.code) from error
     document = asdict(result)

@@ -6,9 +6,9 @@
     pictures = d.sample(model, (16, 3, 32, 32), generator, clip=(-1, 1))
     bits = d.bits_per_dim(model, x0)
 
-forward.py has q, reverse.py p_θ, loss.py the objectives, likelihood.py bits per dimension, guidance.py classifier-free
-guidance; process.py puts them together. names.py needs no torch. A docstring that states a formula begins with the
-name of its equation.
+forward.py has q, reverse.py p_θ, flow.py rectified flows, loss.py the objectives, likelihood.py bits per dimension,
+guidance.py classifier-free guidance; process.py puts them together. names.py needs no torch. A docstring that states a
+formula begins with the name of its equation.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .flow import RectifiedFlow
     from .guidance import guided
     from .loss import ImportanceSampler, offset_noise
     from .process import GaussianDiffusion
 
-__all__ = ["GaussianDiffusion", "ImportanceSampler", "guided", "offset_noise"]
+__all__ = ["GaussianDiffusion", "ImportanceSampler", "RectifiedFlow", "guided", "offset_noise"]
 
 _MODULES = {
     "GaussianDiffusion": "process",
     "ImportanceSampler": "loss",
+    "RectifiedFlow": "flow",
     "guided": "guidance",
     "offset_noise": "loss",
 }

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from schedulers.draws import Generators, normal
-from schedulers.noise import Point
-from schedulers.prediction import target
 
 from .likelihood import bound_term
 from .names import WEIGHTS
@@ -43,8 +41,7 @@ def simple_loss(
     With another prediction than epsilon the target is that prediction's a·x0 + b·ε. A learned variance is left out.
     """
     output, _ = process.split(model_output, x_t)
-    p = Point(t, process.at("alpha", t, x0), process.at("sigma", t, x0))
-    return (target(process.prediction, p, x0, noise) - output).square().flatten(1).mean(1)
+    return (process.target(x0, t, noise) - output).square().flatten(1).mean(1)
 
 
 def vlb_loss(process: ReverseProcess, model_output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, levels: int) -> Tensor:

@@ -49,13 +49,17 @@ class GaussianDiffusion(ReverseProcess):
         self.objective, self.vlb_weight, self.levels = objective, vlb_weight, levels
         self.loss_weight = weight_table(self, weight)
 
+    def weights(self, t: Tensor, x0: Tensor) -> Tensor:
+        """The factors of the output's squared error at times t, shaped to multiply x0."""
+        return self.at("loss_weight", t, x0)
+
     def loss(self, model: Model, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """DDPM algorithm 1, line 5: the loss of model(x_t, t) for each example, [B], by the chosen objective."""
         x_t = self.q_sample(x0, t, noise)
         output = model(x_t, t)
         if self.objective == "vlb":
             return vlb_loss(self, output, x0, x_t, t, self.levels)
-        simple = self.at("loss_weight", t, x0).flatten() * simple_loss(self, output, x0, x_t, t, noise)
+        simple = self.weights(t, x0).flatten() * simple_loss(self, output, x0, x_t, t, noise)
         if self.objective == "simple":
             return simple
         return hybrid_loss(

@@ -13,7 +13,7 @@ from torch import Tensor
 from schedulers import NoiseSchedule
 from schedulers.draws import Generators, normal
 from schedulers.noise import Point
-from schedulers.prediction import Denoised, check
+from schedulers.prediction import Denoised, check, target
 
 from .forward import ForwardProcess
 from .names import VARIANCES
@@ -59,6 +59,10 @@ class ReverseProcess(ForwardProcess):
             return model_output, None
         output, v = model_output.chunk(2, dim=1)
         return output, v
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The output that the network is trained to give for x_t: a·x0 + b·ε, shaped like x0."""
+        return target(self.prediction, Point(t, self.at("alpha", t, x0), self.at("sigma", t, x0)), x0, noise)
 
     def predict_x0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """DDPM eq. 15: x̂0, the clean picture that x_t and the output imply (algebra: `schedulers.prediction`)."""

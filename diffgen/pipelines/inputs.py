@@ -19,6 +19,7 @@ from diffgen.images.metadata import base_name
 from diffgen.images.pixels import pixels_sha256
 from diffgen.images.read import read_image
 from diffgen.models import gate, single_file
+from diffgen.training.run import product_of
 
 DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pictures of the user's
 MODES = ("lanczos", "latent")
@@ -171,12 +172,16 @@ def weights_sha256(path: Path) -> str:
 
 
 def read_lora(text: str) -> Lora:
-    """A LoRA from PATH[:SCALE]. Raises UsageError, InputError (no safetensors, something else than a LoRA)."""
+    """A LoRA from PATH[:SCALE], PATH being a file or a run of `diffgen finetune`.
+
+    Raises UsageError, InputError (no safetensors, something else than a LoRA, a run of another job).
+    """
     name, scale = _scaled(text, "--lora")
-    content = single_file.recognise(name)
+    path = product_of(name, "lora")
+    content = single_file.recognise(path)
     if content.kind not in ("lora", "other"):
         raise InputError(f"{name}: no LoRA, but {content.what}")
-    return Lora(Path(name), scale, gate.sha256_of(Path(name)))
+    return Lora(path, scale, gate.sha256_of(path))
 
 
 def read_embedding(text: str) -> Embedding:

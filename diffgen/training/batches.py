@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -68,6 +68,38 @@ class Shuffle:
             return lambda begin, end: self.pictures[first + far(torch.arange(begin, end))]
         near = torch.randperm(self.window, generator=generator(self.seed, ORDER, epoch))
         return lambda begin, end: self.pictures[first + near[begin:end]]
+
+
+class BucketShuffle(Shuffle):
+    """A shuffle whose steps have pictures of one shape as far as that goes, so that they are one batch of the network.
+
+    Each epoch has every picture once. Its full batches of one shape come in random order; the pictures that fill none
+    share steps with other shapes, first those that complete the last step of the epoch before.
+    """
+
+    def __init__(self, pictures: Tensor, batch: int, seed: int, shapes: Sequence[Hashable]) -> None:
+        """`shapes` are those of all pictures, by their numbers."""
+        super().__init__(pictures, batch, seed)
+        self.shapes = shapes
+
+    def _order(self, epoch: int) -> Order:
+        n, size, g = len(self.pictures), self.batch, generator(self.seed, ORDER, epoch)
+        groups: dict[Hashable, list[int]] = {}
+        for picture in self.pictures[torch.randperm(n, generator=g)].tolist():
+            groups.setdefault(self.shapes[picture], []).append(picture)
+        blocks, rest = [], []
+        for group in groups.values():
+            whole = len(group) // size * size
+            blocks += [group[i : i + size] for i in range(0, whole, size)]
+            rest += group[whole:]
+        begun = min(n, -epoch * n % size)
+        while len(rest) < begun:
+            rest += blocks.pop()
+        head, rest = rest[:begun], rest[begun:]
+        blocks += [rest[i : i + size] for i in range(0, len(rest) - size + 1, size)]
+        blocks = [blocks[i] for i in torch.randperm(len(blocks), generator=g).tolist()]
+        order = torch.tensor([*head, *(p for block in blocks for p in block), *rest[len(rest) // size * size :]])
+        return lambda begin, end: order[begin:end]
 
 
 class ShardOrder:

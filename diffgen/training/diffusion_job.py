@@ -48,6 +48,7 @@ class DiffusionJob(ABC):
     area: int
     shape: tuple[int, int, int]  # (C, h, w) of an example
     notes: tuple[str, ...] = ()
+    frozen: Mapping[str, nn.Module] = {}
     uniforms = 1  # uniform numbers of an example: the first is for its time, `choose` gets the others
     clip_samples = False  # whether x̂0 is kept in [-1, 1] while sampling
 
@@ -177,6 +178,9 @@ class DiffusionJob(ABC):
         return scheduler
 
     def files(self) -> dict[str, bytes]:
+        return {}
+
+    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
         return {}
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:

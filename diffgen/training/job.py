@@ -32,6 +32,10 @@ class JobKind:
     captions: bool = False  # whether it reads captions
     export: str = ""  # writes a run as a diffusers folder: called with (run, folder, which=); empty: not supported
     hint: str = ""  # what to do instead of `generate -m RUN`, {run} being its folder; empty: the run makes pictures
+    command: str = "train"  # which command starts it
+    defaults: str = ""  # fills in the values of its configuration that depend on a model: called with (tables, where)
+    data: str = ""  # opens its data: called with (folder, config, where, progress); empty: `data.open_training_data`
+    product: str = ""  # the file or folder of a run that other commands read, rewritten with each checkpoint
 
     def load(self, field: str) -> Any:
         """Import the class or function that a field names."""
@@ -60,6 +64,17 @@ JOBS = {
         export="diffgen.pipelines.training.export:save_latent_run",
         hint="write it as a pipeline first: diffgen models export {run} FOLDER",
     ),
+    "lora": JobKind(
+        title="a low-rank update of a model",
+        config="diffgen.pipelines.training.finetune_config:LoraConfig",
+        job="diffgen.pipelines.training.lora:LoraJob",
+        captions=True,
+        hint="it changes a model: diffgen generate PROMPT -m {base} --lora {run}",
+        command="finetune",
+        defaults="diffgen.pipelines.training.finetune_config:open_base",
+        data="diffgen.pipelines.training.pictures:open_pictures",
+        product="adapter.safetensors",
+    ),
 }
 
 
@@ -69,6 +84,7 @@ class Job(Protocol):
     networks: dict[str, nn.Module]  # every parameter that requires a gradient is trained
     area: int  # pixels of an example, or elements of one channel of its latents
     notes: tuple[str, ...]  # what the user should know before the training
+    frozen: Mapping[str, nn.Module]  # networks that are called and not trained
 
     def about(self) -> dict[str, Any]:
         """The part of run.json beside configuration and versions: job, data, network, …; JSON values."""
@@ -77,6 +93,10 @@ class Job(Protocol):
     def files(self) -> dict[str, bytes]:
         """Further files of the run, by relative name with /: what its model needs and training does not change (a
         tokenizer, the autoencoder of latents)."""
+        ...
+
+    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """Files of the run that other commands read, of the averaged weights; rewritten with each checkpoint."""
         ...
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from diffgen.images.publish import publish
+
 from . import checkpoint
 from .log import Log
 from .run import Run
@@ -67,4 +69,7 @@ def save(trainer: Trainer, run: Run, log: Log, step: int) -> None:
     if trainer.ranks.main:
         state = {"images": step * trainer.config.batch_size, "pending": pending, "metrics_bytes": log.sync()}
         checkpoint.write(run.folder, step, files, state)
+        for name, data in trainer.job.products(files["ema"]).items():
+            (path := run.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            publish(path, data, overwrite=True)
         checkpoint.prune(run, step, trainer.config.keep, trainer.config.checkpoint_every)

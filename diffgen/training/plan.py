@@ -126,7 +126,11 @@ def noise_and_prediction(model: Model) -> tuple[schedulers.NoiseSchedule, str]:
 def _config(run: Run) -> configuration.Config:
     kind = JOBS.get(run.job)
     if kind is None or kind.hint:
-        hint = kind.hint.format(run=run.folder) if kind else 'pictures are made by runs of the job "pixels"'
+        hint = (
+            kind.hint.format(run=run.folder, base=run.base.get("name", "MODEL"))
+            if kind
+            else 'pictures are made by runs of the job "pixels"'
+        )
         raise InputError(f"{run.folder} is a run of the job {run.job!r}", hint)
     if not run.checkpoints():
         hint = f"train it first: diffgen train {run.data['name']} -o {run.folder} --resume"

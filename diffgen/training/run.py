@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from diffgen.errors import InputError
 from diffgen.models import gate
 from schedulers.noise import NoiseSchedule
 from schedulers.prediction import PLAIN
+
+from .job import JOBS
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,8 @@ class Run:
     prediction: str
     variance: str
     versions: dict[str, Any]
+
+    base: dict[str, Any] = field(default_factory=dict)  # of a fine-tuning: name, family and sha256 of the model
 
     @property
     def name(self) -> str:
@@ -96,7 +100,7 @@ def read_run(folder: str | Path) -> Run:
         raise InputError(f"{path}: its schema is {content.get('schema')!r}, not {SCHEMA}")
     parts = {
         key: _is(content.get(key, {}), dict, f"{path}: {key}")
-        for key in ("config", "network", "data", "noise", "versions")
+        for key in ("config", "network", "data", "noise", "versions", "base")
     }
     job, prediction, variance = (
         _is(content.get(key, ""), str, f"{path}: {key}") for key in ("job", "prediction", "variance")
@@ -104,6 +108,22 @@ def read_run(folder: str | Path) -> Run:
     if job == "pixels":
         _check_pixels(path, parts, prediction, variance)
     return Run(Path(folder), job, prediction=prediction, variance=variance, **parts)
+
+
+def product_of(path: str | Path, job: str) -> Path:
+    """What a run of that job made for other commands, if the path is a run; else the path.
+
+    Raises InputError for a run of another job, and for one that has made nothing yet.
+    """
+    if not is_run(path):
+        return Path(path)
+    run = read_run(path)
+    if run.job != job:
+        raise InputError(f"{path} is a run of the job {run.job!r}, not of {job!r}")
+    product = Path(path) / JOBS[job].product
+    if not product.exists():
+        raise InputError(f"{path} has no checkpoint yet", "resume its training: the same command with --resume")
+    return product
 
 
 def _check_pixels(path: Path, parts: dict[str, dict[str, Any]], prediction: str, variance: str) -> None:

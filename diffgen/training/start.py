@@ -282,9 +282,10 @@ def estimate(request: TrainRequest, job: Job, ranks: Ranks) -> TrainEstimate:
             trainer.step(k)
         trainer.check(1 + TIMED_STEPS)  # waits for the device
         seconds = (time.perf_counter() - began) / TIMED_STEPS
-    own = {p.untyped_storage().data_ptr() for p in trainer.weights.values()}
+    frozen = [p for network in job.frozen.values() for p in network.parameters()]
+    own = {p.untyped_storage().data_ptr() for p in (*trainer.weights.values(), *frozen)}
     weights = sum(local(p).numel() * p.element_size() for p in trainer.weights.values())
-    sizes = {
+    sizes = ({"frozen": sum(p.nbytes for p in frozen)} if frozen else {}) | {
         "weights": weights,
         "gradients": weights,
         "moments": 2 * weights,

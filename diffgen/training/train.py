@@ -72,9 +72,49 @@ def train(
     InputError for an invalid configuration or data; CannotWrite, InvalidOutput if the training diverges, OutOfMemory.
     Under torchrun also `parallel.Lost`, if another process ends, and FailedElsewhere, if rank 0 fails.
     """
-    device, folder, listener = device_name(device), Path(out), listener or Listener()
-    values = _checked(options)
-    where, chosen = _configuration(config, values, folder, resume)
+    values = checked_options(options)
+    where, tables = tables_of(config, Path(out), resume)
+    return launch(
+        "train",
+        data,
+        Path(out),
+        where,
+        tables,
+        values,
+        resume=resume,
+        init=init,
+        device=device,
+        dry_run=dry_run,
+        listener=listener,
+        stopping=stopping,
+        by_file=config is not None,
+    )
+
+
+def launch(
+    command: str,
+    data: str | os.PathLike[str] | TrainingData,
+    folder: Path,
+    where: str,
+    tables: Mapping[str, Any],
+    values: Mapping[str, Any],
+    *,
+    resume: bool,
+    init: str | os.PathLike[str] | None,
+    device: str,
+    dry_run: bool,
+    listener: Listener | None,
+    stopping: AbstractContextManager[Callable[[], bool]] | None,
+    by_file: bool,
+) -> TrainResult | TrainEstimate:
+    """Start or resume a run of a job of that command, from the tables of its configuration.
+
+    `where` names their source in errors, and `by_file` says that the user gave one. `values` are checked options: they
+    replace keys of the table [train]. The rest is as in `train`.
+    """
+    device, listener = device_name(device), listener or Listener()
+    chosen = _configuration(where, tables, values, command)
+    kind = JOBS[chosen.job]
 
     environment.prepare()
     from . import start
@@ -88,14 +128,13 @@ def train(
         pictures = _open(data, chosen, where, listener)
         for text in pictures.notes:
             listener.note(text)
-        kind = JOBS[chosen.job]
         if pictures.captions is not None and not kind.captions:
             listener.note("the captions are not used: this job trains on the pictures alone")
         progress = _progress(listener, "encoding pictures")
         job = kind.load("job")(chosen, pictures, where, device=ranks.device, progress=progress)
         for text in job.notes:
             listener.note(text)
-        if config is not None and "batch_size" not in values:  # else the option is invalid, as `execute` reports
+        if by_file and "batch_size" not in values:  # else the option is invalid, as `execute` reports
             with _blame(where):
                 start.check_parallel(chosen.train, ranks, job)
         if dry_run:
@@ -106,7 +145,7 @@ def train(
         ranks.leave()
 
 
-def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that are set, in their ranges. Raises UsageError."""
     values = {name: value for name, value in options.items() if value is not None}
     for name, limits in OPTIONS.items():
@@ -117,37 +156,44 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _configuration(
-    config: str | os.PathLike[str] | Mapping[str, Any] | None, values: Mapping[str, Any], folder: Path, resume: bool
-) -> tuple[str, Any]:
-    """(its source, the configuration). Options replace its values; a run that is resumed without a configuration uses
-    its own. Raises InputError."""
-    where: str
-    tables: Mapping[str, Any]
+def tables_of(
+    config: str | os.PathLike[str] | Mapping[str, Any] | None, folder: Path, resume: bool
+) -> tuple[str, Mapping[str, Any]]:
+    """(its source, the tables of a configuration); a run that is resumed without one has its own. Raises InputError."""
     if isinstance(config, Mapping):
-        where, tables = "the configuration", config
-    elif config is not None:
-        where, tables = os.fspath(config), configuration.read_toml(Path(config))
-    elif resume and is_run(folder):
-        where, tables = str(folder / "run.json"), read_run(folder).config
-    else:
-        where, tables = "the configuration", {}
+        return "the configuration", config
+    if config is not None:
+        return os.fspath(config), configuration.read_toml(Path(config))
+    if resume and is_run(folder):
+        return str(folder / "run.json"), read_run(folder).config
+    return "the configuration", {}
+
+
+def _configuration(where: str, tables: Mapping[str, Any], values: Mapping[str, Any], command: str) -> Any:
+    """The configuration of the tables, with options in the place of its values. Raises InputError."""
     job = tables.get("job", "pixels")
-    if not isinstance(job, str) or job not in JOBS:
-        raise InputError(f"{where}: job is {job!r}", f"there are {', '.join(JOBS)}")
+    jobs = [name for name, kind in JOBS.items() if kind.command == command]
+    if not isinstance(job, str) or job not in jobs:
+        other = isinstance(job, str) and job in JOBS
+        hint = f"start it with diffgen {JOBS[job].command}" if other else f"there are {', '.join(jobs)}"
+        raise InputError(f"{where}: job is {job!r}", hint)
     cls = JOBS[job].load("config")
     configuration.parse(tables, where, cls)  # so that an error in the file names the file
     changes = {f"train.{name}": value for name, value in values.items()}
-    return where, configuration.parse(configuration.with_values(tables, changes), where, cls)
+    return configuration.parse(configuration.with_values(tables, changes), where, cls)
 
 
 def _open(data: str | os.PathLike[str] | TrainingData, config: Any, where: str, listener: Listener) -> TrainingData:
     """The data, with size and channels of the configuration. Raises InputError."""
     if not isinstance(data, str | os.PathLike):
         return data
+    progress = _progress(listener, "reading pictures")
+    if JOBS[config.job].data:
+        opened: TrainingData = JOBS[config.job].load("data")(os.fspath(data), config, where, progress)
+        return opened
     from .data import open_training_data
 
-    c, progress = config.data, _progress(listener, "reading pictures")
+    c = config.data
     with _blame(f"{where}: data.size, data.channels"):
         return open_training_data(
             data, size=c.size, channels=c.channels, memory=c.memory, cache=c.cache, progress=progress

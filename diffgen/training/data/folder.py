@@ -18,6 +18,7 @@ import torch
 from diffgen.devices import out_of_memory
 from diffgen.errors import InputError
 from diffgen.images.pixels import MODES
+from diffgen.models.gate import read_bytes
 
 from .dataset import Captions, DataSet, Progress, digests_of
 from .decode import common_kind, decode
@@ -32,7 +33,7 @@ MAX_LINE = 64 * 2**10  # characters of a line of the metadata
 
 
 @dataclass(frozen=True)
-class _Listing:
+class Listing:
     """The pictures of a folder, in the order of their names, before any is opened."""
 
     files: list[str]  # relative, with /
@@ -41,13 +42,14 @@ class _Listing:
     captions: list[Captions] | None
     notes: list[str]
     held_out: list[bool] | None = None
+    masks: list[str | None] | None = None  # relative; the part of a picture that matters
 
 
 def read_folder(
     folder: Path, size: tuple[int, int] | None, channels: int | None, memory: str, progress: Progress | None
 ) -> DataSet:
     """The pictures of a folder, brought to one size and one number of channels. Arguments and errors: `open_data`."""
-    listing = _list(folder)
+    listing = list_folder(folder)
     size, mode, notes = common_kind([folder / file for file in listing.files], size, channels)
     count = len(listing.files)
     shape = (count, {m: c for c, m in MODES.items()}[mode], *size)
@@ -75,7 +77,11 @@ def read_folder(
     )
 
 
-def _list(folder: Path) -> _Listing:
+def list_folder(folder: Path, texts: bool = False) -> Listing:
+    """List the pictures of a folder, with their classes or captions. Raises InputError.
+
+    With `texts`, a.txt beside a.png is its caption where there are no metadata, and subfolders are no classes.
+    """
     if (folder / "run.json").is_file():
         raise InputError(f"{folder} is a training run, not data", "give the folder of pictures that it was trained on")
     pictures, left_out = _walk(folder)
@@ -88,9 +94,11 @@ def _list(folder: Path) -> _Listing:
     if not pictures:
         instead = f", only {_some(left_out)}" if left_out else ""
         raise InputError(f"{folder}: no picture in it (PNG, JPEG or WebP){instead}", "give a folder of pictures")
+    if texts:
+        return Listing(pictures, None, None, _from_texts(folder, pictures), notes)
     places = Counter(file.split("/")[0] if "/" in file else "" for file in pictures)
     if len(places) == 1:
-        return _Listing(pictures, None, None, None, notes)
+        return Listing(pictures, None, None, None, notes)
     if "" in places:
         inside = next(place for place in sorted(places) if place)
         raise InputError(
@@ -104,7 +112,7 @@ def _list(folder: Path) -> _Listing:
             f"give one of them: {folder / classes[0]}",
         )
     numbers = {name: i for i, name in enumerate(classes)}
-    return _Listing(pictures, [numbers[file.split("/")[0]] for file in pictures], classes, None, notes)
+    return Listing(pictures, [numbers[file.split("/")[0]] for file in pictures], classes, None, notes)
 
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
@@ -139,11 +147,35 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(pictures), sorted(others)
 
 
-def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[str]) -> _Listing:
+def _from_texts(folder: Path, pictures: list[str]) -> list[Captions] | None:
+    """The captions in the text files beside the pictures; None if there are none. Raises InputError."""
+    texts = {file.relative_to(folder).as_posix() for file in folder.rglob("*.txt") if not file.name.startswith(".")}
+    named = {str(PurePosixPath(file).with_suffix(".txt")): file for file in pictures}
+    if alone := sorted(texts - named.keys()):
+        raise InputError(
+            f"{folder}: the caption file {alone[0]} has no picture beside it", "add the picture, or remove the file"
+        )
+    if texts and (bare := sorted(named.keys() - texts)):
+        raise InputError(
+            f"{folder}: {named[bare[0]]} has no caption file {bare[0]}, others have one",
+            "caption all pictures or none; an empty file is a caption too",
+        )
+    captions: list[Captions] = []
+    for file in pictures if texts else ():
+        path = folder / PurePosixPath(file).with_suffix(".txt")
+        try:
+            captions.append(((read_bytes(path, MAX_LINE).decode("utf-8-sig").strip(), 1.0),))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8", "save it as UTF-8") from error
+    return captions or None
+
+
+def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[str]) -> Listing:
     """The pictures that the metadata name, with captions if there are any."""
     lines: dict[str, int] = {}
     texts: dict[str, Captions | None] = {}
     held_out: dict[str, bool] = {}
+    masks: dict[str, str] = {}
     present = set(pictures)
     for number, entry in _entries(path):
         where = f"{path}, line {number}"
@@ -158,6 +190,10 @@ def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[st
         if name not in present and not (folder / name).is_file():
             raise InputError(f"{where}: no file {name!r} in {folder}")
         lines[name], texts[name] = number, _captions(entry, where)
+        if (mask := entry.get("mask")) is not None:
+            if not isinstance(mask, str) or not mask or _escapes(mask) or not (folder / mask).is_file():
+                raise InputError(f"{where}: no mask {str(mask)[:80]!r} in {folder}", "name a file inside the folder")
+            masks[name] = str(PurePosixPath(mask))
         if (flag := entry.get("held_out")) is not None:
             if type(flag) is not bool:
                 raise InputError(f"{where}: held_out is {flag!r}, not true or false")
@@ -165,7 +201,7 @@ def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[st
     if not lines:
         raise InputError(f"{path}: it names no picture")
     files = sorted(lines)
-    if unnamed := sorted(present - set(files)):
+    if unnamed := sorted(present - set(files) - set(masks.values())):
         notes = [*notes, f"left out, because {path.name} does not name them: {_some(unnamed)}"]
     captioned = [name for name in files if texts[name] is not None]
     if captioned and len(captioned) < len(files):
@@ -178,7 +214,7 @@ def _from_metadata(folder: Path, path: Path, pictures: list[str], notes: list[st
         raise InputError(f"{path}: all pictures are held out, none is left to train on")
     captions = [text for name in files if (text := texts[name]) is not None]
     flags = [held_out.get(name, False) for name in files] if held_out else None
-    return _Listing(files, None, None, captions or None, notes, flags)
+    return Listing(files, None, None, captions or None, notes, flags, [masks.get(n) for n in files] if masks else None)
 
 
 def _captions(entry: dict[str, Any], where: str) -> Captions | None:

@@ -1,0 +1,490 @@
+"""The base of the fine-tuning jobs: a frozen model, pictures as latents, captions as embeddings, one loss for all.
+
+A family's row and module give what differs: the embeddings of a text, the network's inputs, the layout of its latents,
+noise schedule and prediction. A job says which networks are trained, and how the denoiser is called with them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import itertools
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import schedulers
+from diffgen.devices import out_of_memory
+from diffgen.diffusion import GaussianDiffusion, RectifiedFlow, offset_noise
+from diffgen.errors import InputError, InvalidOutput
+from diffgen.models.gate import Checked
+from diffgen.training.batches import BucketShuffle, evenly, held_out_draws, times
+from diffgen.training.data.dataset import Captions, Progress
+from diffgen.training.job import Autocast, Networks
+from diffgen.training.seeds import CAPTIONS, STEP, WEIGHTS, generator, mix
+from schedulers.draws import normal
+
+from .. import sizes
+from ..families import code_of
+from ..loaded import LoadedModel
+from ..plan import make_plan
+from ..sampling.denoiser import network_of
+from ..sampling.embed import Embedded, embed, stacked
+from ..sampling.latents import CODECS
+from .adapted import Stand
+from .content import Content
+from .finetune_config import FineTuneConfig, check_base
+from .pictures import Pictures, Size
+
+HELD_OUT_PICTURES = 64  # at most
+HELD_OUT_DRAWS = 16  # of each quartile of the times, at least
+FEW = 4  # pictures: of so few none is held out
+TEXTS = 4096  # embeddings that are kept in memory
+AT_ONCE = 8  # held-out pictures in a batch
+
+Call = Callable[..., Any]  # the denoiser, called as its class is
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as the network reads it."""
+
+    latents: Tensor  # float32 [C, h, w]
+    weight: Tensor | None  # float32 [1, h, w]: of the squared error, with a mean of 1
+    corner: tuple[int, int]  # (top, left) of the crop
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What a position of a step trains on."""
+
+    picture: int
+    text: str | None  # None: the dropped caption
+    t: float
+    noise: Tensor  # float32 [C, h, w]
+    crop: int = 0
+    mirrored: bool = False
+    weight: float = 1.0
+    position: int = 0
+
+
+class FineTune(ABC):
+    """A `job.Job` that changes a model by a few pictures. A subclass says what is trained."""
+
+    networks: dict[str, nn.Module]
+    clip_samples = False
+
+    def __init__(
+        self,
+        config: FineTuneConfig,
+        data: Pictures,
+        where: str = "the configuration",
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        """Load the model and encode the pictures, on `device`; `progress` is called with (done, total).
+
+        `where` names the source of the configuration in errors. Raises InputError for what does not go together.
+        """
+        self.config, self.data, self.where = config, data, where
+        self.seed, self.batch = config.train.seed, config.train.batch_size
+        self.device = torch.device(device)
+        model, checked = check_base(config.model)
+        self.loaded = LoadedModel(model, str(self.device), self.base_dtype())
+        self.checked: Checked = self.loaded.checked
+        self.row, self.pipeline = checked.row, self.loaded.pipeline
+        self.base: nn.Module = self.pipeline.components[self.row.denoiser]
+        self.frozen = {n: p for n, p in self.pipeline.components.items() if isinstance(p, nn.Module)}
+        for part in self.frozen.values():
+            part.requires_grad_(False).eval()
+        self.code, self.codec = code_of(checked.family), CODECS[self.row.latents]
+        self.process = self._process()
+        self.coder = self.loaded.autoencoder()
+        self.area = data.square**2 // self.coder.factor**2
+        self.texts: list[Captions] = [example.captions for example in data.examples]
+        train, test, notes = self._split()
+        self.train = train
+        self.test = evenly(test, HELD_OUT_PICTURES)
+        self.notes: tuple[str, ...] = notes
+        shapes = [example.bucket for example in data.examples]
+        self.order = BucketShuffle(train, self.batch, self.seed, shapes)
+        keep, dtype = config.data.cache, str(self.loaded.dtype)
+        self._latents = Content("latents", keep, self.model_sha256("vae"), dtype)
+        self._embeddings = Content(
+            "texts", keep, self.model_sha256("text_encoder", "tokenizer"), dtype, checked.family, checked.tokens
+        )
+        self._text = lru_cache(maxsize=TEXTS)(self._embed)
+        self._draws = lru_cache(maxsize=1)(self._draw)
+        self.encoded = self._encode(progress)
+        torch.manual_seed(mix(self.seed, WEIGHTS))
+        self.networks = self.build()
+
+    # What a job defines
+
+    @abstractmethod
+    def build(self) -> dict[str, nn.Module]:
+        """The networks that are trained, with fresh weights drawn from torch's global generator."""
+
+    @abstractmethod
+    def denoiser(self, networks: Networks) -> Call:
+        """What is called in the place of the model's denoiser."""
+
+    @contextlib.contextmanager
+    def base_only(self) -> Iterator[None]:
+        """Inside, `denoiser` is the model as it was."""
+        yield
+
+    def base_dtype(self) -> str:
+        """The dtype of the frozen model: float32 on a CPU, bfloat16 on a GPU, unless the precision says otherwise."""
+        precision = self.config.train.precision
+        if precision == "auto":
+            return "bfloat16" if self.device.type == "cuda" else "float32"
+        return precision if self.device.type == "cuda" else "float32"
+
+    def condition(self, networks: Networks, texts: Sequence[str | None], size: Size) -> dict[str, Any]:
+        """The embeddings [b, …] of texts, by the names of the pipeline's arguments."""
+        return {name: self._moved(value) for name, value in stacked([self._text(text) for text in texts]).items()}
+
+    # The model
+
+    def _process(self) -> GaussianDiffusion | RectifiedFlow:
+        noise, prediction, weight = self.loaded.noise, self.loaded.prediction, self.config.diffusion.weight
+        try:
+            if noise.is_flow:
+                if weight is not None:
+                    raise ValueError("diffusion.weight is for tables of noise levels, this model is a flow")
+                return RectifiedFlow(noise)
+            return GaussianDiffusion(noise, prediction, weight=weight)
+        except ValueError as error:
+            raise InputError(f"{self.where}: {error}") from error
+
+    def model_sha256(self, *parts: str) -> str:
+        """SHA-256 in hex of the files of the parts whose names begin so; of a single file, of all of it."""
+        hashes = self.loaded.hashes
+        own = {name: digest for name, digest in hashes.items() if name.startswith(parts)} or hashes
+        return hashlib.sha256(json.dumps(sorted(own.items())).encode()).hexdigest()
+
+    def _moved(self, value: Any) -> Any:
+        return value.to(self.device) if isinstance(value, Tensor) else value
+
+    def _embed(self, text: str | None) -> Embedded:
+        """The embedding of a caption; of None, that of an empty prompt, as guidance evaluates it."""
+
+        def make() -> dict[str, Tensor]:
+            guided = text is None and not self.checked.guidance_is_input
+            read = embed(
+                self.pipeline,
+                self.row,
+                text or "",
+                syntax="plain",
+                guided=guided,
+                tokens=self.checked.tokens,
+            ).tensors
+            start = "negative_"
+            return {k.removeprefix(start): v for k, v in read.items() if not guided or k.startswith(start)}
+
+        return Embedded(self._embeddings(text, make), ())
+
+    def inputs(self, networks: Networks, texts: Sequence[str | None], size: Size) -> dict[str, Any]:
+        """What the denoiser reads beside x and t, for pictures of one size."""
+        guidance = self.config.diffusion.guidance if self.checked.guidance_is_input else None
+        return dict(self.code.inputs(self.pipeline, self.condition(networks, texts, size), size, guidance))
+
+    def predict(self, call: Call, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """The denoiser's output for x [b, C, h, w] at times t [b], float32, in the layout of x."""
+        view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
+        with self.autocast():
+            packed = self.codec.pack(x).to(self.loaded.dtype)
+            output = self.code.predict(view, packed, t, inputs)
+        return self.codec.unpack(output.float(), *x.shape[-2:])
+
+    # The data
+
+    def _split(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """(train, test, notes): pictures named as held out, else a fraction, chosen by their hashes."""
+        examples, fraction = self.data.examples, self.config.data.held_out
+        named = [i for i, example in enumerate(examples) if example.held_out]
+        notes: list[str] = []
+        if not named and fraction and len(examples) >= FEW:
+            ranked = sorted(range(len(examples)), key=lambda i: examples[i].sha256)
+            named = ranked[: max(1, round(fraction * len(examples)))]
+            equal = {examples[i].sha256 for i in named}  # copies of a held-out picture are held out too
+            named = [i for i, example in enumerate(examples) if example.sha256 in equal]
+        train = [i for i in range(len(examples)) if i not in set(named)]
+        if not train:
+            raise InputError(f"{self.data.name}: all pictures are held out, none is left to train on")
+        if not named and fraction:
+            notes.append(f"no picture is held out of {len(examples)}: there is no held-out loss")
+        elif 0 < len(named) < FEW:
+            files = ", ".join(examples[i].file.name for i in sorted(named))
+            notes.append(f"held out: {files}; so few say little about a model")
+        return torch.tensor(train), torch.tensor(sorted(named), dtype=torch.int64), (*self.data.notes, *notes)
+
+    def _variants(self) -> list[tuple[int, bool]]:
+        """(crop, mirrored) of every way in which a picture is read; the first is the plain one."""
+        flips = (False, True) if self.config.data.flip else (False,)
+        return [(crop, mirrored) for crop in range(self.config.data.crops) for mirrored in flips]
+
+    @torch.no_grad()
+    def _encode(self, progress: Progress | None) -> dict[tuple[int, int, bool], Encoded]:
+        """All pictures in all variants: {(picture, crop, mirrored): latents}."""
+        encoded = {}
+        for i in range(len(self.data)):
+            for crop, mirrored in self._variants():
+                encoded[i, crop, mirrored] = self._encoded(i, crop, mirrored)
+            if progress is not None:
+                progress(i + 1, len(self.data))
+        return encoded
+
+    def _encoded(self, picture: int, crop: int, mirrored: bool) -> Encoded:
+        place = (0.5, 0.5)
+        if crop:
+            digest = bytes.fromhex(self.data.examples[picture].sha256)
+            u = torch.rand(2, generator=generator(int.from_bytes(digest[:8]), crop)).tolist()
+            place = (u[0], u[1])
+        cut = self.data.crop(picture, place, mirrored)
+        key = (cut.pixels.shape, hashlib.sha256(cut.pixels.tobytes()).hexdigest())
+        pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+        def make() -> dict[str, Tensor]:
+            with out_of_memory():
+                return {"latents": self.coder.encode(pixels, None)[0].float().cpu()}
+
+        latents = self._latents(key, make)["latents"]
+        weight = None
+        if cut.mask is not None:
+            mask = torch.from_numpy(cut.mask)[None, None]
+            mask = nn.functional.adaptive_avg_pool2d(mask, (latents.shape[-2], latents.shape[-1]))[0]
+            mask = mask.clamp(min=self.config.data.unmasked)
+            weight = (mask / mask.mean().clamp(min=1e-6)).to(self.device)
+        return Encoded(latents.to(self.device), weight, cut.corner)
+
+    # A step
+
+    def prepare(self, device: torch.device, autocast: Autocast) -> None:
+        self.autocast = autocast
+
+    def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
+        picks = self._draws(k)[positions]
+        picks = [replace(pick, position=i) for i, pick in enumerate(picks)]
+        return self._losses(networks, picks, len(picks))
+
+    def _losses(self, networks: Networks, picks: Sequence[Pick], count: int) -> Tensor:
+        """The losses [count] at the positions of the picks: one forward pass for each size of pictures."""
+        total = torch.zeros(count, device=self.device)
+        groups: dict[Size, list[Pick]] = {}
+        for pick in picks:
+            groups.setdefault(self.data.examples[pick.picture].bucket, []).append(pick)
+        for size, group in groups.items():
+            losses = self._group_losses(networks, group, size)
+            weights = torch.tensor([pick.weight for pick in group], device=self.device)
+            places = torch.tensor([pick.position for pick in group], device=self.device)
+            total = total.index_add(0, places, losses * weights)
+        return total
+
+    def _group_losses(self, networks: Networks, picks: Sequence[Pick], size: Size) -> Tensor:
+        encoded = [self.encoded[pick.picture, pick.crop, pick.mirrored] for pick in picks]
+        x0 = torch.stack([each.latents for each in encoded])
+        noise = torch.stack([pick.noise for pick in picks]).to(self.device)
+        t = torch.tensor([pick.t for pick in picks], device=self.device)
+        if not self.loaded.noise.is_flow:
+            t = t.long()
+        inputs = self.inputs(networks, [pick.text for pick in picks], size)
+        self._place(inputs, picks, encoded, size)
+        x_t = self.process.q_sample(x0, t, noise)
+        output = self.predict(self.denoiser(networks), x_t, t, inputs)
+        error = self.process.weights(t, x0) * (output - self.process.target(x0, t, noise)).square()
+        weights = [each.weight for each in encoded]
+        if any(weight is not None for weight in weights):
+            one = torch.ones(1, *x0.shape[-2:], device=self.device)
+            error = error * torch.stack([one if weight is None else weight for weight in weights])
+        return error.flatten(1).mean(1)
+
+    def _place(self, inputs: dict[str, Any], picks: Sequence[Pick], encoded: Sequence[Encoded], size: Size) -> None:
+        """Tell networks that read them (XL) the pictures' own sizes and crops: (height, width) of each."""
+        if "sizes" in inputs:
+            width, height = size
+            originals = [self.data.examples[pick.picture].size for pick in picks]
+            rows = [(h, w, *each.corner, height, width) for (w, h), each in zip(originals, encoded, strict=True)]
+            inputs["sizes"] = torch.tensor(rows).to(inputs["sizes"])
+
+    def _draw(self, k: int) -> list[Pick]:
+        """What step k trains on: a pure function of (seed, k)."""
+        c, B, pictures = self.config, self.batch, self.order(k).tolist()
+        g = generator(self.seed, STEP, k)
+        u = torch.rand(5, B, generator=g)
+        t = self.times(u[0], pictures)
+        words = generator(self.seed, CAPTIONS, k)
+        picks = []
+        for i, picture in enumerate(pictures):
+            noise = torch.randn(1, *self.shape_of(picture), generator=g)
+            if c.diffusion.offset_noise:
+                noise = offset_noise(noise, c.diffusion.offset_noise, g)
+            text: str | None = self._caption(picture, u[1, i].item(), words)
+            if u[2, i] < c.diffusion.caption_dropout:
+                text = None
+            crop = int(u[3, i] * c.data.crops)
+            mirrored = bool(c.data.flip and u[4, i] < 0.5)
+            picks.append(Pick(picture, text, t[i], noise[0], crop, mirrored))
+        return picks
+
+    def times(self, u: Tensor, pictures: Sequence[int]) -> list[float]:
+        """A time for each picture, from u [B] uniform in [0, 1); stratified over the batch."""
+        kind = self.config.diffusion.times
+        if not self.loaded.noise.is_flow:
+            if kind == "logit_normal":
+                raise InputError(f"{self.where}: diffusion.times = 'logit_normal' is for flows")
+            return times(u, self.process.T, stratified=True).tolist()
+        s = (torch.arange(len(u)) + u) / len(u)
+        if kind != "uniform":  # Esser et al. 2024, section 3.1: logit-normal with mean 0 and scale 1
+            s = torch.special.ndtri(s.double().clamp(1e-6, 1 - 1e-6)).sigmoid()
+        return [self.process.T * self.noise_at(p).shifted(x) for p, x in zip(pictures, s.tolist(), strict=True)]
+
+    def noise_at(self, picture: int) -> schedulers.NoiseSchedule:
+        """The flow for the size of a picture, with the configuration's shift if it has one."""
+        return self._noise_of(self.data.examples[picture].bucket)
+
+    def _noise_of(self, size: Size) -> schedulers.NoiseSchedule:
+        noise = self.loaded.noise
+        if (shift := self.config.diffusion.shift) is not None:
+            return schedulers.NoiseSchedule.flow(shift, noise.T)
+        if noise.dynamic is not None:
+            noise = noise.at_resolution(sizes.tokens(self.checked, size))
+        return noise.for_steps(self.checked.defaults.steps)
+
+    def shape_of(self, picture: int) -> tuple[int, int, int]:
+        """[C, h, w] of a picture's latents."""
+        return self.coder.shape(self.data.examples[picture].bucket)
+
+    def _caption(self, picture: int, u: float, g: torch.Generator) -> str:
+        """A caption of a picture by its weight, u being uniform in [0, 1); its tags shuffled."""
+        captions = self.texts[picture]
+        ends = list(itertools.accumulate(weight for _, weight in captions))
+        text = captions[min(bisect.bisect_right(ends, u * ends[-1]), len(ends) - 1)][0]
+        separator, keep = self.config.data.shuffle, self.config.data.keep
+        if not separator:
+            return text
+        tags = [tag.strip() for tag in text.split(separator)]
+        order = torch.randperm(max(0, len(tags) - keep), generator=g).tolist()
+        return f"{separator} ".join([*tags[:keep], *(tags[keep + i] for i in order)])
+
+    # Seen from outside
+
+    def held_out(self, networks: Networks) -> list[float]:
+        if not len(self.test):
+            return []
+        repeats = -(-HELD_OUT_DRAWS // len(self.test))
+        pictures = self.test.repeat(repeats).tolist()
+        quartiles = []
+        for quarter in range(4):
+            longest = max((self.shape_of(p) for p in pictures), key=lambda shape: shape[0] * shape[1] * shape[2])
+            t, noise = held_out_draws((len(pictures), longest[0] * longest[1] * longest[2]), self.process.T, quarter)
+            picks = []
+            for i, picture in enumerate(pictures):
+                shape = self.shape_of(picture)
+                own = noise[i, : shape[0] * shape[1] * shape[2]].reshape(shape)
+                text = max(self.texts[picture], key=lambda pair: pair[1])[0]
+                picks.append(Pick(picture, text, t[i].item(), own, position=i % AT_ONCE))
+            parts = [picks[i : i + AT_ONCE] for i in range(0, len(picks), AT_ONCE)]
+            quartiles.append(sum(self._losses(networks, part, len(part)).sum().item() for part in parts) / len(picks))
+        return quartiles
+
+    def samples(self, networks: Networks) -> list[Image.Image]:
+        """Each prompt twice from the same noise: by the tuned model, and by the base."""
+        tuned = self._sheet(self.denoiser(networks), networks)
+        return [picture for pair in zip(tuned, self._base_sheet, strict=True) for picture in pair]
+
+    @property
+    def _base_sheet(self) -> list[Image.Image]:
+        if not hasattr(self, "_base_pictures"):
+            with self.base_only():
+                self._base_pictures = self._sheet(self.base, {})
+        return self._base_pictures
+
+    def _sheet(self, call: Call, networks: Networks) -> list[Image.Image]:
+        s = self.config.sample
+        prompts = self._prompts()
+        options = {key: value for key in ("steps", "guidance") if (value := getattr(s, key)) is not None}
+        size = (self.data.square,) * 2
+        plan = make_plan(self.loaded.model, prompts, count=1, seed=s.seed, size=size, **options)
+        scheduler = self.loaded.scheduler(plan, size)
+        view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
+        pictures = []
+        for i, prompt in enumerate(prompts):
+            g = torch.Generator().manual_seed(s.seed + i)
+            noise = normal((1, *self.coder.shape(size)), g).to(self.device)
+            with self.autocast():
+                embeddings = self.prompted(networks, prompt, guided=plan.guidance != 1)
+                network = network_of(
+                    view,
+                    self.row,
+                    embeddings,
+                    plan.guidance,
+                    size,
+                    guidance_is_input=self.checked.guidance_is_input,
+                )
+                start = scheduler.start(self.codec.pack(noise), plan.steps)
+
+                def ours(x: Tensor, t: Tensor, network: Call = network) -> Tensor:
+                    return network(x.to(self.loaded.dtype), t).float()
+
+                try:
+                    x0 = scheduler.sample(ours, start, plan.steps, generators=g)
+                except schedulers.NonFinite as error:
+                    raise InvalidOutput(f"training diverged: a picture of the sheet is {error}") from error
+            pictures += self.loaded.decode(self.codec.unpack(x0, *noise.shape[-2:]))
+        return pictures
+
+    def prompted(self, networks: Networks, prompt: str, guided: bool) -> dict[str, Any]:
+        """The embeddings of a prompt of the sheets, and of the empty one."""
+        own = self.condition(networks, [prompt], (0, 0))
+        if guided and not self.checked.guidance_is_input:
+            empty = self.condition(networks, [None], (0, 0))
+            own |= {f"negative_{name}": value for name, value in empty.items()}
+        return own
+
+    def _prompts(self) -> list[str]:
+        """The prompts of the sheets: the configuration's, else captions of training pictures."""
+        if self.config.sample.prompts:
+            return list(self.config.sample.prompts)
+        captions = [max(self.texts[i], key=lambda pair: pair[1])[0] for i in self.train.tolist()]
+        distinct = list(dict.fromkeys(text for text in captions if text)) or ["picture"]
+        return [distinct[i] for i in evenly(torch.arange(len(distinct)), self.config.sample.count).tolist()]
+
+    def about(self) -> dict[str, Any]:
+        base = {"name": self.loaded.model.name, "family": self.checked.family, "sha256": self.loaded.model_hash}
+        return {
+            "job": self.config.job,
+            "base": base,
+            "data": self.data.about(),
+            "network": {},
+            "noise": {"name": self.loaded.noise.name, "T": self.loaded.noise.T},
+            "prediction": self.loaded.prediction,
+            "variance": "fixed_small",
+        }
+
+    def files(self) -> dict[str, bytes]:
+        return {}
+
+    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """The files that other commands read, of the averaged weights."""
+        return {}
+
+    def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise InputError(f"{folder} is not a run", "start from a run of this job, or from a .safetensors file")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        assert not state

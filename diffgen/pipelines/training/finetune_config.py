@@ -1,0 +1,160 @@
+"""The configurations of the fine-tuning jobs. No torch at import.
+
+    job = "lora"
+    model = "emoji"
+
+    [data]
+    trigger = "<rex>"
+
+    [adapter]
+    rank = 16
+
+    [train]
+    steps = 500
+
+Missing keys have the defaults below; those of a model (learning rate, caption dropout) are filled in by `defaults`.
+`samples/configs/` has a commented file for each job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffgen.diffusion.names import WEIGHTS
+from diffgen.errors import InputError
+from diffgen.models import find
+from diffgen.models.gate import Checked
+from diffgen.training.config import Train, setting, with_values
+
+# The learning rates with AdamW: of large networks, and of those below SMALL parameters.
+SMALL = 50_000_000
+RATES = {"lora": (1e-4, 2e-3)}
+WEIGHT_TYPES = {"F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which pictures, at which sizes, with which captions."""
+
+    size: int | None = setting(None, 8, 4096)  # side of the square that pictures have as many pixels as; default: own
+    step: int | None = setting(None, 1, 512)  # sides are multiples; default: 64, of models below 256 pixels the least
+    aspect: float = setting(2.0, 1, 8)  # the longest side by the shortest, at most
+    flip: bool = False  # mirror half of the pictures
+    crops: int = setting(1, 1, 64)  # places where a picture is cropped; 1: the middle
+    held_out: float = setting(0.1, 0, 0.9)  # the fraction that is not trained on
+    trigger: str = ""  # a word put in front of captions that lack it
+    caption: str | None = None  # of pictures without one
+    shuffle: str = ""  # what separates tags, which are shuffled at each step; empty: no shuffling
+    keep: int = setting(1, 0, 100)  # tags in front that stay
+    unmasked: float = setting(0.1, 0, 1)  # the weight of what a mask leaves out
+    cache: bool = True  # keep latents and embeddings of texts in the user's cache folder
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The objective. Noise schedule and prediction are the model's own."""
+
+    weight: str | None = setting(None, of=tuple(WEIGHTS))  # of tables, not of flows
+    times: str = setting("auto", of=("auto", "uniform", "logit_normal"))  # auto: logit_normal for flows
+    shift: float | None = setting(None, 0.01, 100)  # of a flow's times; default: the model's own
+    offset_noise: float = setting(0.0, 0, 1)
+    caption_dropout: float = setting(0.1, 0, 1)  # how often a caption is dropped; 0 where the model needs no guidance
+    guidance: float = setting(1.0, 0, 100)  # of networks that take it as an input
+
+
+@dataclass(frozen=True)
+class FineTrain(Train):
+    """The table [train], with defaults for few pictures."""
+
+    steps: int = setting(500, 1, 10**9)
+    batch_size: int = setting(4, 1, 10**6)
+    learning_rate: float = setting(1e-4, 0, 10)
+    warmup: int = setting(20, 0, 10**9)
+    schedule: str = setting("cosine", of=("constant", "cosine", "linear"))
+    log_every: int = setting(20, 1, 10**9)
+    held_out_every: int = setting(100, 1, 10**9)
+    checkpoint_every: int = setting(100, 1, 10**9)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The sheets: each prompt twice, by the tuned model and by the base."""
+
+    every: int = setting(100, 1, 10**9)
+    prompts: tuple[str, ...] = ()  # default: captions of the data
+    count: int = setting(4, 1, 64)
+    seed: int = setting(0, 0, 2**32 - 1)
+    steps: int | None = setting(None, 1, 1000)  # default: the model's own
+    guidance: float | None = setting(None, 0, 100)
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """What the configurations of all fine-tuning jobs have."""
+
+    job: str = ""
+    model: str = ""  # what is tuned: any model that `generate -m` takes
+    data: Data = Data()
+    diffusion: Diffusion = Diffusion()
+    train: FineTrain = field(default_factory=FineTrain)
+    sample: Sample = Sample()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A low-rank update of layers: W + (alpha/rank)·B·A."""
+
+    rank: int = setting(16, 1, 1024)
+    alpha: float | None = setting(None, 1e-3, 10**4)  # default: the rank, so that a learning rate holds for every rank
+    layers: str = setting("attention+mlp", of=("attention", "attention+mlp", "all"))  # all: convolutions too
+
+
+@dataclass(frozen=True)
+class LoraConfig(FineTuneConfig):
+    """The configuration of the job "lora"."""
+
+    job: str = setting("lora", of=("lora",))
+    adapter: Adapter = Adapter()
+
+
+def check_base(name: str) -> tuple[find.Model, Checked]:
+    """The model to tune, its files checked. Raises InputError for one that cannot be trained."""
+    model = find.find(name)
+    if model.is_run:
+        raise InputError(f"{name} is a run of `diffgen train`", "give the model that the run is to be made from")
+    checked = find.check(model)
+    if "text" not in checked.row.tasks or checked.variant == "inpaint":
+        raise InputError(
+            f"{name}: models of the family {checked.family} are not fine-tuned", "give a text-to-image model"
+        )
+    types = {tensor.dtype for tensor in (checked.network.tensors or {}).values()}
+    if strange := sorted(types - WEIGHT_TYPES):
+        raise InputError(
+            f"{name}: its weights are quantised ({strange[0]})", "give the model in float32, float16 or bfloat16"
+        )
+    return model, checked
+
+
+def defaults(tables: Mapping[str, Any], checked: Checked) -> dict[str, Any]:
+    """The tables with the values that depend on the model, where they are not set."""
+    small = checked.network.parameters < SMALL
+    values: dict[str, Any] = {"diffusion.caption_dropout": 0.0 if checked.guidance_is_input else 0.1}
+    if (rates := RATES.get(str(tables.get("job")))) is not None:
+        values["train.learning_rate"] = rates[small]
+
+    def is_set(key: str) -> bool:
+        table, name = key.split(".")
+        inner = tables.get(table)
+        return isinstance(inner, Mapping) and name in inner
+
+    return with_values(tables, {key: value for key, value in values.items() if not is_set(key)})
+
+
+def open_base(tables: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check the base of a configuration, and fill in what follows from it. Raises InputError."""
+    name = tables.get("model")
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where}: it names no model", 'model = "NAME": what is to be fine-tuned')
+    return defaults(tables, check_base(name)[1])

@@ -1,0 +1,295 @@
+"""Fine-tuning: what a LoRA is, who reads it, and that nothing about the data can change a result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+import diffgen
+from diffgen.errors import InputError
+from diffgen.pipelines.inputs import read_lora
+from diffgen.pipelines.loaded import LoadedModel
+from diffgen.pipelines.training import finetune_config as configs
+from diffgen.pipelines.training.lora import LoraJob
+from diffgen.pipelines.training.pictures import open_pictures
+from diffgen.pipelines.weights.adapters import merge_lora
+from diffgen.training.batches import BucketShuffle
+from diffgen.training.config import parse
+
+CPU = torch.device("cpu")
+SIZES = [(40, 40), (64, 32), (32, 64), (40, 44), (33, 61), (48, 48)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "diffgen"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of several shapes, with a.txt beside each."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i, (width, height) in enumerate(SIZES):
+        values = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {('red', 'green', 'blue')[i % 3]} apple, flat style")
+    return folder
+
+
+def job_of(cls: Any, model: Path, pictures: Path, **tables: Any) -> Any:
+    """A job on that model, in float32 on the CPU, ready for a step."""
+    kind = configs.LoraConfig if cls is LoraJob else cls.CONFIG
+    config = parse({"model": str(model), **tables}, "test", kind)
+    job = cls(config, open_pictures(str(pictures), config, "test"), device="cpu")
+    job.prepare(CPU, contextlib.nullcontext)
+    return job
+
+
+def answer(job: Any, call: Any, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
+    """The output for fixed noise and captions."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(2, *job.coder.shape(size), generator=g)
+    with torch.no_grad():
+        inputs = job.inputs(job.networks, ["a red apple", None], size)
+        return job.predict(call, x, torch.tensor([100, 700]), inputs)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3", "flux", "flux2-klein-base", "z-image", "qwen-image"])
+def test_a_lora_is_the_same_to_all_who_read_it(
+    family: str, family_folder: Callable[[str], Path], pictures: Path, tmp_path: Path
+) -> None:
+    """Untrained: the base, to the bit. Trained: hooks, our merge and diffusers with PEFT agree to 1e-5."""
+    folder = family_folder(family)
+    tables = {"adapter": {"rank": 3, "alpha": 6.0, "layers": "all" if family == "sd1" else "attention+mlp"}}
+    job = job_of(LoraJob, folder, pictures, **tables)
+    base = answer(job, job.base)
+    adapted = job.networks["adapter"]
+    with job.base_only():
+        untouched = answer(job, adapted)
+    assert torch.equal(answer(job, adapted), base)
+    own = {name for name, _ in adapted.named_parameters()}
+    assert own == set(adapted.state_dict())  # nothing of the base
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for adapter in adapted.layers.values():
+            adapter.B.normal_(std=0.3, generator=g)
+    hooked = answer(job, adapted)
+    assert (hooked - base).abs().max() > 1e-2
+    assert torch.equal(untouched, base)
+    ((name, data),) = job.products(dict(adapted.state_dict())).items()
+    (tmp_path / name).write_bytes(data)
+
+    merged = LoadedModel(job.loaded.model, "cpu", "float32").pipeline
+    matched = merge_lora(merged, job.checked.family, read_lora(str(tmp_path / name)))
+    assert matched.unmatched == ()
+    assert matched.total == 2 * len(adapted.layers)
+    torch.testing.assert_close(answer(job, merged.components[job.row.denoiser]), hooked, atol=1e-5, rtol=1e-5)
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path, weight_name=name)
+    theirs = getattr(pipeline, job.row.denoiser)
+    assert len([m for m in theirs.modules() if hasattr(m, "lora_A")]) == len(adapted.layers)
+    torch.testing.assert_close(answer(job, theirs), hooked, atol=1e-5, rtol=1e-5)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 8), min_size=1, max_size=40),
+    batch=st.integers(1, 9),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_every_picture_comes_once_in_an_epoch(sizes: list[int], batch: int, epochs: int, seed: int) -> None:
+    n = len(sizes)
+    order = BucketShuffle(torch.arange(n), batch, seed, sizes)
+    steps = [order(k).tolist() for k in range(-(-n * epochs // batch))]
+    assert all(len(step) == batch for step in steps)
+    stream = [picture for step in steps for picture in step]
+    for epoch in range(epochs):
+        assert sorted(stream[epoch * n : (epoch + 1) * n]) == list(range(n))
+    mixed = sum(len({sizes[p] for p in step}) > 1 for step in steps)
+    kinds = len(set(sizes))
+    assert mixed <= epochs * (kinds + 2 + kinds * (batch - 1) // batch)  # the others are one batch of the network
+    if kinds == 1:
+        assert not mixed
+
+
+def test_37_pictures_of_9_shapes_mostly_share_their_steps() -> None:
+    shapes = [i % 9 for i in range(37)]
+    order = BucketShuffle(torch.arange(37), 4, 0, shapes)
+    one = sum(len({shapes[p] for p in order(k).tolist()}) == 1 for k in range(9))
+    assert one >= 7
+
+
+def run_files(run: Path) -> dict[str, bytes]:
+    """The files of a run that promise the same bytes."""
+    return {
+        path.relative_to(run).as_posix(): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if (path.is_file() and path.suffix in (".safetensors", ".png", ".json")) or path.name == "metrics.jsonl"
+    }
+
+
+QUICK: dict[str, Any] = {
+    "data": {"flip": True, "crops": 2, "shuffle": ","},
+    "train": {"batch_size": 2, "log_every": 2, "checkpoint_every": 2, "held_out_every": 4, "ema": [0.2]},
+    "sample": {"every": 4, "count": 2, "steps": 2},
+}
+
+
+class Stop:
+    """Ends a training after some steps, as an interrupt does."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __enter__(self) -> Callable[[], bool]:
+        return self.stopped
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def stopped(self) -> bool:
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_a_run_is_a_lora_and_resumes_to_the_byte(tiny: Path, pictures: Path, tmp_path: Path, cache: Path) -> None:
+    """Interrupted and resumed, and without the cache: the same bytes. The run works as a LoRA."""
+    options = {"rank": 2, "steps": 5, "trigger": "modern", "device": "cpu"}
+    whole = diffgen.finetune(tiny, pictures, tmp_path / "whole", config=QUICK, **options)
+    assert (whole.job, whole.step, whole.files) == ("lora", 5, [str(tmp_path / "whole/adapter.safetensors")])
+    assert whole.held_out is not None
+    assert len(SIZES) < len(list((cache / "latents").rglob("*.safetensors"))) <= 4 * len(SIZES)  # equal crops are one
+    expected = run_files(tmp_path / "whole")
+    assert "samples/4.png" in expected
+
+    uncached = {**QUICK, "data": {**QUICK["data"], "cache": False}}
+    for path in (cache / "latents").rglob("*.safetensors"):
+        path.write_bytes(b"not safetensors")  # a damaged entry is made anew
+    stopped = diffgen.finetune(
+        tiny,
+        pictures,
+        tmp_path / "two",
+        config=uncached,
+        stopping=Stop(3),
+        **options,  # type: ignore[arg-type]
+    )
+    assert stopped.step == 3
+    resumed = diffgen.finetune(tiny, pictures, tmp_path / "two", resume=True, **options)
+    assert (resumed.started_at, resumed.step) == (3, 5)
+    files = run_files(tmp_path / "two")
+    assert json.loads(files.pop("run.json"))["config"]["data"]["cache"] is False
+    assert json.loads(expected.pop("run.json"))["network"]["trigger"] == "modern"
+    assert {n: d for n, d in files.items() if "/3/" not in n} == expected
+
+    generator = diffgen.load(tiny, device="cpu")
+    plain, tuned = (
+        np.asarray(generator.generate("a red apple", seed=1, steps=2, **more)[0])
+        for more in ({}, {"loras": [str(tmp_path / "whole")]})
+    )
+    assert (plain != tuned).any()
+    assert "matched" in generator.fits[0]
+    checkpoint = load_file(tmp_path / "whole/checkpoints/4/model.safetensors")
+    assert sum(t.numel() for t in checkpoint.values()) < 0.1 * sum(
+        t.numel() for t in load_file(next((tiny / "unet").glob("*.safetensors"))).values()
+    )
+
+
+def test_times_noise_and_captions_are_those_of_the_paper(family_folder: Callable[[str], Path], pictures: Path) -> None:
+    """A flow's times are logit-normal, then shifted as the model's grids are; dropped captions are guidance's."""
+    job = job_of(LoraJob, family_folder("sd3"), pictures, train={"batch_size": 512})
+    t = torch.tensor([pick.t for pick in job._draw(0)]).double() / 1000
+    edges = torch.special.ndtri(torch.arange(513).double() / 512).sigmoid()
+    edges = 3 * edges / (1 + 2 * edges)  # the shift of the tiny model's scheduler
+    assert ((edges[:-1] - 1e-5 <= t) & (t <= edges[1:] + 1e-5)).all()  # one in each part of equal probability
+    dropped = sum(pick.text is None for pick in job._draw(0)) / 512
+    assert 0.05 < dropped < 0.15
+    job = job_of(LoraJob, family_folder("sdxl"), pictures)
+    pick = next(p for p in job._draw(0) if job.data.examples[p.picture].size != (40, 40))
+    inputs = job.inputs(job.networks, [None, "a red apple"], (32, 32))
+    assert not inputs["text"][0].any()  # XL's pipelines guide away from zeros
+    group = [replace(pick, text=None), replace(pick)]
+    job._place(inputs, group, [job.encoded[p.picture, 0, False] for p in group], (32, 32))
+    width, height = job.data.examples[pick.picture].size
+    assert inputs["sizes"][0, :2].tolist() == [height, width]
+
+
+def test_a_mask_weighs_a_picture_evenly(tiny: Path, tmp_path: Path) -> None:
+    """What is masked out counts a tenth; the loss of a small mask is no smaller."""
+    values = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 16))
+    mask.save(tmp_path / "m.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a", "mask": "m.png"}\n')
+    job = job_of(LoraJob, tiny, tmp_path)
+    weight = job.encoded[0, 0, False].weight
+    assert weight.mean() == pytest.approx(1)
+    assert weight.max() / weight.min() == pytest.approx(10)
+    pick = job._draw(0)[0]
+    masked = job._losses(job.networks, [pick], 1)
+    job.encoded[0, 0, False] = replace(job.encoded[0, 0, False], weight=None)
+    plain = job._losses(job.networks, [pick], 1)
+    assert 0.5 < masked / plain < 2
+    assert masked != plain
+
+
+def test_bad_data_are_refused_before_a_model_is_loaded(
+    tiny: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family_folder: Callable[[str], Path]
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("diffgen.pipelines.loaded.load_pipeline", refuse)
+    good = (pictures / "0.png").read_bytes()
+
+    def folder(name: str, **files: bytes) -> Path:
+        (tmp_path / name).mkdir()
+        for file, data in files.items():
+            (tmp_path / name / file.replace("_", ".")).write_bytes(data)
+        return tmp_path / name
+
+    small = tmp_path / "small.png"
+    Image.new("L", (8, 8)).save(small)
+    line = b'{"file_name": "a.png", "text": "a", "mask": "m.png"}'
+    for data, message in (
+        (folder("empty"), "no picture in it"),
+        (folder("broken", a_png=good[:200], a_txt=b"a"), "a.png"),
+        (folder("alone", a_png=good, b_txt=b"a"), "the caption file b.txt has no picture"),
+        (folder("bare", a_png=good, b_png=good, b_txt=b"a"), "a.png has no caption file"),
+        (folder("none", a_png=good), "has no captions"),
+        (folder("mask", a_png=good, m_png=small.read_bytes(), metadata_jsonl=line), "the mask has 8x8 pixels"),
+        (tmp_path / "nowhere", "there is no folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            diffgen.finetune(tiny, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(InputError, match="not fine-tuned"):
+        diffgen.finetune(family_folder("unconditional"), pictures, tmp_path / "run")
+    with pytest.raises(InputError, match="job is 'pixels'"):
+        diffgen.finetune(tiny, pictures, tmp_path / "run", config={"job": "pixels"})
+    with pytest.raises(InputError, match="job is 'lora'"):
+        diffgen.train(pictures, tmp_path / "run", config={"job": "lora"})
+
+
+def test_the_pictures_of_an_epoch_are_counted(pictures: Path, tiny: Path) -> None:
+    config = parse({"model": str(tiny)}, "test", configs.LoraConfig)
+    data = open_pictures(str(pictures), config, "test")
+    about = data.about()
+    assert about["count"] == sum(about["buckets"].values()) == len(SIZES)
+    assert Counter(e.bucket for e in data.examples)[32, 32] >= 3
+    assert all(w % 8 == h % 8 == 0 and w * h <= 32 * 32 for w, h in (e.bucket for e in data.examples))
