@@ -385,7 +385,6 @@ def test_a_file_that_is_no_checkpoint_is_refused_with_a_hint(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "data", "match"),
     [
-        ("x.safetensors", b"GGUF\x03\0\0\0" + bytes(64), "GGUF"),
         ("x.safetensors", b"\x80\x02}q\0.", "pickle"),
         ("x.safetensors", b"PK\x03\x04" + bytes(64), "pickle or zip"),
         ("x", b"<html>", "not a safetensors file"),

@@ -115,7 +115,9 @@ def generate(
     batch_size: Annotated[str, option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")] = "1",
     vae_tiling: Annotated[bool, option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
     offload: Annotated[str, option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
-    quantize: Annotated[str, option(MEMORY, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[
+        str, option(MEMORY, "Weights in 8 or 4 bits: int8, fp8, nf4. \\[none]", metavar="NAME")
+    ] = "none",
     out: Annotated[
         Text,
         option(

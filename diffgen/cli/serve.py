@@ -100,7 +100,9 @@ def serve(
     ] = None,
     dtype: Dtype = "auto",
     offload: Annotated[str, option(MACHINE, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
-    quantize: Annotated[str, option(MACHINE, "int8: weights in 8 bits, by torchao. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[
+        str, option(MACHINE, "Weights in 8 or 4 bits: int8, fp8, nf4. \\[none]", metavar="NAME")
+    ] = "none",
     offline: Offline = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -17,7 +17,7 @@ and, where they apply:
     template, negative_template   the prompts before their choices were made
     styles                        [name], already applied to the prompts
     refiner_hash                  as model_hash
-    quantize                      int8: the weights have eight bits
+    quantize                      int8, fp8, nf4: the weights have eight or four bits
     memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
     training_step, training_data  of a run
     cut                           the keys that did not fit into the file

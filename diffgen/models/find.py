@@ -16,7 +16,8 @@ from .families import FAMILIES
 
 BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT = "emoji"
-OTHERS = (".gguf", ".onnx")  # files of other tools
+CHECKPOINTS = (".safetensors", ".gguf")
+OTHERS = (".onnx",)  # files of other tools
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _entry(name: str) -> listed.Entry | None:
 
 
 def _is_id(name: str) -> bool:
-    is_file = Path(name).suffix.lower() in (".safetensors", *gate.PICKLES, *OTHERS) or os.path.lexists(name)
+    is_file = Path(name).suffix.lower() in (*CHECKPOINTS, *gate.PICKLES, *OTHERS) or os.path.lexists(name)
     return not is_file and ".." not in name and cache.ID.fullmatch(name) is not None
 
 
@@ -218,14 +219,14 @@ def _here() -> str:
 
 def _why_not(name: str) -> tuple[str, str]:
     """(why a name is not a model, what to do)."""
-    kinds = "bundled models, diffusers folders, runs, .safetensors checkpoints, a hub's org/name"
+    kinds = "bundled models, diffusers folders, runs, .safetensors and .gguf checkpoints, a hub's org/name"
     reads = f"read here: {kinds}. Here: {_here()}"
     suffix = Path(name).suffix.lower()
     if suffix in gate.PICKLES:
         return f"{name!r} has the name of a pickle", gate.CONVERT
     if suffix in OTHERS:
-        return f"{name!r} is a {suffix[1:].upper()} file, which is not read", gate.CONVERT
-    if suffix == ".safetensors":
+        return f"{name!r} is an {suffix[1:].upper()} file, which is not read", gate.CONVERT
+    if suffix in CHECKPOINTS:
         return f"there is no file {name!r}", reads
     if os.path.isdir(name):
         return f"{name!r} is not a diffusers model: it has no model_index.json", reads

@@ -25,7 +25,8 @@ import schedulers
 from diffgen.errors import InputError
 from schedulers.explicit import Explicit
 
-from . import families
+from . import families, gguf, quantized
+from .quantized import Tensor
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -46,21 +47,16 @@ FACTORS = {"scaling_factor", "shift_factor", *LISTS}  # what latents are scaled 
 GRID_NAME = re.compile(r"\w[\w.-]{0,99}\.json", re.ASCII)
 MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
-DTYPES = {"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8}  # bytes per element
-MARKERS = ("v_pred", "ztsnr")  # tensors without elements; their names say how a checkpoint was trained
+DTYPES = {  # bytes per element
+    **{"F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8},
+    **dict.fromkeys(quantized.WHOLE, 1),
+}
+MARKERS = ("v_pred", "ztsnr", "scaled_fp8")  # tensors without elements; their names say what a checkpoint is
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
 CONVERT = (
     "only safetensors is read: a pickle can run code. Get the model in safetensors form, or have it converted "
     "(huggingface.co/spaces/safetensors/convert)"
 )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor's entry in the header of a weights file."""
-
-    dtype: str  # one of DTYPES
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -300,13 +296,20 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors in a safetensors file, by its header. Raises InputError, which names the tensor, if it is not sound.
 
     Sound means: header at most 8 MiB, at most 20,000 tensors, none twice, known dtypes, positive integer shapes, and
-    the tensors' bytes fill the file exactly, without gap or overlap. The tensors themselves are not read.
+    the tensors' bytes fill the file exactly, without gap or overlap. The tensors themselves are not read. Those that
+    make up one weight of few bits are one: see `quantized.joined`.
     """
     return read_safetensors(path)[1]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """(metadata, tensors) of a safetensors file, checked as by `read_header`. The metadata is untrusted text."""
+    metadata, tensors, read = _read_safetensors(path)
+    return metadata, quantized.joined(path, tensors, read)
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor], quantized.Read]:
+    """(metadata, tensors as the file has them, a reader of small ones)."""
     with _open(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -337,7 +340,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"{path}: cut off, the tensor {short(spans[-1][1])} ends at byte {end} of {body}", hint)
     if end < body:
         raise InputError(f"{path}: {body - end} bytes after the last tensor, {short(spans[-1][1])}")
-    return metadata, {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    tensors = {name: Tensor(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    begins = {name: begin for (begin, _), name in spans}
+
+    def read(name: str) -> bytes:
+        with _open(path) as file:
+            file.seek(8 + length + begins[name])
+            return file.read(quantized.MAX_STATE)[: entries[name]["data_offsets"][1] - begins[name]]
+
+    return metadata, tensors, read
+
+
+def read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of a safetensors or GGUF file, by its content. Metadata of GGUF is not used: it is empty."""
+    with _open(path) as file:
+        if file.peek(4)[:4] == gguf.MAGIC:
+            return {}, {name: Tensor(span.dtype, span.shape) for name, span in gguf.read_spans(file, path).items()}
+    return read_safetensors(path)
 
 
 def _check_tensor(path: Path, name: str, entry: Any) -> tuple[int, int]:
@@ -348,7 +367,10 @@ def _check_tensor(path: Path, name: str, entry: Any) -> tuple[int, int]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise InputError(f"{where} has the dtype {short(dtype)}", f"read here: {', '.join(DTYPES)}")
-    if not (_whole_numbers(shape, 1) or (name in MARKERS and shape == [0])) or len(shape) > MAX_DIMENSIONS:
+    if (
+        not (_whole_numbers(shape, 1) or (name.split(".")[-1] in MARKERS and shape == [0]))
+        or len(shape) > MAX_DIMENSIONS
+    ):
         raise InputError(f"{where} has the shape {short(shape)}")
     if not _whole_numbers(offsets, 0) or len(offsets) != 2:
         raise InputError(f"{where} has the data_offsets {short(offsets)}")
@@ -375,6 +397,7 @@ def check_component(folder: Path, name: str, pair: families.Pair, kind: str, fil
     component_config = read_json(config)
     files.append(config)
     _check_numbers(config, component_config)
+    quantized.check_method(config, component_config)
     if kind != "network":
         return Component(name, library, class_name, folder, component_config)
     weights, tensors = _check_weights(folder, "diffusion_pytorch_model" if library == "diffusers" else "model", files)
@@ -427,11 +450,12 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index}: weight_map is no table of tensors and files")
     tensors: dict[str, Tensor] = {}
+    readers: dict[str, quantized.Read] = {}
     shards = sorted(set(places.values()))
     for shard in shards:
         if not shard.endswith(".safetensors") or any(c in shard for c in "/\\:\0") or shard.startswith("."):
             raise InputError(f"{index}: the file name {short(shard)} is not a plain name in the same folder")
-        entries = read_header(folder / shard)
+        _, entries, readers[shard] = _read_safetensors(folder / shard)
         for name in entries:
             if places.get(name) != shard:
                 raise InputError(
@@ -443,6 +467,7 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     missing = sorted(set(places) - set(tensors))
     if missing:
         raise InputError(f"{index}: the tensor {short(missing[0])} is not in {short(places[missing[0]])}")
+    tensors = quantized.joined(index, tensors, lambda name: readers[places[name]](name))
     return tuple(folder / shard for shard in shards), tensors
 
 

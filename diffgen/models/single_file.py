@@ -26,7 +26,7 @@ DENOISER = "model.diffusion_model."  # the prefix of the denoiser in a whole che
 
 @dataclass(frozen=True)
 class Contents:
-    """What a safetensors file is."""
+    """What a file of weights is."""
 
     kind: str  # checkpoint, lora, vae, controlnet, embedding, upscaler, part, other
     family: str | None
@@ -37,13 +37,13 @@ class Contents:
 
 
 def recognise(path: str | Path) -> Contents:
-    """What a file is, by the names and shapes in its header. Raises InputError for what is no sound safetensors file.
+    """What a file is, by the names and shapes in its header. Raises InputError unless it is sound safetensors or GGUF.
 
     The family of a checkpoint is one of families.FAMILIES; that of a LoRA or an embedding is None where the widths
     leave it open.
     """
     path = Path(path)
-    metadata, tensors = gate.read_safetensors(path)
+    metadata, tensors = gate.read_weights(path)
 
     def contents(kind: str, family: str | None, what: str, variant: str | None = None) -> Contents:
         of = f" for {families.FAMILIES[family].title}" if family and kind != "checkpoint" else ""

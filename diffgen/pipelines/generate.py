@@ -69,10 +69,10 @@ class ImageGenerator(LoadedModel):
     def save(self, folder: str | Path) -> None:
         """Write the model, as the last pictures were made with it, as a new diffusers folder.
 
-        LoRAs are merged into it. Raises CannotWrite, and UsageError for weights in eight bits.
+        LoRAs are merged into it. Raises CannotWrite, and UsageError for quantised weights.
         """
         if self._quantized:
-            raise UsageError("weights in eight bits are not written", "load the model without quantize")
+            raise UsageError("quantised weights are not written", "load the model without quantize")
         export.save_pipeline(self.pipeline, self.checked, Path(folder))
 
     @torch.no_grad()
@@ -89,8 +89,8 @@ class ImageGenerator(LoadedModel):
                 vectors = adapters.add_embedding(self.pipeline, embedding)
                 self.fits.append(f"{embedding.path.name}: {embedding.word} is {vectors} vector{'s' * (vectors > 1)}")
             self._adapted = wanted
-        if self.quantize == "int8" and not self._quantized:
-            left = quantization.quantize(self.pipeline)
+        if self.quantize != "none" and not self._quantized:
+            left = quantization.quantize(self.pipeline, self.quantize)
             self._quantized = True
-            self.fits.append(f"weights in eight bits: {left:.0%} of their bytes are left")
+            self.fits.append(f"weights in {quantization.WAYS[self.quantize]}: {left:.0%} of their bytes are left")
         adapters.seamless(self.pipeline, plan.options["tile"])

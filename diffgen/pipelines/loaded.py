@@ -47,7 +47,7 @@ class LoadedModel:
         self.offload = memory.check_offload(offload, self.device)
         self.quantize = quantize_name(quantize)
         if quantize != "none":
-            quantization.check()
+            quantization.check(quantize)
             if offload != "none":
                 raise UsageError(f"--quantize {quantize} and --offload {offload} exclude each other", "choose one")
         with ThreadPoolExecutor(1) as hashing:

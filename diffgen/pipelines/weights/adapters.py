@@ -29,6 +29,7 @@ from diffgen.models.families import FAMILIES
 from ..families import code_of
 from ..inputs import Embedding, Lora
 from .layouts import file_layout
+from .packed import PackedLinear
 from .pieces import Take, keep
 
 _END = re.compile(
@@ -37,6 +38,7 @@ _END = re.compile(
     r"(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<kohya>down|up)\.weight|"
     r"\.(?P<alpha>alpha))"
 )
+LAYERS = (nn.Linear, nn.Conv2d, PackedLinear)  # that a LoRA may change
 _ORIGINAL = ("lora_unet_", "lora_transformer_", "model.diffusion_model.", "diffusion_model.")
 _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 _KOHYA_TEXT = {
@@ -91,8 +93,10 @@ def merge_lora(pipeline: Any, family: str, lora: Lora) -> Matched:
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise InputError(f"{lora.path}: {module!r} has values that are not finite")
             delta = _delta(lora, module, tensors, alphas)
-            for weight, take in targets:
-                _add(lora, module, weight, take(delta))
+            for layer, take in targets:
+                if isinstance(layer, PackedLinear):
+                    layer.unpack()  # few bits cannot hold the sum
+                _add(lora, module, layer.weight, take(delta))
             matched += len(low.parts)
             rank = max(rank, len(tensors["down"]))
     if not matched:
@@ -125,17 +129,17 @@ class _Places:
         self.denoiser = FAMILIES[family].denoiser
         self.words = code_of(family).words  # in kohya's names every dot is an underscore too
         self.network: Any = parts[self.denoiser]
-        self.weights = dict(self.network.named_parameters())
+        self.layers = {path: layer for path, layer in self.network.named_modules() if isinstance(layer, LAYERS)}
         self.by_spelling: dict[str, Any] = {}
         for name, part in parts.items():
             if name == self.denoiser or name.startswith("text_encoder"):
                 for path, module in part.named_modules():
-                    if isinstance(module, nn.Linear | nn.Conv2d):
+                    if isinstance(module, LAYERS):
                         for spelling in self._spellings(name, path):
-                            self.by_spelling.setdefault(spelling, module.weight)
+                            self.by_spelling.setdefault(spelling, module)
 
-    def of(self, module: str) -> list[tuple[nn.Parameter, Take]]:
-        """(weight, the part of the matrix that it takes) of each place; none if the model has no such module."""
+    def of(self, module: str) -> list[tuple[Any, Take]]:
+        """(layer, the part of the matrix that it takes) of each place; none if the model has no such module."""
         if module in self.by_spelling:
             return [(self.by_spelling[module], keep)]
         prefix = next((prefix for prefix in _ORIGINAL if module.startswith(prefix)), None)
@@ -145,9 +149,10 @@ class _Places:
         if "." not in prefix:
             name = re.sub(self.words, lambda word: word[0].replace("_", "#"), name).replace("_", ".").replace("#", "_")
         pieces = file_layout(self.family, self.denoiser, self.network.config, ())(f"{name}.weight")
-        if not all(target in self.weights for target, _ in pieces):
+        places = [(target.removesuffix(".weight"), take) for target, take in pieces]
+        if not all(path in self.layers for path, _ in places):
             return []
-        return [(self.weights[target], take) for target, take in pieces]
+        return [(self.layers[path], take) for path, take in places]
 
     def _spellings(self, part: str, path: str) -> Iterator[str]:
         if part == self.denoiser:

@@ -21,6 +21,8 @@ from diffgen.errors import InputError
 from diffgen.images.publish import Exists, cannot_write, sync_folder, temporary_in
 from diffgen.models.gate import Checked
 
+from .packed import unpack
+
 
 def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
     """Write a loaded model, with the LoRAs that were merged into it, as a diffusers folder that does not exist yet.
@@ -36,6 +38,8 @@ def save_pipeline(pipeline: Any, checked: Checked, folder: Path) -> None:
     with new_folder(folder) as new:
         for name, part in pipeline.components.items():
             if part is not None and name != "scheduler":
+                if isinstance(part, nn.Module):
+                    unpack(part)
                 save_part(part, new / name)
         write_json(
             new / "scheduler" / "scheduler_config.json", {"_class_name": scheduler.class_name, **scheduler.config}

@@ -15,14 +15,12 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from safetensors import safe_open
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
@@ -39,7 +37,9 @@ from diffgen.errors import InputError
 from diffgen.models.families import FAMILIES
 from diffgen.models.gate import Component, Tensor
 
+from .packed import Packed, pack
 from .pieces import Layout, Take, keep
+from .stored import stored
 
 # The keys that are read from a configuration of transformers. Others choose code (attention kernels) or do nothing.
 CLIP_TEXT = {
@@ -65,7 +65,6 @@ LANGUAGE = {
 MAX_NUMBER = 10**6
 MAX_BASE = 10**12  # rope_theta: a number that is only computed with
 MAX_LIST = 64
-MAPPED = 2**27  # bytes
 
 
 def _clip_text(cls: type, config: dict[str, Any]) -> nn.Module:
@@ -142,7 +141,7 @@ def load_network(
     layout: Layout | None = None,
     constants: Mapping[str, Take] | None = None,
 ) -> Any:
-    """Load the network of a component that has passed the gate, for inference.
+    """Load the network of a component that has passed the gate, for inference. Matrices of few bits stay as they are.
 
     `layout` translates the names of an original layout (None: diffusers' and transformers' own), `constants` makes
     tensors that no file of that layout holds. Tensors too narrow in float16 (T5's output projections) stay in
@@ -163,9 +162,12 @@ def load_network(
     sources = _match(component, {name: expected[name] for name in expected if name not in constant}, aliases, layout)
     exact = set(getattr(network, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
     dtypes = {name: torch.float32 if exact & set(name.split(".")) else dtype for name in expected}
-    tensors = _read(component, sources, dtypes, device)
+    linear = {f"{path}.weight" for path, layer in network.named_modules() if isinstance(layer, nn.Linear)}
+    tensors, packed = _read(component, sources, dtypes, device, linear - {*aliases, *aliases.values()})
     for name, take in constant.items():
         tensors[name] = take(torch.empty(expected[name], device="meta")).to(device, dtypes[name])
+    pack(network, {name: (matrix, dtypes[name]) for name, matrix in packed.items()})
+    tensors |= {f"{name.removesuffix('weight')}packed": matrix.data for name, matrix in packed.items()}
     network.load_state_dict({**tensors, **{a: tensors[name] for a, name in aliases.items()}}, strict=True, assign=True)
     if aliases:
         network.tie_weights()
@@ -306,41 +308,33 @@ def _spellings(name: str) -> Iterator[str]:
 
 
 def _read(
-    component: Component, sources: dict[str, Source], dtypes: dict[str, torch.dtype], device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Read the tensors, under their names in the network. Raises InputError for a value that is not finite."""
+    component: Component,
+    sources: dict[str, Source],
+    dtypes: dict[str, torch.dtype],
+    device: torch.device,
+    linear: Container[str],
+) -> tuple[dict[str, torch.Tensor], dict[str, Packed]]:
+    """Read the tensors, under their names in the network; matrices of few bits of the layers `linear` stay packed.
+
+    Raises InputError for a value that is not finite.
+    """
     targets: dict[str, list[str]] = {}
     for target, source in sources.items():
         targets.setdefault(source.name, []).append(target)
-    tensors = {}
-    for path, name, stored in _stored(component, targets):
+    tensors, packed = {}, {}
+    for path, name, value in stored(component, targets):
         for target in targets[name]:
-            dtype = dtypes[target]
-            part = sources[target].take(stored)
-            tensor = _laid_out(part.to(dtype if part.is_floating_point() else part.dtype))
+            dtype, take = dtypes[target], sources[target].take
+            part = value.taken(take) if isinstance(value, Packed) else take(value)
+            whole = part.decoded() if isinstance(part, Packed) else part
+            tensor = _laid_out(whole.to(dtype if whole.is_floating_point() else whole.dtype))
             if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
                 raise InputError(f"{path}: the tensor {name!r} has values that are not finite in {str(dtype)[6:]}")
-            tensors[target] = tensor.to(device)
-    return tensors
-
-
-def _stored(component: Component, names: Container[str]) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    """(file, name, tensor) of each of these tensors in the files.
-
-    An open file keeps every page in memory that was read from it. So it is opened anew after each MAPPED bytes.
-    """
-    for path in component.weights:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            wanted = [name for name in file.keys() if name in names]  # noqa: SIM118 (not a dictionary)
-        while wanted:
-            read = 0
-            with safe_open(path, framework="pt", device="cpu") as file:
-                while wanted and read < MAPPED:
-                    name = wanted.pop(0)
-                    tensor = file.get_tensor(name)
-                    read += tensor.nbytes
-                    yield path, name, tensor
-                    del tensor
+            if isinstance(part, Packed) and target in linear:
+                packed[target] = replace(part, data=part.data.to(device))
+            else:
+                tensors[target] = tensor.to(device)
+    return tensors, packed
 
 
 def _laid_out(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,9 @@ def linear(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 2 and x[0, 0].numel() == 1 else x
 
 
+ROWWISE = (keep, rows, row_range, exchanged)  # each row of the result is a whole row of the argument
+
+
 def thirds(*names: str) -> Pieces:
     """Three equal parts of the rows: queries, keys and values."""
     return [(name, functools.partial(rows, i, 3)) for i, name in enumerate(names)]
