@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from training_runs import write_config
 
-from diffgen.images.sheet import PAPER, sheet
+from diffgen.images.sheet import GAP, LINE, PAPER, labelled_sheet, sheet
+from diffgen.training.curve import LEFT, TOP, curve, points_of, steps_of, thinned, ticks
 
 ROOT = Path(__file__).parent.parent
 Result = tuple[int, str, str]
@@ -86,7 +87,7 @@ def test_a_dry_run_prints_an_estimate(diffgen_: Callable[..., Result], tmp_path:
     code, out, _ = diffgen_("train", "digits", "-o", "run", "--config", write_config(tmp_path), "--dry-run")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()] == ["data", "parameters", "memory", "time"]
-    assert "digits: 1797 pictures, 8x8, 1 channels, 10 classes" in out
+    assert "digits: 1,797 pictures, 8x8, grey, 10 classes" in out
     assert "for 40 steps" in out
     assert not Path("run").exists()
 
@@ -117,7 +118,7 @@ def test_on_a_terminal_there_is_a_bar_with_loss_and_rate(tmp_path: Path) -> None
     out, _ = process.communicate(timeout=120)
     reader.join(10)
     assert (process.returncode, out) == (0, "run\n")
-    for text in (b"images/s", b"/40", b"loss 0.", b"held-out loss"):
+    for text in (b"images/s", b"/40", b"loss 0.", b"held-out loss", b"1,797 pictures", b"tensorboard --logdir run"):
         assert text in output
 
 
@@ -133,3 +134,32 @@ def test_a_sheet_has_its_pictures_where_they_belong() -> None:
     assert (clear.getpixel((5, 5)), clear.getpixel((50, 5))) == ((PAPER,) * 3, (255, 0, 0))
     with pytest.raises(ValueError, match="at least one picture"):
         sheet([[]])
+
+
+def test_a_labelled_sheet_names_its_pictures() -> None:
+    pictures = [Image.new("L", (8, 8), value) for value in (0, 100, 255)]
+    plain = labelled_sheet("step 5", {"weights": pictures, "average": pictures[::-1]}, columns=2)
+    picture = labelled_sheet("step 5", {"weights": pictures, "average": pictures[::-1]}, ["a", "b", "c"], 2)
+    assert picture.height == plain.height + 4 * LINE  # two rows in each of two groups
+    top = GAP + 2 * (LINE + GAP) + LINE
+    assert [picture.getpixel((GAP + 10 + x, top + y)) for x, y in ((0, 1), (64 + GAP, 1), (0, 64 + LINE + GAP))] == [
+        (0, 0, 0), (100, 100, 100), (255, 255, 255),
+    ]  # fmt: skip
+    labels = picture.crop((0, top - LINE, picture.width, top))
+    assert {PAPER, 255} <= {colour[0] for _, colour in labels.getcolors(10**6)}  # type: ignore[misc, index, union-attr]
+    with pytest.raises(ValueError, match="at least one picture"):
+        labelled_sheet("step 5", {"weights": []})
+
+
+def test_a_curve_of_losses() -> None:
+    lines = [b'{"step": 10, "loss": 1.0}', b'{"step": 20, "loss": 0.1, "held_out_ema": 0.2}', b"[1]", b"half a li"]
+    assert points_of(lines) == {"loss": [(10, 1.0), (20, 0.1)], "held_out_raw": [], "held_out_ema": [(20, 0.2)]}
+    picture = curve(lines, [10])
+    assert picture is not None
+    assert picture.getpixel((LEFT + (picture.width - LEFT - 20) // 2, TOP + 200)) == (0x99, 0x99, 0x99)
+    assert curve([b'{"step": 10, "loss": 0.0}', b'{"step": 1, "loss": "x"}']) is None
+    assert thinned([(float(i), 1.0) for i in range(4001)])[-1] == (4000.0, 1.0)
+    assert len(thinned([(float(i), 1.0) for i in range(4001)])) == 1334
+    assert ticks(0.09, 1.1) == pytest.approx([0.1, 0.2, 0.5, 1])
+    assert ticks(0.21, 0.24) == pytest.approx([0.21, 0.22, 0.23, 0.24])
+    assert (steps_of(230), steps_of(1)) == ([0, 50, 100, 150, 200], [0, 1])

@@ -41,6 +41,9 @@ def test_the_folder_is_what_the_interface_says(finished: Path) -> None:
             "ema-0.05.safetensors", "ema.safetensors", "model.safetensors", "optimizer.safetensors", "state.json",
         ]  # fmt: skip
     assert sorted(os.listdir(finished / "samples")) == ["20.png", "40.png"]
+    assert sorted(name for name in os.listdir(finished) if name[0] != ".") == [
+        "checkpoints", "curve.png", "metrics.jsonl", "run.json", "samples", "tensorboard", "timing.jsonl",
+    ]  # fmt: skip
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics if "loss" in line] == [7, 14, 21, 28, 35, 40]
     assert [line["step"] for line in metrics if "held_out_ema" in line] == [20, 40]
@@ -203,11 +206,45 @@ def test_resume_starts_an_empty_folder_at_step_0_and_reports_a_finished_run(fini
     assert contents(tmp_path / "run") == contents(finished)
 
 
+def test_a_finished_run_continues_with_more_steps(finished: Path, tmp_path: Path) -> None:
+    """At a constant learning rate it becomes the run that had so many steps from the start."""
+    shutil.copytree(finished, tmp_path / "run")
+    more = ["train", "digits", "-o", "run", "--resume", "--steps", "60"]
+    code, _, err = run(tmp_path, *more)
+    assert code == 0, err
+    assert "the finished run continues from step 40 to 60: the learning rate stays as it was" in err
+    about = json.loads((tmp_path / "run/run.json").read_text())
+    assert (about["config"]["train"]["steps"], about["segments"]) == (60, [40])
+    ended = contents(tmp_path / "run")
+    config = write_config(tmp_path, steps=60)
+    assert run(tmp_path, "train", "digits", "-o", "straight", "--config", config)[0] == 0
+    straight = contents(tmp_path / "straight")
+    weights = [name for name in straight if name.endswith("safetensors")]
+    assert "checkpoints/60/optimizer.safetensors" in weights
+    assert [straight[name] == ended[name] for name in weights] == [True] * len(weights)
+    shutil.rmtree(tmp_path / "run/checkpoints/60")  # as if it had been killed before its last checkpoint
+    code, _, err = run(tmp_path, *more)
+    assert (code, "steps    51 to 60" in err, "continues" in err) == (0, True, False)
+    assert contents(tmp_path / "run") == ended
+    code, _, err = run(tmp_path, *more)
+    assert (code, "run is finished: all 60 steps are done; a larger --steps continues it" in err) == (0, True)
+
+
+def test_only_a_finished_run_gets_more_steps(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/40")
+    before = contents(tmp_path / "run")
+    code, _, err = run(tmp_path, "train", "digits", "-o", "run", "--resume", "--steps", "60")
+    assert (code, "a finished run continues with a larger --steps" in err) == (2, True)
+    assert contents(tmp_path / "run") == before
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
         ([], 6, "run is already a run"),
-        (["--resume", "--steps", "50"], 2, "config.train.steps: 40, now 50"),
+        (["--resume", "--steps", "30"], 2, "config.train.steps: 40, now 30"),
+        (["--resume", "--steps", "60", "--seed", "1"], 2, "config.train.seed: 0, now 1; remove these options"),
         (["--resume", "--seed", "1", "--batch-size", "8"], 2, "batch_size: 16, now 8; config.train.seed: 0, now 1"),
         (["--resume", "--config", "other.toml"], 2, "config.network.dropout: 0.1, now 0.0"),
         (["--resume", "--init", "run"], 2, "init.sha256: missing, now"),

@@ -170,6 +170,15 @@ def test_a_learning_rate_that_falls_in_the_last_fifth(schedule: str, middle: flo
     assert rates == pytest.approx([4, 4, 4, middle])
 
 
+def test_a_continued_run_warms_up_and_falls_again() -> None:
+    options = {"warmup": 4, "learning_rate": 4.0, "steps": 200}
+    falling, constant = (trainer_of(config(train={"schedule": s, **options})) for s in ("linear", "constant"))
+    falling.segments = constant.segments = (40, 100)
+    rates = [falling.learning_rate(k) for k in (0, 39, 40, 70, 100, 150, 199)]
+    assert rates == pytest.approx([1, 0.1, 1, 2, 1, 2, 0.04])
+    assert [constant.learning_rate(k) for k in (0, 39, 40, 100, 199)] == [1, 4, 4, 4, 4]
+
+
 def test_in_bfloat16_the_loss_is_nearly_that_of_float32() -> None:
     exact, fast = (trainer_of(config(train={"precision": p})) for p in ("float32", "bfloat16"))
     kinds: set[torch.dtype] = set()

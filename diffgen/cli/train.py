@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import time
 import warnings
@@ -109,23 +110,29 @@ def run_training(
         say.note(f"saved at step {document['step']}: to continue, add --resume to the same command")
         raise UnfinishedError(KeyboardInterrupt(), document)
     if not dry_run and document["started_at"] == document["steps"]:
-        say.note(f"{out} is finished: all {document['steps']} steps are done")
+        say.note(f"{out} is finished: all {document['steps']} steps are done; a larger --steps continues it")
     if rank == 0:
         say.result(document, _estimate(document) if dry_run else [out])
 
 
 def _estimate(result: dict[str, Any]) -> list[str]:
-    data, sizes = result["data"], result["bytes"]
-    height, width = data["size"]
-    classes = f", {len(data['classes'])} classes" if data["classes"] else ""
+    sizes = result["bytes"]
     parts = ", ".join(f"{name} {_size(n)}" for name, n in sizes.items() if name != "total")
     return [
-        f"data        {data['name']}: {data['count']} pictures, {width}x{height}, {data['channels']} channels{classes}",
+        f"data        {_data(result['data'])}",
         f"parameters  {result['parameters']:,}",
         f"memory      about {_size(sizes['total'])} on {result['device']} ({parts})",
         f"time        about {time_text(result['seconds'])} for {result['steps']} steps of "
         f"{result['seconds_per_step']:.3g} s in {result['precision']}, from {result['timed_steps']} timed steps",
     ]
+
+
+def _data(data: dict[str, Any]) -> str:
+    """The data in words; jobs on captions have no classes."""
+    height, width = data["size"]
+    classes = f", {len(data['classes'])} classes" if data.get("classes") else ""
+    channels = {1: "grey", 3: "RGB", 4: "RGBA"}[data["channels"]]
+    return f"{data['name']}: {data['count']:,} pictures, {width}x{height}, {channels}{classes}"
 
 
 def _size(n: int) -> str:
@@ -146,6 +153,23 @@ class TrainingScreen(Listener):
 
     def warn(self, text: str) -> None:
         self.say.warn(text)
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        run, start, steps, world = facts["run"], facts["start"], facts["steps"], facts["processes"]
+        if start == steps:
+            return
+        network = f"{facts['network']}, " if facts["network"] else ""
+        processes = f", {world} processes" if world > 1 else ""
+        self.note(f"data     {_data(facts['data'])}")
+        self.note(f"network  {network}{facts['parameters']:,} parameters")
+        self.note(f"device   {facts['device']}, {facts['precision']}, {facts['batch_size']} pictures a step{processes}")
+        self.note(f"steps    {start + 1} to {steps}")
+        self.note(f"run      {run}: samples/ has grids of pictures, curve.png the losses")
+        self.note(f"         in a browser: tensorboard --logdir {shlex.quote(run)}")
+        if start in facts["segments"]:
+            again = f"rises again over {facts['warmup']} steps and falls to 0 at step {steps}"
+            rate = "stays as it was" if facts["schedule"] == "constant" else again
+            self.note(f"the finished run continues from step {start} to {steps}: the learning rate {rate}")
 
     def progress(self, done: int, total: int, text: str) -> None:
         if self.bar is not None:

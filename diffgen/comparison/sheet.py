@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 from diffgen.images.read import read_image, read_kind
+from diffgen.images.sheet import fit_text
 
 from .results import Results
 
@@ -32,14 +32,16 @@ def sheet(results: Results, folder: Path) -> Image.Image:
     for n, (prompt, guidance) in enumerate(blocks):
         top = MARGIN + n * block
         title = f"{prompt}   guidance {guidance:g}" if prompt else results.model.name
-        draw.text((MARGIN, top), _fit(draw, f"{title}   seed {seed}", font, picture.width - 2 * MARGIN), "black", font)
+        draw.text(
+            (MARGIN, top), fit_text(draw, f"{title}   seed {seed}", font, picture.width - 2 * MARGIN), "black", font
+        )
         for column, budget in enumerate(budgets):
             x = LABEL + column * (width + MARGIN)
             draw.text((x, top + HEAD), f"{budget} evaluations", "black", small)
         for row, (label, grid) in enumerate(entries):
             y = top + 2 * HEAD + row * (height + HEAD)
-            draw.text((MARGIN, y), _fit(draw, label, font, LABEL - 2 * MARGIN), "black", font)
-            draw.text((MARGIN, y + 20), _fit(draw, grid, small, LABEL - 2 * MARGIN), "dimgray", small)
+            draw.text((MARGIN, y), fit_text(draw, label, font, LABEL - 2 * MARGIN), "black", font)
+            draw.text((MARGIN, y + 20), fit_text(draw, grid, small, LABEL - 2 * MARGIN), "dimgray", small)
             for column, budget in enumerate(budgets):
                 x = LABEL + column * (width + MARGIN)
                 cell = cells.get((label, grid, budget, prompt, guidance))
@@ -76,13 +78,3 @@ def _short(error: float | None) -> str:
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
-
-
-def _fit(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
-    """The text in one line, cut with an ellipsis if it is too wide."""
-    text = " ".join(text.split())
-    if draw.textlength(text, font) <= width:
-        return text
-    while text and draw.textlength(text + "…", font) > width:
-        text = text[:-1]
-    return text + "…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -163,6 +163,9 @@ class DiffusionJob(ABC):
         except schedulers.NonFinite as error:
             raise InvalidOutput(f"training diverged: a picture of the sheet is {error}") from error
         return self.pictures(x0)
+
+    def sample_names(self) -> Sequence[str]:
+        return ()
 
     def _scheduler(self) -> schedulers.Scheduler:
         """The scheduler of the sheets. Raises ValueError for an unknown name or too many steps."""

@@ -6,7 +6,7 @@ as text, since jobs on diffusers' networks are in `diffgen.pipelines`, which is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
@@ -125,6 +125,10 @@ class Job(Protocol):
 
     def samples(self, networks: Networks) -> list[Image.Image]:
         """Pictures, always from the same noise."""
+        ...
+
+    def sample_names(self) -> Sequence[str]:
+        """What each of the samples shows, such as its class; empty if there is nothing to say."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -14,6 +14,10 @@ class Listener:
     def warn(self, text: str) -> None:
         """Report a problem that does not stop the work."""
 
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Report what is about to be trained, before the first step: run, job, data, network, parameters, device,
+        precision, processes, batch_size, start, steps, segments, schedule, warmup."""
+
     def progress(self, done: int, total: int, text: str) -> None:
         """Report that `done` of `total` pictures are read, encoded or evaluated; `text` names the stage."""
 

@@ -1,4 +1,4 @@
-"""What a run logs: metrics.jsonl, timing.jsonl, samples/, TensorBoard; and the reports to a listener.
+"""What a run logs: metrics.jsonl, timing.jsonl, curve.png, samples/, TensorBoard; and the reports to a listener.
 
 metrics.jsonl has no clock in it, and a resume cuts it back to the checkpoint, so that it ends in the same bytes. Times
 are in timing.jsonl, to which every start appends.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,13 +20,15 @@ from PIL import Image
 from diffgen.errors import InputError
 from diffgen.images.metadata import encode_png
 from diffgen.images.publish import cannot_write, publish
-from diffgen.images.sheet import sheet
+from diffgen.images.sheet import labelled_sheet
 
 from .board import Board
 from .config import Train
+from .curve import curve
 from .listener import Listener
 
 COLUMNS = 8
+MOST_COLUMNS = 12
 
 
 class Log:
@@ -96,14 +99,28 @@ class Log:
             self._write({"step": step, **means, **{f"held_out_{name}_quartiles": v for name, v in quartiles.items()}})
             self.listener.losses({"step": step, "steps": self.config.steps, **means})
 
-    def samples(self, step: int, groups: list[list[Image.Image]]) -> None:
-        """Write one sheet: pictures of the weights above, of their average below."""
+    def samples(self, step: int, groups: list[list[Image.Image]], names: Sequence[str] = ()) -> None:
+        """Write one sheet: pictures of the weights above, of their average below, each with its name.
+
+        If the names come in turn, such as classes, each has a column of its own.
+        """
         if self.folder is None or not groups[0]:
             return
-        rows = [pictures[i : i + COLUMNS] for pictures in groups for i in range(0, len(pictures), COLUMNS)]
-        picture = sheet(rows)
+        different = len(set(names))
+        columns = different if 1 < different <= MOST_COLUMNS else COLUMNS
+        headings = ("weights", f"average of the weights, length {self.config.ema[0]:g}")
+        picture = labelled_sheet(f"step {step:,}", dict(zip(headings, groups, strict=True)), names, columns)
         publish(self.folder / "samples" / f"{step}.png", encode_png(picture, {}, "params"), overwrite=True)
-        self.board.image("samples", np.asarray(picture.convert("RGB")), step)
+        self.board.image("samples", np.asarray(picture), step)
+
+    def draw_curve(self, segments: Sequence[int]) -> None:
+        """Write curve.png anew, from metrics.jsonl. `segments` are the ends of the run's earlier ones."""
+        if self.folder is None:
+            return
+        lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+        picture = curve(lines, segments)
+        if picture is not None:
+            publish(self.folder / "curve.png", encode_png(picture, {}, "params"), overwrite=True)
 
     def sync(self) -> int:
         """Flush metrics.jsonl to the disk; returns its length in bytes."""

@@ -21,9 +21,10 @@ def run_steps(trainer: Trainer, run: Run, log: Log, start: int, sample_every: in
     Raises InvalidOutput if training diverges, and CannotWrite.
     """
     config, ranks = trainer.config, trainer.ranks
+    ends = {*trainer.segments, config.steps}
 
     def due(step: int, every: int) -> bool:
-        return step % every == 0 or step == config.steps
+        return step % every == 0 or step in ends
 
     step = start
     while step < config.steps:
@@ -38,9 +39,10 @@ def run_steps(trainer: Trainer, run: Run, log: Log, start: int, sample_every: in
             log.held_out(step, held_out(trainer))
         if due(step, sample_every):
             trainer.check(step)
-            log.samples(step, samples(trainer))
+            log.samples(step, samples(trainer), trainer.job.sample_names())
         if due(step, config.checkpoint_every) or stop:
             save(trainer, run, log, step)
+            log.draw_curve(trainer.segments)
         if stop:
             break
     return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ class PixelJob(DiffusionJob):
                 return model(x, t).float()[:, : self.data.channels]
 
         return denoise
+
+    def sample_names(self) -> Sequence[str]:
+        """The class of each sample."""
+        classes = self.classes
+        return () if classes is None else [classes[i % len(classes)] for i in range(self.config.sample.count)]
 
     def pictures(self, x0: Tensor) -> list[Image.Image]:
         return to_pil(x0.float().cpu().numpy(), self.data.levels)

@@ -1,6 +1,6 @@
 """Read a run folder: its description, its newest checkpoint, its network. No torch at import.
 
-    run.json           configuration, data, network, versions; written once
+    run.json           configuration, data, network, versions; written once, and again where a finished run continues
     metrics.jsonl      losses by step; no clock in it. Times are in timing.jsonl
     checkpoints/<step> complete ones only: model, ema, optimizer .safetensors and state.json, which has all hashes
     samples/<step>.png samples of the weights above, of their average below
@@ -52,6 +52,7 @@ class Run:
     prediction: str
     variance: str
     versions: dict[str, Any]
+    segments: tuple[int, ...] = ()  # where earlier segments ended; the last one ends at config.train.steps
 
     base: dict[str, Any] = field(default_factory=dict)  # of a fine-tuning: name, family and sha256 of the model
 
@@ -107,7 +108,16 @@ def read_run(folder: str | Path) -> Run:
     )
     if job == "pixels":
         _check_pixels(path, parts, prediction, variance)
-    return Run(Path(folder), job, prediction=prediction, variance=variance, **parts)
+    segments = _segments(content.get("segments", []), f"{path}: segments")
+    return Run(Path(folder), job, prediction=prediction, variance=variance, segments=segments, **parts)
+
+
+def _segments(ends: Any, what: str) -> tuple[int, ...]:
+    """The ends of the earlier segments of a run. Raises InputError unless they are ascending steps."""
+    ends = _is(ends, list, what)
+    if not all(type(end) is int and 0 < end <= MAX_STEP for end in ends) or ends != sorted(set(ends)):
+        raise InputError(f"{what} is {str(ends)[:80]}, not a list of ascending steps")
+    return tuple(ends)
 
 
 def product_of(path: str | Path, job: str) -> Path:

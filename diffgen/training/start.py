@@ -133,7 +133,9 @@ def execute(
             initialise(trainer, request.init)
         ranks.first(claim)
         run = read_run(request.folder)
+        trainer.segments = run.segments
         start, metrics_bytes = restore(run, trainer, listener)
+        listener.begin(facts_of(run, job, trainer, start))
         ranks.agree(0)  # all ranks have read before one writes
         log = Log(request.folder if ranks.main else None, listener, config, start, metrics_bytes)
         try:
@@ -152,6 +154,31 @@ def execute(
         held_out_ema=log.latest.get("held_out_ema"),
         seconds=round(time.perf_counter() - began, 3),
     )
+
+
+def facts_of(run: Run, job: Job, trainer: Trainer, start: int) -> dict[str, Any]:
+    """What `Listener.begin` gets."""
+    return {
+        "run": str(run.folder),
+        "job": run.job,
+        "data": data_facts(job),
+        "network": run.network.get("name"),
+        "parameters": trainer.parameters,
+        "device": str(trainer.device),
+        "precision": trainer.precision,
+        "processes": trainer.ranks.world,
+        "batch_size": trainer.config.batch_size,
+        "start": start,
+        "steps": trainer.config.steps,
+        "segments": list(run.segments),
+        "schedule": trainer.config.schedule,
+        "warmup": trainer.config.warmup,
+    }
+
+
+def data_facts(job: Job) -> dict[str, Any]:
+    """The description of the data, for the user."""
+    return {key: value for key, value in job.about()["data"].items() if key != "fingerprint"}
 
 
 @contextlib.contextmanager
@@ -188,7 +215,10 @@ def describe(request: TrainRequest, job: Job) -> dict[str, Any]:
 
 
 def place(request: TrainRequest, about: dict[str, Any]) -> None:
-    """Write run.json, or check that the present one is the same. Raises UsageError with the differences."""
+    """Write run.json, or check that the present one is the same; a finished run gets more steps.
+
+    Raises UsageError with the differences.
+    """
     before = check_folder(request.folder, request.resume)
     checkpoint.sweep(request.folder)
     path = request.folder / "run.json"
@@ -198,15 +228,35 @@ def place(request: TrainRequest, about: dict[str, Any]) -> None:
     present = json.loads(path.read_bytes())
     if before.job == about["job"]:  # keys that are newer than the run get their defaults
         present["config"] = to_dict(parse(before.config, path, type(request.config)))
+    newest = before.latest()
+    if before.segments:
+        about["segments"] = list(before.segments)
+    longer = _continued(present, about, newest) if before.job == about["job"] else None
     keys = (about.keys() | present.keys()) - {"versions"}
-    if request.init is None and before.latest() is not None:
+    if request.init is None and newest is not None:
         keys -= {"init"}  # the checkpoint has its own weights
-    then, now = ({key: each[key] for key in keys if key in each} for each in (present, json.loads(json.dumps(about))))
+    expected = longer or present
+    then, now = ({key: each[key] for key in keys if key in each} for each in (expected, json.loads(json.dumps(about))))
     if changed := differences(then, now):
-        raise UsageError(
-            f"{request.folder} was started with another configuration: {'; '.join(changed)}",
-            "remove these options, or choose another -o",
-        )
+        hint = "remove these options, or choose another -o"
+        if all(text.startswith("config.train.steps: ") for text in changed):
+            hint = "a finished run continues with a larger --steps; until then, leave --steps out"
+        raise UsageError(f"{request.folder} was started with another configuration: {'; '.join(changed)}", hint)
+    if longer is not None:
+        publish(path, (json.dumps(longer, indent=1) + "\n").encode(), overwrite=True)
+
+
+def _continued(present: dict[str, Any], about: dict[str, Any], newest: Path | None) -> dict[str, Any] | None:
+    """The content of run.json for a finished run that gets more steps, in a new segment; None for another run.
+
+    `newest` is the run's newest checkpoint. Adds the segment to `about` too.
+    """
+    before, after = (each["config"]["train"]["steps"] for each in (present, about))
+    if newest is None or int(newest.name) != before or after <= before:
+        return None
+    about["segments"] = [*present.get("segments", []), before]
+    train = present["config"]["train"] | {"steps": after}
+    return present | {"config": present["config"] | {"train": train}, "segments": about["segments"]}
 
 
 def restore(run: Run, trainer: Trainer, listener: Listener) -> tuple[int, int]:
@@ -294,10 +344,10 @@ def estimate(request: TrainRequest, job: Job, ranks: Ranks) -> TrainEstimate:
     }
     return TrainEstimate(
         run=str(request.folder),
-        parameters=sum(p.numel() for p in trainer.weights.values()),
-        data={key: value for key, value in job.about()["data"].items() if key != "fingerprint"},
+        parameters=trainer.parameters,
+        data=data_facts(job),
         device=str(ranks.device),
-        precision=str(trainer.dtype).removeprefix("torch."),
+        precision=trainer.precision,
         processes=ranks.world,
         bytes=sizes | {"total": sum(sizes.values())},
         seconds_per_step=seconds,

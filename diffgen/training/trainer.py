@@ -67,8 +67,19 @@ class Trainer:
             fused=True,
         )
         self.averages = [Average(self.weights, length) for length in config.ema]
+        self.segments: tuple[int, ...] = ()  # where earlier segments of the run ended
         self.losses: list[Tensor] = []  # not yet logged: this rank's part of the mean over the batch
         self.gradients: list[Tensor] = []  # not yet logged: norms before clipping
+
+    @property
+    def parameters(self) -> int:
+        """The number of trained weights."""
+        return sum(p.numel() for p in self.weights.values())
+
+    @property
+    def precision(self) -> str:
+        """The name of the dtype of the forward passes."""
+        return str(self.dtype).removeprefix("torch.")
 
     def _named(self, method: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of all networks; the network's name is a prefix if there are several."""
@@ -98,8 +109,15 @@ class Trainer:
 
     def learning_rate(self, k: int) -> float:
         """The learning rate of step k: it rises linearly over `warmup` steps, is constant, and falls to 0 over the last
-        part, `decay`, by cosine or linearly."""
-        up, done = min(1.0, (k + 1) / max(1, self.config.warmup)), k / self.config.steps
+        part, `decay`, by cosine or linearly.
+
+        Where a finished run was continued, each segment of a falling schedule has a warm-up and a fall of its own.
+        """
+        begin, end = 0, self.config.steps
+        if self.config.schedule != "constant":
+            begin = max((step for step in self.segments if step <= k), default=0)
+            end = min((step for step in self.segments if step > k), default=end)
+        up, done = min(1.0, (k - begin + 1) / max(1, self.config.warmup)), (k - begin) / (end - begin)
         done = max(0.0, 1 - (1 - done) / self.config.decay) if self.config.decay < 1 else done
         down = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1 - done}
         return self.config.learning_rate * up * down[self.config.schedule]

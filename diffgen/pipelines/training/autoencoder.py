@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,9 @@ class AutoencoderJob:
                 y, _ = networks["vae"](x, torch.zeros(len(part), *self.latents, device=self.device))
             pictures.append(torch.stack([x, y], 1).flatten(0, 1).clamp(-1, 1).cpu())
         return to_pil(torch.cat(pictures).numpy())
+
+    def sample_names(self) -> Sequence[str]:
+        return ("picture", "decoded") * self.config.sample.count
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}

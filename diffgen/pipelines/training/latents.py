@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -298,8 +299,7 @@ class LatentJob(DiffusionJob):
             return networks["unet"](x, t, condition, return_dict=False)[0].float()
 
     def denoiser(self, networks: Networks, count: int) -> Denoiser:
-        prompts = self.config.sample.prompts or self._captions(count)
-        ids = read(self.tokenizer, [prompts[i % len(prompts)] for i in range(count)]).to(self.device)
+        ids = read(self.tokenizer, list(self.sample_names())).to(self.device)
         context = self._encoded(networks, ids)
         empty = self._encoded(networks, read(self.tokenizer, [""]).to(self.device)).expand_as(context)
 
@@ -307,6 +307,12 @@ class LatentJob(DiffusionJob):
             return self.predict(networks, x, t, context)
 
         return guided(model, context, empty, self.config.sample.guidance)
+
+    def sample_names(self) -> Sequence[str]:
+        """The prompt of each sample."""
+        count = self.config.sample.count
+        prompts = self.config.sample.prompts or self._captions(count)
+        return [prompts[i % len(prompts)] for i in range(count)]
 
     def _captions(self, count: int) -> list[str]:
         """Captions of training pictures, evenly spread."""
