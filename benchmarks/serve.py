@@ -99,13 +99,15 @@ class Server:
         return time.perf_counter() - begun
 
     def tree(self) -> list[int]:
-        """The process ids of the server and its children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [self.process.pid, *map(int, children)]
+        """The process ids of the server and those below it."""
+        pids = [self.process.pid]
+        for pid in pids:
+            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return pids
 
     def worker(self) -> int:
-        """The process id of the child that holds the model."""
-        return next(pid for pid in self.tree()[1:] if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        """The process id of the one that holds the model: it is forked from a child of the server."""
+        return self.tree()[-1]
 
     def cpu(self) -> float:
         """The CPU seconds of its processes so far."""

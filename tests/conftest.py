@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from serving import KEY, SITE, Served
 
 from diffgen import environment
 from diffgen.cli import run
@@ -23,6 +24,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import build
 
     return build(tmp_path_factory.mktemp("models") / "tiny", closed=True)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `diffgen train digits` with a very small network; not to be changed."""
+    import diffgen
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    network = {"width": 8, "multipliers": [1], "attention": [False], "blocks": 1}
+    train = {"steps": 2, "batch_size": 32, "held_out_every": 20}
+    config = {"network": network, "diffusion": {"T": 30, "noise": "cosine"}, "train": train, "sample": {"count": 2}}
+    diffgen.train("digits", folder, config=config, device="cpu")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +74,17 @@ def inspect(diffgen_: Callable[..., tuple[int, str, str]]) -> Callable[[Path], d
         return json.loads(out)["result"]
 
     return inspected
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of the bundled model, with a key and small limits, for all tests that leave it as it was: idle."""
+    limits = ["--queue", "12", "--max-body", "1M", "--max-pixels", "65536"]
+    names = ["--allow-origin", SITE, "--allow-host", "pictures.example"]
+    served = Served(tmp_path_factory.mktemp("serve") / "pictures", *limits, *names, key=KEY)
+    yield served
+    assert served.stop() == 0
+    assert served.log.read_text() == ""
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

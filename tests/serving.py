@@ -21,13 +21,15 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+KEY = "a-key-for-tests"
+SITE = "https://friend.example"  # whose pages may use the server of the tests
 
 
 class Served:
-    """A running server: its URL, its process, and the folder of its pictures."""
+    """A running server: its URL, its process, and the folder of its pictures. Requests to it carry its key."""
 
-    def __init__(self, folder: Path, *options: str, environ: dict[str, str] | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str, key: str | None = None) -> None:
+        self.folder, self.key = folder, key
         self.log = folder.parent / f"{folder.name}.log"
         command = [sys.executable, "-m", "diffgen", "serve", "--port", "0", "-o", str(folder), *options]
         with self.log.open("wb") as log:
@@ -37,7 +39,7 @@ class Served:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=os.environ | (environ or {}),
+                env=os.environ | ({"DIFFGEN_API_KEY": key} if key else {}),
             )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
@@ -46,25 +48,31 @@ class Served:
         self.host = urlsplit(self.url).netloc
         self.port = int(self.host.rpartition(":")[2])
 
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
+
     def stop(self) -> int:
         """End the server as a service manager does; its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
 
-    def connect(self, timeout: float = 120) -> HTTPConnection:
-        return HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+    def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> HTTPConnection:
+        """A connection on which a request has been sent; a body that is no bytes is sent as JSON."""
+        sent = self.authorization | (headers or {})
+        if body is not None and not isinstance(body, bytes):
+            body = json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request(method, path, body, sent)
+        return connection
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, dict[str, str], bytes]:
-        """(status, headers, body); a body that is no bytes is sent as JSON."""
-        sent = dict(headers or {})
-        if body is not None and not isinstance(body, bytes):
-            body = json.dumps(body).encode()
-            sent.setdefault("Content-Type", "application/json")
-        with contextlib.closing(self.connect()) as connection:
-            connection.request(method, path, body, sent)
+        """(status, headers, body) of the response to a request."""
+        with contextlib.closing(self.send(method, path, body, headers)) as connection:
             response = connection.getresponse()
             return response.status, {key.lower(): value for key, value in response.getheaders()}, response.read()
 
@@ -81,14 +89,12 @@ class Served:
 
     def events(self, id: str, previews: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
         """The events of a job, each as it arrives."""
-        with contextlib.closing(self.connect()) as connection:
-            connection.request("GET", f"/api/jobs/{id}/events?previews={int(previews)}")
+        with contextlib.closing(self.send("GET", f"/api/jobs/{id}/events?previews={int(previews)}")) as connection:
             yield from read_events(connection.getresponse())
 
-    def children(self) -> list[int]:
-        """The process ids of the server's children that hold a model."""
-        listed = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in listed if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    def workers(self) -> list[int]:
+        """The process ids of the workers, which hold a model: children of the process that they are forked from."""
+        return [pid for child in children(self.process.pid) for pid in children(child)]
 
     def wait_for(self, path: str, key: str, value: Any, seconds: float = 30) -> dict[str, Any]:
         """Wait until a key of a JSON document has a value."""
@@ -100,6 +106,11 @@ class Served:
                 return content
             time.sleep(0.05)
         raise AssertionError(f"{path}: {key} is not {value}: {content}")
+
+
+def children(pid: int) -> list[int]:
+    """The process ids of a process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def read_events(response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,8 +150,9 @@ def half_mask(size: int = 64, transparent: bool = False) -> Image.Image:
 def raw(port: int, data: bytes, seconds: float = 5) -> bytes:
     """What a server answers to bytes that are sent as they are."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
-        connection.sendall(data)
         received = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
+            connection.sendall(data)
         with contextlib.suppress(TimeoutError, ConnectionResetError):
             while part := connection.recv(65536):
                 received += part

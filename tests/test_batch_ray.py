@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import signal
 import threading
@@ -21,6 +23,7 @@ from diffgen.batch.shards import Shards
 from diffgen.errors import DiffgenError, InputError
 from diffgen.images.pixels import pixels_sha256
 from diffgen.prompts.files import Line
+from diffgen.training.run import state_hash
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,14 +41,14 @@ def ray() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def batches(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def batches(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A finished batch of 12 rows in a format, made in this process; not to be changed."""
     top = tmp_path_factory.mktemp("batches")
 
     def batch(format: str) -> Path:
         out = top / format
         if not out.exists():
-            plan(out, tiny, format=format)
+            plan(out, digits_run, format=format)
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # as Ray's actors have: another number may change last bits
             try:
@@ -57,9 +60,9 @@ def batches(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return batch
 
 
-def plan(out: Path, tiny: Path, count: int = 12, **options: Any) -> None:
-    lines = [Line(f"picture {i}") for i in range(count)]
-    prepare.plan(lines, out, str(tiny), **{"steps": 2, "size": 16, "shard_size": 3, **options})
+def plan(out: Path, model: Path, count: int = 12, **options: Any) -> None:
+    lines = [Line(str(number % 10)) for number in range(count)]
+    prepare.plan(lines, out, str(model), steps=2, shard_size=3, **options)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -67,10 +70,10 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def test_ray_makes_the_same_files_after_an_actor_was_killed(
-    ray: Any, batches: Callable[[str], Path], tiny: Path, tmp_path: Path
+    ray: Any, batches: Callable[[str], Path], digits_run: Path, tmp_path: Path
 ) -> None:
     """With kill -9 of the process that made the first shard; each file equals the one that this process makes."""
-    plan(tmp_path, tiny)
+    plan(tmp_path, digits_run)
     killed: list[int] = []
 
     def kill_one(shards: Shards) -> None:
@@ -89,16 +92,20 @@ def test_ray_makes_the_same_files_after_an_actor_was_killed(
     }
 
 
-def test_an_actor_with_other_weights_stops_the_run_with_one_line(ray: Any, tiny: Path, tmp_path: Path) -> None:
+def test_an_actor_with_other_weights_stops_the_run_with_one_line(ray: Any, digits_run: Path, tmp_path: Path) -> None:
     import shutil
 
     model = tmp_path / "model"
-    shutil.copytree(tiny, model)
+    shutil.copytree(digits_run, model)
     plan(tmp_path / "out", model, count=3)
-    weights = next(model.glob("unet/*.safetensors"))
+    weights = next(model.glob("checkpoints/*/ema.safetensors"))
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    state = json.loads((weights.parent / "state.json").read_text("utf-8"))
+    state["files"][weights.name]["sha256"] = hashlib.sha256(data).hexdigest()
+    state["sha256"] = state_hash(state)
+    (weights.parent / "state.json").write_text(json.dumps(state), "utf-8")
     with pytest.raises(DiffgenError) as caught:
         run.run(tmp_path / "out", engine="ray", workers=1)
     assert "has other weights here than when the batch was planned" in caught.value.message
@@ -134,20 +141,18 @@ def test_ray_data_reads_webdataset(ray: Any, batches: Callable[[str], Path]) -> 
 
 
 def descriptions(out: Path) -> list[dict[str, Any]]:
-    import json
-
     lines = [line for path in sorted(out.glob("*/metadata.jsonl")) for line in path.read_text("utf-8").splitlines()]
     return [json.loads(line) for line in lines]
 
 
 def test_a_cluster_that_does_not_answer_is_one_line(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray itself would wait for minutes."""
     import subprocess
     import sys
 
-    plan(tmp_path, tiny, count=3)
+    plan(tmp_path, digits_run, count=3)
     code = f"""
 from diffgen.batch import ray, run
 ray.START_SECONDS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,11 @@ from PIL import Image
 from serving import ROOT, Served, encoded, half_mask
 
 Command = Callable[..., tuple[int, str, str]]
-KEY = "a-key"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(
-        tmp_path_factory.mktemp("remote") / "pictures",
-        "--max-count",
-        "4",
-        "--queue",
-        "4",
-        environ={"DIFFGEN_API_KEY": KEY},
-    )
-    yield served
-    assert served.stop() == 0
 
 
 @pytest.fixture(autouse=True)
-def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFGEN_API_KEY", KEY)
+def key(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIFFGEN_API_KEY", str(served.key))
 
 
 def test_the_files_are_those_that_the_command_writes_here(served: Served, diffgen_: Command, tmp_path: Path) -> None:
@@ -69,7 +54,7 @@ def test_stdout_names_the_files(served: Served, diffgen_: Command, monkeypatch: 
     ("words", "code", "text"),
     [
         (["--steps", "1000"], 2, "steps must be from 1 to 150"),
-        (["-n", "9"], 2, "count must be from 1 to 4"),
+        (["-n", "11"], 2, "count must be from 1 to 10"),
         (["-m", "nothing"], 3, "there is no model 'nothing'"),
         (["--device", "cpu"], 2, "--device and --server exclude each other"),
         (["--dry-run"], 2, "--dry-run and --server exclude each other"),
@@ -111,6 +96,6 @@ assert not loaded, loaded
 
 
 def test_a_full_queue_is_waited_for(tmp_path: Path, diffgen_: Command, served: Served) -> None:
-    words: list[Any] = [f"a cat {number}" for number in range(9)]  # more than may wait
+    words: list[Any] = [f"a cat {number}" for number in range(15)]  # more than may wait
     code, out, err = diffgen_("generate", *words, "--steps", 1, "--seed", 1, "--server", served.url, "-o", "cats/")
-    assert (code, len(out.split())) == (0, 9), err
+    assert (code, len(out.split())) == (0, 15), err

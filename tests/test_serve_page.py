@@ -12,17 +12,14 @@ import pytest
 from serving import Served
 
 Open = Callable[..., Any]
+FIRST, SECOND = "a red strawberry", "a blue umbrella"  # in the gallery when the page opens
 SECONDS = 60_000  # milliseconds that a slow machine may take
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = Served(tmp_path_factory.mktemp("page") / "pictures")
-    for seed, prompt in enumerate(["a red apple", "a blue car"]):
+@pytest.fixture(scope="module", autouse=True)
+def first_pictures(served: Served) -> None:
+    for seed, prompt in enumerate([FIRST, SECOND]):
         served.job(prompt=prompt, seed=seed, steps=4)
-    yield served
-    assert served.stop() == 0
-    assert served.log.read_text() == ""
 
 
 @pytest.fixture
@@ -33,7 +30,10 @@ def open_page(browser: Any, served: Served) -> Iterator[Open]:
 
     def open_(width: int = 1280, locale: str = "en", expects: str | None = None, **options: Any) -> Any:
         expected.extend([expects] if expects else [])
-        context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale, **options)
+        key = {"username": "me", "password": served.key}
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, locale=locale, http_credentials=key, **options
+        )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SECONDS)
@@ -63,7 +63,7 @@ def test_a_picture_is_made_and_seen_while_it_forms(served: Served, open_page: Op
         tab.fill("#prompt", prompt)
         tab.fill("#count", "1")
         tab.locator("#more summary").click()
-        tab.fill("#steps", "40")
+        tab.fill("#steps", "24")
         tab.keyboard.press("Control+Enter")
     page.wait_for_selector("#preview-picture:visible")
     first = page.locator("#preview-picture").get_attribute("src")
@@ -76,8 +76,8 @@ def test_a_picture_is_made_and_seen_while_it_forms(served: Served, open_page: Op
     page.reload()
     page.wait_for_selector("#pictures button img")
     assert set(page.locator("#pictures span").all_inner_texts()) >= {"a penguin", "a rocket"}
-    loaded = "() => [...document.querySelectorAll('#pictures img')].every(i => i.complete && i.naturalWidth === 64)"
-    page.wait_for_function(loaded)
+    loaded = "i => i.complete && i.naturalWidth === 64"
+    page.wait_for_function(f"() => [...document.querySelectorAll('#pictures img')].slice(0, 2).every({loaded})")
 
 
 def test_cancel_stops_a_job(served: Served, open_page: Open) -> None:
@@ -118,7 +118,7 @@ def test_a_wrong_value_is_explained(open_page: Open, served: Served) -> None:
 
 def test_a_painted_mask_changes_only_what_it_covers(served: Served, open_page: Open) -> None:
     page = open_page()
-    page.locator("#pictures button", has_text="a red apple").last.click()
+    page.locator("#pictures button", has_text=FIRST).last.click()
     page.wait_for_selector("#viewer[open]")
     page.click("#begin-from")
     page.wait_for_selector("#mask:visible")
@@ -140,27 +140,27 @@ def test_a_painted_mask_changes_only_what_it_covers(served: Served, open_page: O
 
 def test_again_with_fills_the_form_from_the_record(served: Served, open_page: Open) -> None:
     page = open_page()
-    page.locator("#pictures button", has_text="a blue car").last.click()
+    page.locator("#pictures button", has_text=SECOND).last.click()
     page.wait_for_selector("#viewer[open]")
-    assert "a blue car" in page.locator("#record").inner_text()
+    assert SECOND in page.locator("#record").inner_text()
     page.click("#again")
     values = {name: page.input_value(f"#{name}") for name in ("prompt", "seed", "steps", "width", "scheduler")}
-    assert values == {"prompt": "a blue car", "seed": "1", "steps": "4", "width": "64", "scheduler": "dpmpp_2m"}
+    assert values == {"prompt": SECOND, "seed": "1", "steps": "4", "width": "64", "scheduler": "dpmpp_2m"}
     page.click("#create")
-    page.wait_for_function("() => document.querySelector('#pictures span').textContent === 'a blue car'")
-    hashes = [one["pixels_sha256"] for one in served.json("GET", "/api/pictures?q=blue+car")["pictures"]]
+    page.wait_for_function("text => document.querySelector('#pictures span').textContent === text", arg=SECOND)
+    hashes = [one["pixels_sha256"] for one in served.json("GET", "/api/pictures?q=blue+umbrella")["pictures"]]
     assert len(hashes) == 2
     assert len(set(hashes)) == 1
 
 
 def test_two_pictures_are_compared_with_a_wipe_and_their_records(open_page: Open) -> None:
     page = open_page()
-    page.locator("#pictures button", has_text="a red apple").last.click()
+    page.locator("#pictures button", has_text=FIRST).last.click()
     page.click("#compare")
-    page.locator("#pictures button", has_text="a blue car").last.click()
+    page.locator("#pictures button", has_text=SECOND).last.click()
     page.wait_for_selector("#comparison[open]")
     rows = dict(line.split("\t", 1) for line in page.locator("#differences tbody").inner_text().splitlines())
-    assert rows["prompt"] == "a red apple\ta blue car"
+    assert rows["prompt"] == f"{FIRST}\t{SECOND}"
     assert rows["seed"] == "0\t1"
     assert "steps" not in rows
     page.locator("#wiper").focus()
@@ -172,9 +172,9 @@ def test_two_pictures_are_compared_with_a_wipe_and_their_records(open_page: Open
 
 def test_the_gallery_is_searched(open_page: Open) -> None:
     page = open_page()
-    page.fill("#search", "BLUE car")
+    page.fill("#search", "BLUE umbrella")
     page.wait_for_function(
-        "() => [...document.querySelectorAll('#pictures span')].every(s => s.textContent === 'a blue car')"
+        "text => [...document.querySelectorAll('#pictures span')].every(s => s.textContent === text)", arg=SECOND
     )
     page.fill("#search", "no such words")
     page.wait_for_selector("#empty:visible")

@@ -25,6 +25,9 @@ from diffgen.models.find import Model
 from diffgen.pipelines.plan import ModelFacts
 
 PREVIEW_SECONDS = 0.2  # the shortest time between two live previews of a job
+# Where it exists, worker processes are forked from one that has imported what they need: another one after a loss
+# starts in the time that loading the model takes.
+FORKED = "forkserver" in multiprocessing.get_all_start_methods()
 ERRORS = {cls.code: cls for cls in (UsageError, InputError, OutOfMemory, InvalidOutput)}
 
 
@@ -50,6 +53,12 @@ class Facts:
     def __init__(self, models: Sequence[Model]) -> None:
         self.models = {model.name: model for model in models}
         self.of = {name: ModelFacts(model) for name, model in self.models.items() if not model.is_run}
+
+    @property
+    def modules(self) -> list[str]:
+        """What the processes import that hold the models."""
+        runs = {model.is_run for model in self.models.values()}
+        return ["diffgen.training.generate" if is_run else "diffgen.pipelines.generate" for is_run in runs]
 
     def dumps(self, value: Any) -> bytes:
         """Pickle a value; what is shared goes in by its name."""
@@ -97,7 +106,9 @@ class Worker:
 
     def start(self) -> None:
         """Start the process; it loads the first model and says so."""
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context("forkserver" if FORKED else "spawn")
+        if FORKED:
+            context.set_forkserver_preload(self.facts.modules)
         self.connection, other = context.Pipe()
         arguments = (other, list(self.facts.models.values()), self.device, self.dtype, dict(self.options))
         self.process = context.Process(target=run, args=arguments, name="diffgen worker", daemon=True)
