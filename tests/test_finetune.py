@@ -167,59 +167,74 @@ class Stop:
         return self.left <= 0
 
 
-def test_a_run_is_a_lora_and_resumes_to_the_byte(tiny: Path, pictures: Path, tmp_path: Path, cache: Path) -> None:
-    """Interrupted and resumed, and without the cache: the same bytes. The run works as a LoRA."""
-    options = {"rank": 2, "steps": 5, "trigger": "modern", "device": "cpu"}
-    whole = diffgen.finetune(tiny, pictures, tmp_path / "whole", config=QUICK, **options)
-    assert (whole.job, whole.step, whole.files) == ("lora", 5, [str(tmp_path / "whole/adapter.safetensors")])
-    assert whole.held_out is not None
-    assert len(SIZES) < len(list((cache / "latents").rglob("*.safetensors"))) <= 4 * len(SIZES)  # equal crops are one
-    expected = run_files(tmp_path / "whole")
+JOBS = {
+    "lora": (
+        "adapter.safetensors",
+        {"adapter": {"rank": 1}, "prior": {"captions": ["a red apple"], "target": "model"}},
+    ),
+    "embedding": ("embedding.safetensors", {"embedding": {"begin": "red apple"}}),
+    "full": ("model", {"prior": {"captions": ["a red apple"], "pictures": 2}}),
+    "control": ("controlnet", {"control": {"attention": False}}),
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_run_resumes_to_the_byte_and_is_used_by_generate(
+    job: str, tiny: Path, pictures: Path, tmp_path: Path, cache: Path
+) -> None:
+    """Interrupted and resumed, and without the cache: the same bytes. `generate` reads the run itself."""
+    product, more = JOBS[job]
+    config, whole, two = {**QUICK, **more, "job": job}, tmp_path / "whole", tmp_path / "two"
+    options: dict[str, Any] = {"steps": 4, "trigger": "<new>", "device": "cpu"}
+    result = diffgen.finetune(tiny, pictures, whole, config=config, **options)
+    assert (result.job, result.step, result.files) == (job, 4, [str(whole / product)])
+    assert result.held_out is not None
+    assert len(SIZES) < len(list((cache / "latents").rglob("*.safetensors"))) <= 5 * len(SIZES)  # equal crops are one
+    expected = run_files(whole)
     assert "samples/4.png" in expected
 
-    uncached = {**QUICK, "data": {**QUICK["data"], "cache": False}}
+    uncached = {**config, "data": {**QUICK["data"], "cache": False}}
     for path in (cache / "latents").rglob("*.safetensors"):
         path.write_bytes(b"not safetensors")  # a damaged entry is made anew
-    stopped = diffgen.finetune(
-        tiny,
-        pictures,
-        tmp_path / "two",
-        config=uncached,
-        stopping=Stop(3),
-        **options,  # type: ignore[arg-type]
-    )
+    stopped = diffgen.finetune(tiny, pictures, two, config=uncached, stopping=Stop(3), **options)
     assert stopped.step == 3
-    resumed = diffgen.finetune(tiny, pictures, tmp_path / "two", resume=True, **options)
-    assert (resumed.started_at, resumed.step) == (3, 5)
-    files = run_files(tmp_path / "two")
+    resumed = diffgen.finetune(tiny, pictures, two, resume=True, **options)
+    assert (resumed.started_at, resumed.step) == (3, 4)
+    files = run_files(two)
     assert json.loads(files.pop("run.json"))["config"]["data"]["cache"] is False
-    assert json.loads(expected.pop("run.json"))["network"]["trigger"] == "modern"
-    assert {n: d for n, d in files.items() if "/3/" not in n} == expected
+    assert json.loads(expected.pop("run.json"))["base"]["family"] == "sd1"
+    assert {name: data for name, data in files.items() if "/3/" not in name} == expected
 
-    generator = diffgen.load(tiny, device="cpu")
-    plain, tuned = (
-        np.asarray(generator.generate("a red apple", seed=1, steps=2, **more)[0])
-        for more in ({}, {"loras": [str(tmp_path / "whole")]})
-    )
-    assert (plain != tuned).any()
-    assert "matched" in generator.fits[0]
-    checkpoint = load_file(tmp_path / "whole/checkpoints/4/model.safetensors")
-    assert sum(t.numel() for t in checkpoint.values()) < 0.1 * sum(
-        t.numel() for t in load_file(next((tiny / "unet").glob("*.safetensors"))).values()
-    )
+    plain = diffgen.load(tiny, device="cpu")
+    used: dict[str, Any] = {
+        "lora": {"loras": [str(whole)]},
+        "embedding": {"embeddings": [f"<new>={whole}"]},
+        "full": {},
+        "control": {"controls": [f"canny={pictures / '0.png'}"], "control_models": [str(whole)]},
+    }[job]
+    prompt = "a <new> apple" if job == "embedding" else "a red apple"
+    before = np.asarray(plain.generate(prompt, seed=1, steps=2)[0])
+    tuned = diffgen.load(whole, device="cpu") if job == "full" else plain
+    after = np.asarray(tuned.generate(prompt, seed=1, steps=2, **used)[0])
+    assert after.shape != before.shape or (after != before).any()
+    if job in ("lora", "embedding"):
+        with pytest.raises(InputError, match=f"a run of the job '{job}'"):
+            plain.generate(prompt, **({"embeddings": [f"<x>={whole}"]} if job == "lora" else {"loras": [str(whole)]}))
+        size = sum(t.numel() for t in load_file(whole / "checkpoints/4/model.safetensors").values())
+        assert size < 0.1 * sum(t.numel() for t in plain.pipeline.unet.state_dict().values())
 
 
 def test_times_noise_and_captions_are_those_of_the_paper(family_folder: Callable[[str], Path], pictures: Path) -> None:
     """A flow's times are logit-normal, then shifted as the model's grids are; dropped captions are guidance's."""
     job = job_of(LoraJob, family_folder("sd3"), pictures, train={"batch_size": 512})
-    t = torch.tensor([pick.t for pick in job._draw(0)]).double() / 1000
+    t = torch.tensor([picks[0].t for picks in job._draw(0)]).double() / 1000
     edges = torch.special.ndtri(torch.arange(513).double() / 512).sigmoid()
     edges = 3 * edges / (1 + 2 * edges)  # the shift of the tiny model's scheduler
     assert ((edges[:-1] - 1e-5 <= t) & (t <= edges[1:] + 1e-5)).all()  # one in each part of equal probability
-    dropped = sum(pick.text is None for pick in job._draw(0)) / 512
+    dropped = sum(picks[0].text is None for picks in job._draw(0)) / 512
     assert 0.05 < dropped < 0.15
     job = job_of(LoraJob, family_folder("sdxl"), pictures)
-    pick = next(p for p in job._draw(0) if job.data.examples[p.picture].size != (40, 40))
+    pick = next(p for (p,) in job._draw(0) if job.data.examples[p.picture].size != (40, 40))
     inputs = job.inputs(job.networks, [None, "a red apple"], (32, 32))
     assert not inputs["text"][0].any()  # XL's pipelines guide away from zeros
     group = [replace(pick, text=None), replace(pick)]
@@ -240,7 +255,7 @@ def test_a_mask_weighs_a_picture_evenly(tiny: Path, tmp_path: Path) -> None:
     weight = job.encoded[0, 0, False].weight
     assert weight.mean() == pytest.approx(1)
     assert weight.max() / weight.min() == pytest.approx(10)
-    pick = job._draw(0)[0]
+    ((pick,), *_) = job._draw(0)
     masked = job._losses(job.networks, [pick], 1)
     job.encoded[0, 0, False] = replace(job.encoded[0, 0, False], weight=None)
     plain = job._losses(job.networks, [pick], 1)

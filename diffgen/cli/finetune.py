@@ -46,7 +46,7 @@ def finetune(
         typer.Argument(metavar="PICTURES", help="A folder; captions are in a.txt beside a.png, or in metadata.jsonl."),
     ],
     out: Out,
-    job: Annotated[str | None, option(RUN, "What to train. \\[lora]", metavar="lora")] = None,
+    job: Annotated[str | None, option(RUN, "What to train. \\[lora]", metavar="lora|embedding|full|control")] = None,
     trigger: Annotated[str | None, option(RUN, "A word put in front of captions that lack it.", metavar="WORD")] = None,
     config: Config = None,
     resume: Resume = False,

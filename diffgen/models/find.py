@@ -176,6 +176,9 @@ def _at(path: Path) -> Model | None:
         index = gate.read_index(path)
         return Model(gate.called(path), path, index.family, False, "folder", index.variant)
     if os.path.isfile(path / "run.json"):
+        if _is_model(path / "model"):  # what a full fine-tuning makes
+            index = gate.read_index(path / "model")
+            return Model(gate.called(path), path / "model", index.family, False, "folder", index.variant)
         return Model(gate.called(path), path, "run", False, "folder")
     if os.path.isfile(path) and path.suffix.lower() not in (*gate.PICKLES, *OTHERS):
         contents = single_file.recognise(path)

@@ -22,6 +22,7 @@ from diffgen.models import gate, single_file
 from diffgen.training.run import product_of
 
 DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pictures of the user's
+EXAMPLE = 'for example --embedding "<cat>=cat.safetensors"'
 MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "sequential")
 QUANTIZATIONS = ("none", "int8", "fp8", "nf4")
@@ -156,7 +157,7 @@ def _control_model(kind: str, models: Sequence[str], folder: Path) -> Path:
     if not os.path.lexists(path):
         hint = f"say which: --control-model {kind}=FOLDER, a diffusers folder or a .safetensors file"
         raise InputError(f"there is no ControlNet for {kind}: {path} does not exist", hint)
-    return path
+    return product_of(path, "control")
 
 
 def weights_sha256(path: Path) -> str:
@@ -185,14 +186,20 @@ def read_lora(text: str) -> Lora:
 
 
 def read_embedding(text: str) -> Embedding:
-    """A textual inversion from WORD=FILE. Raises UsageError, InputError."""
+    """A textual inversion from WORD=FILE or WORD=RUN. Raises UsageError, InputError."""
     word, _, name = text.partition("=")
-    if not name or not re.fullmatch(r"[^\s,:(){}\[\]|\\]{1,60}", word):
-        raise UsageError(
-            f"--embedding must be WORD=FILE (got {text!r})", 'for example --embedding "<cat>=cat.safetensors"'
-        )
-    gate.read_header(Path(name))
-    return Embedding(word, Path(name), gate.sha256_of(Path(name)))
+    if not name:
+        raise UsageError(f"--embedding must be WORD=FILE (got {text!r})", EXAMPLE)
+    check_word(word)
+    path = product_of(name, "embedding")
+    gate.read_header(path)
+    return Embedding(word, path, gate.sha256_of(path))
+
+
+def check_word(word: str) -> None:
+    """Check a word that is to stand for vectors. Raises UsageError."""
+    if not re.fullmatch(r"[^\s,:(){}\[\]|\\]{1,60}", word):
+        raise UsageError(f"a new word has no spaces and none of , : | ( ) [ ] {{ }} (got {word!r})", EXAMPLE)
 
 
 def check_upscale(factor: float | None, mode: str | None, strength: float | None) -> Upscale | None:

@@ -180,7 +180,7 @@ class DiffusionJob(ABC):
             raise ValueError(f"[sample]: scheduler: {error}") from error
         return scheduler
 
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> Mapping[str, bytes | Path]:
         return {}
 
     def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -66,7 +66,7 @@ def finetune(
     model      any model that `diffgen.load` takes, except a run
     data       a folder of pictures, with captions in a.txt beside a.png or in a metadata.jsonl
     out        the folder of the run
-    job        lora by default
+    job        lora (by default), embedding, full or control
     trigger    a word put in front of captions that lack it, and the caption of pictures without one
     rank       of the adapter
     The rest is as in `diffgen.train`.

@@ -43,6 +43,12 @@ class JobKind:
         return getattr(import_module(module), name)
 
 
+_FINETUNE: dict[str, Any] = {
+    "captions": True,
+    "command": "finetune",
+    "defaults": "diffgen.pipelines.training.finetune_config:open_base",
+    "data": "diffgen.pipelines.training.pictures:open_pictures",
+}
 JOBS = {
     "pixels": JobKind(
         title="a diffusion model of pixels, unconditional or by class",
@@ -68,12 +74,32 @@ JOBS = {
         title="a low-rank update of a model",
         config="diffgen.pipelines.training.finetune_config:LoraConfig",
         job="diffgen.pipelines.training.lora:LoraJob",
-        captions=True,
         hint="it changes a model: diffgen generate PROMPT -m {base} --lora {run}",
-        command="finetune",
-        defaults="diffgen.pipelines.training.finetune_config:open_base",
-        data="diffgen.pipelines.training.pictures:open_pictures",
         product="adapter.safetensors",
+        **_FINETUNE,
+    ),
+    "embedding": JobKind(
+        title="a new word for a model",
+        config="diffgen.pipelines.training.finetune_config:EmbeddingConfig",
+        job="diffgen.pipelines.training.embedding:EmbeddingJob",
+        hint='it is a word of a model: diffgen generate PROMPT -m {base} --embedding "WORD={run}"',
+        product="embedding.safetensors",
+        **_FINETUNE,
+    ),
+    "full": JobKind(
+        title="all weights of a model's denoiser",
+        config="diffgen.pipelines.training.finetune_config:FullConfig",
+        job="diffgen.pipelines.training.full:FullJob",
+        product="model",
+        **_FINETUNE,
+    ),
+    "control": JobKind(
+        title="a ControlNet of a model",
+        config="diffgen.pipelines.training.finetune_config:ControlConfig",
+        job="diffgen.pipelines.training.control:ControlJob",
+        hint="it steers a model: diffgen generate PROMPT -m {base} --control canny=FILE --control-model {run}",
+        product="controlnet",
+        **_FINETUNE,
     ),
 }
 
@@ -90,9 +116,9 @@ class Job(Protocol):
         """The part of run.json beside configuration and versions: job, data, network, …; JSON values."""
         ...
 
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> Mapping[str, bytes | Path]:
         """Further files of the run, by relative name with /: what its model needs and training does not change (a
-        tokenizer, the autoencoder of latents)."""
+        tokenizer, the autoencoder of latents). A path is a file to link or copy."""
         ...
 
     def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -126,7 +126,7 @@ def execute(
             for name, data in job.files().items():
                 (path := request.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
-                    publish(path, data)
+                    publish(path, data.read_bytes() if isinstance(data, Path) else data)
 
         trainer = Trainer(job, config, ranks)
         if request.init is not None:

@@ -48,8 +48,7 @@ def stacked(prompts: Sequence[Embedded]) -> dict[str, torch.Tensor]:
     return batch
 
 
-@torch.no_grad()
-def embed(
+def embed_with_gradient(
     pipeline: Any,
     family: Family,
     prompt: str,
@@ -94,6 +93,9 @@ def embed(
     (positive, pooled), (opposite, opposite_pooled) = embedded if guided else (embedded[0], (None, None))
     warnings = tuple(dict.fromkeys(warning for reader in readers for warning in reader.warnings))
     return Embedded(_named(family, (positive, opposite, pooled, opposite_pooled)), warnings)
+
+
+embed = torch.no_grad()(embed_with_gradient)
 
 
 def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from schedulers.draws import normal
 
 from .. import sizes
 from ..families import code_of
-from ..loaded import LoadedModel
+from ..generate import ImageGenerator
 from ..plan import make_plan
 from ..sampling.denoiser import network_of
 from ..sampling.embed import Embedded, embed, stacked
@@ -43,7 +44,7 @@ from ..sampling.latents import CODECS
 from .adapted import Stand
 from .content import Content
 from .finetune_config import FineTuneConfig, check_base
-from .pictures import Pictures, Size
+from .pictures import Crop, Pictures, Size
 
 HELD_OUT_PICTURES = 64  # at most
 HELD_OUT_DRAWS = 16  # of each quartile of the times, at least
@@ -67,7 +68,7 @@ class Encoded:
 class Pick:
     """What a position of a step trains on."""
 
-    picture: int
+    picture: int  # its number; the prior pictures follow those of the data
     text: str | None  # None: the dropped caption
     t: float
     noise: Tensor  # float32 [C, h, w]
@@ -75,6 +76,7 @@ class Pick:
     mirrored: bool = False
     weight: float = 1.0
     position: int = 0
+    imitates: bool = False  # the target is the base's own output
 
 
 class FineTune(ABC):
@@ -100,7 +102,7 @@ class FineTune(ABC):
         self.seed, self.batch = config.train.seed, config.train.batch_size
         self.device = torch.device(device)
         model, checked = check_base(config.model)
-        self.loaded = LoadedModel(model, str(self.device), self.base_dtype())
+        self.loaded = ImageGenerator(model, str(self.device), self.base_dtype())
         self.checked: Checked = self.loaded.checked
         self.row, self.pipeline = checked.row, self.loaded.pipeline
         self.base: nn.Module = self.pipeline.components[self.row.denoiser]
@@ -112,12 +114,13 @@ class FineTune(ABC):
         self.coder = self.loaded.autoencoder()
         self.area = data.square**2 // self.coder.factor**2
         self.texts: list[Captions] = [example.captions for example in data.examples]
+        self.originals = [example.size for example in data.examples]
+        self.buckets = [example.bucket for example in data.examples]
         train, test, notes = self._split()
         self.train = train
         self.test = evenly(test, HELD_OUT_PICTURES)
         self.notes: tuple[str, ...] = notes
-        shapes = [example.bucket for example in data.examples]
-        self.order = BucketShuffle(train, self.batch, self.seed, shapes)
+        self.order = BucketShuffle(train, self.batch, self.seed, self.buckets)
         keep, dtype = config.data.cache, str(self.loaded.dtype)
         self._latents = Content("latents", keep, self.model_sha256("vae"), dtype)
         self._embeddings = Content(
@@ -126,6 +129,7 @@ class FineTune(ABC):
         self._text = lru_cache(maxsize=TEXTS)(self._embed)
         self._draws = lru_cache(maxsize=1)(self._draw)
         self.encoded = self._encode(progress)
+        self.prior = self._prior(progress)
         torch.manual_seed(mix(self.seed, WEIGHTS))
         self.networks = self.build()
 
@@ -136,8 +140,8 @@ class FineTune(ABC):
         """The networks that are trained, with fresh weights drawn from torch's global generator."""
 
     @abstractmethod
-    def denoiser(self, networks: Networks) -> Call:
-        """What is called in the place of the model's denoiser."""
+    def denoiser(self, networks: Networks, picks: Sequence[Pick]) -> Call:
+        """What is called in the place of the model's denoiser, for a batch of these picks."""
 
     @contextlib.contextmanager
     def base_only(self) -> Iterator[None]:
@@ -151,7 +155,7 @@ class FineTune(ABC):
             return "bfloat16" if self.device.type == "cuda" else "float32"
         return precision if self.device.type == "cuda" else "float32"
 
-    def condition(self, networks: Networks, texts: Sequence[str | None], size: Size) -> dict[str, Any]:
+    def condition(self, networks: Networks, texts: Sequence[str | None]) -> dict[str, Any]:
         """The embeddings [b, …] of texts, by the names of the pipeline's arguments."""
         return {name: self._moved(value) for name, value in stacked([self._text(text) for text in texts]).items()}
 
@@ -198,7 +202,7 @@ class FineTune(ABC):
     def inputs(self, networks: Networks, texts: Sequence[str | None], size: Size) -> dict[str, Any]:
         """What the denoiser reads beside x and t, for pictures of one size."""
         guidance = self.config.diffusion.guidance if self.checked.guidance_is_input else None
-        return dict(self.code.inputs(self.pipeline, self.condition(networks, texts, size), size, guidance))
+        return dict(self.code.inputs(self.pipeline, self.condition(networks, texts), size, guidance))
 
     def predict(self, call: Call, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """The denoiser's output for x [b, C, h, w] at times t [b], float32, in the layout of x."""
@@ -241,18 +245,45 @@ class FineTune(ABC):
         encoded = {}
         for i in range(len(self.data)):
             for crop, mirrored in self._variants():
-                encoded[i, crop, mirrored] = self._encoded(i, crop, mirrored)
+                encoded[i, crop, mirrored] = self._read(self.cut(i, crop, mirrored))
             if progress is not None:
                 progress(i + 1, len(self.data))
         return encoded
 
-    def _encoded(self, picture: int, crop: int, mirrored: bool) -> Encoded:
+    def _prior(self, progress: Progress | None) -> range:
+        """Make the prior pictures by the base, unless they are in the cache; returns their numbers."""
+        c, n = self.config.prior, len(self.buckets)
+        if not c.captions or c.target != "pictures":
+            return range(n, n)
+        side = self.data.square
+        made = Content("prior", self.config.data.cache, self.model_sha256(), str(self.loaded.dtype))
+        for j in range(c.pictures):
+            caption, seed = c.captions[j % len(c.captions)], c.seed + j
+
+            def make(caption: str = caption, seed: int = seed) -> dict[str, Tensor]:
+                (picture,) = self.loaded.generate(caption, seed=seed, size=(side, side), prompt_syntax="plain")
+                return {"pixels": torch.from_numpy(np.array(picture))}
+
+            pixels = made((caption, seed, side), make)["pixels"].numpy()
+            self.encoded[n + j, 0, False] = self._read(Crop(pixels, None, (0, 0)))
+            self.texts.append(((caption, 1.0),))
+            self.originals.append((side, side))
+            self.buckets.append((side, side))
+            if progress is not None:
+                progress(j + 1, c.pictures)
+        return range(n, n + c.pictures)
+
+    def cut(self, picture: int, crop: int, mirrored: bool) -> Crop:
+        """The pixels of a picture of the data in one of its variants."""
         place = (0.5, 0.5)
         if crop:
             digest = bytes.fromhex(self.data.examples[picture].sha256)
             u = torch.rand(2, generator=generator(int.from_bytes(digest[:8]), crop)).tolist()
             place = (u[0], u[1])
-        cut = self.data.crop(picture, place, mirrored)
+        return self.data.crop(picture, place, mirrored)
+
+    def _read(self, cut: Crop) -> Encoded:
+        """The latents of a crop, from the cache or encoded."""
         key = (cut.pixels.shape, hashlib.sha256(cut.pixels.tobytes()).hexdigest())
         pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
 
@@ -275,16 +306,17 @@ class FineTune(ABC):
         self.autocast = autocast
 
     def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
-        picks = self._draws(k)[positions]
-        picks = [replace(pick, position=i) for i, pick in enumerate(picks)]
-        return self._losses(networks, picks, len(picks))
+        at = self._draws(k)[positions]
+        return self._losses(
+            networks, [replace(pick, position=i) for i, picks in enumerate(at) for pick in picks], len(at)
+        )
 
     def _losses(self, networks: Networks, picks: Sequence[Pick], count: int) -> Tensor:
         """The losses [count] at the positions of the picks: one forward pass for each size of pictures."""
         total = torch.zeros(count, device=self.device)
         groups: dict[Size, list[Pick]] = {}
         for pick in picks:
-            groups.setdefault(self.data.examples[pick.picture].bucket, []).append(pick)
+            groups.setdefault(self.buckets[pick.picture], []).append(pick)
         for size, group in groups.items():
             losses = self._group_losses(networks, group, size)
             weights = torch.tensor([pick.weight for pick in group], device=self.device)
@@ -302,8 +334,14 @@ class FineTune(ABC):
         inputs = self.inputs(networks, [pick.text for pick in picks], size)
         self._place(inputs, picks, encoded, size)
         x_t = self.process.q_sample(x0, t, noise)
-        output = self.predict(self.denoiser(networks), x_t, t, inputs)
-        error = self.process.weights(t, x0) * (output - self.process.target(x0, t, noise)).square()
+        output = self.predict(self.denoiser(networks, picks), x_t, t, inputs)
+        target = self.process.target(x0, t, noise)
+        if any(pick.imitates for pick in picks):
+            with torch.no_grad(), self.base_only():
+                own = self.predict(self.base, x_t, t, inputs)
+            imitates = torch.tensor([pick.imitates for pick in picks], device=self.device)
+            target = torch.where(imitates.reshape(-1, 1, 1, 1), own, target)
+        error = self.process.weights(t, x0) * (output - target).square()
         weights = [each.weight for each in encoded]
         if any(weight is not None for weight in weights):
             one = torch.ones(1, *x0.shape[-2:], device=self.device)
@@ -314,15 +352,15 @@ class FineTune(ABC):
         """Tell networks that read them (XL) the pictures' own sizes and crops: (height, width) of each."""
         if "sizes" in inputs:
             width, height = size
-            originals = [self.data.examples[pick.picture].size for pick in picks]
-            rows = [(h, w, *each.corner, height, width) for (w, h), each in zip(originals, encoded, strict=True)]
+            originals = [self.originals[pick.picture][::-1] for pick in picks]
+            rows = [(*own, *each.corner, height, width) for own, each in zip(originals, encoded, strict=True)]
             inputs["sizes"] = torch.tensor(rows).to(inputs["sizes"])
 
-    def _draw(self, k: int) -> list[Pick]:
-        """What step k trains on: a pure function of (seed, k)."""
+    def _draw(self, k: int) -> list[list[Pick]]:
+        """What step k trains on, at each position: a pure function of (seed, k)."""
         c, B, pictures = self.config, self.batch, self.order(k).tolist()
         g = generator(self.seed, STEP, k)
-        u = torch.rand(5, B, generator=g)
+        u = torch.rand(6, B, generator=g)
         t = self.times(u[0], pictures)
         words = generator(self.seed, CAPTIONS, k)
         picks = []
@@ -335,8 +373,21 @@ class FineTune(ABC):
                 text = None
             crop = int(u[3, i] * c.data.crops)
             mirrored = bool(c.data.flip and u[4, i] < 0.5)
-            picks.append(Pick(picture, text, t[i], noise[0], crop, mirrored))
+            own = Pick(picture, text, t[i], noise[0], crop, mirrored)
+            picks.append([own, *self._prior_of(own, u[5, i].item(), g)])
         return picks
+
+    def _prior_of(self, pick: Pick, u: float, g: torch.Generator) -> list[Pick]:
+        """The prior example that goes with one of the data: of what the model knew before."""
+        c = self.config.prior
+        if c.captions and c.target == "model":
+            caption = c.captions[int(u * len(c.captions))]
+            return [replace(pick, text=caption, weight=c.weight, imitates=True)]
+        if not self.prior:
+            return []
+        picture = self.prior[int(u * len(self.prior))]
+        noise = torch.randn(self.shape_of(picture), generator=g)
+        return [Pick(picture, self.texts[picture][0][0], pick.t, noise, weight=c.weight)]
 
     def times(self, u: Tensor, pictures: Sequence[int]) -> list[float]:
         """A time for each picture, from u [B] uniform in [0, 1); stratified over the batch."""
@@ -352,7 +403,7 @@ class FineTune(ABC):
 
     def noise_at(self, picture: int) -> schedulers.NoiseSchedule:
         """The flow for the size of a picture, with the configuration's shift if it has one."""
-        return self._noise_of(self.data.examples[picture].bucket)
+        return self._noise_of(self.buckets[picture])
 
     def _noise_of(self, size: Size) -> schedulers.NoiseSchedule:
         noise = self.loaded.noise
@@ -364,7 +415,7 @@ class FineTune(ABC):
 
     def shape_of(self, picture: int) -> tuple[int, int, int]:
         """[C, h, w] of a picture's latents."""
-        return self.coder.shape(self.data.examples[picture].bucket)
+        return self.coder.shape(self.buckets[picture])
 
     def _caption(self, picture: int, u: float, g: torch.Generator) -> str:
         """A caption of a picture by its weight, u being uniform in [0, 1); its tags shuffled."""
@@ -401,29 +452,32 @@ class FineTune(ABC):
 
     def samples(self, networks: Networks) -> list[Image.Image]:
         """Each prompt twice from the same noise: by the tuned model, and by the base."""
-        tuned = self._sheet(self.denoiser(networks), networks)
+        tuned = self._sheet(networks)
         return [picture for pair in zip(tuned, self._base_sheet, strict=True) for picture in pair]
 
     @property
     def _base_sheet(self) -> list[Image.Image]:
         if not hasattr(self, "_base_pictures"):
             with self.base_only():
-                self._base_pictures = self._sheet(self.base, {})
+                self._base_pictures = self._sheet(None)
         return self._base_pictures
 
-    def _sheet(self, call: Call, networks: Networks) -> list[Image.Image]:
+    def _sheet(self, networks: Networks | None) -> list[Image.Image]:
+        """A picture of each prompt; without networks, by the base."""
         s = self.config.sample
         prompts = self._prompts()
         options = {key: value for key in ("steps", "guidance") if (value := getattr(s, key)) is not None}
         size = (self.data.square,) * 2
-        plan = make_plan(self.loaded.model, prompts, count=1, seed=s.seed, size=size, **options)
+        plan = make_plan(self.loaded.model, [text for text, _ in prompts], count=1, seed=s.seed, size=size, **options)
         scheduler = self.loaded.scheduler(plan, size)
-        view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
         pictures = []
-        for i, prompt in enumerate(prompts):
+        for i, (prompt, picture) in enumerate(prompts):
             g = torch.Generator().manual_seed(s.seed + i)
             noise = normal((1, *self.coder.shape(size)), g).to(self.device)
             with self.autocast():
+                pick = Pick(picture, prompt, 0, noise[0])
+                call = self.base if networks is None else self.denoiser(networks, [pick])
+                view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
                 embeddings = self.prompted(networks, prompt, guided=plan.guidance != 1)
                 network = network_of(
                     view,
@@ -445,20 +499,22 @@ class FineTune(ABC):
             pictures += self.loaded.decode(self.codec.unpack(x0, *noise.shape[-2:]))
         return pictures
 
-    def prompted(self, networks: Networks, prompt: str, guided: bool) -> dict[str, Any]:
+    def prompted(self, networks: Networks | None, prompt: str, guided: bool) -> dict[str, Any]:
         """The embeddings of a prompt of the sheets, and of the empty one."""
-        own = self.condition(networks, [prompt], (0, 0))
+        read = FineTune.condition if networks is None else type(self).condition
+        own = read(self, networks or {}, [prompt])
         if guided and not self.checked.guidance_is_input:
-            empty = self.condition(networks, [None], (0, 0))
+            empty = read(self, networks or {}, [None])
             own |= {f"negative_{name}": value for name, value in empty.items()}
         return own
 
-    def _prompts(self) -> list[str]:
-        """The prompts of the sheets: the configuration's, else captions of training pictures."""
-        if self.config.sample.prompts:
-            return list(self.config.sample.prompts)
-        captions = [max(self.texts[i], key=lambda pair: pair[1])[0] for i in self.train.tolist()]
-        distinct = list(dict.fromkeys(text for text in captions if text)) or ["picture"]
+    def _prompts(self) -> list[tuple[str, int]]:
+        """The prompts of the sheets, each with a training picture: the configuration's, else the pictures' captions."""
+        pictures = self.train.tolist()
+        if prompts := self.config.sample.prompts:
+            return [(text, pictures[i % len(pictures)]) for i, text in enumerate(prompts)]
+        captions = {max(self.texts[i], key=lambda pair: pair[1])[0] or "picture": i for i in reversed(pictures)}
+        distinct = sorted(captions.items(), key=lambda pair: pair[1])
         return [distinct[i] for i in evenly(torch.arange(len(distinct)), self.config.sample.count).tolist()]
 
     def about(self) -> dict[str, Any]:
@@ -473,7 +529,7 @@ class FineTune(ABC):
             "variance": "fixed_small",
         }
 
-    def files(self) -> dict[str, bytes]:
+    def files(self) -> dict[str, bytes | Path]:
         return {}
 
     def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:

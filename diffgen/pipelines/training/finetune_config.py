@@ -30,7 +30,7 @@ from diffgen.training.config import Train, setting, with_values
 
 # The learning rates with AdamW: of large networks, and of those below SMALL parameters.
 SMALL = 50_000_000
-RATES = {"lora": (1e-4, 2e-3)}
+RATES = {"lora": (1e-4, 2e-3), "embedding": (5e-3, 2e-2), "full": (1e-5, 2e-4), "control": (1e-5, 1e-3)}
 WEIGHT_TYPES = {"F32", "F16", "BF16"}
 
 
@@ -91,6 +91,17 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """What the model must not forget (DreamBooth, Ruiz et al. 2022): an example of it beside each of the data."""
+
+    captions: tuple[str, ...] = ()  # without the trigger; none: no prior
+    target: str = setting("pictures", of=("pictures", "model"))  # made by the base; or the base's own output
+    pictures: int = setting(200, 1, 10**5)
+    weight: float = setting(1.0, 0, 100)
+    seed: int = setting(1000, 0, 2**31)
+
+
+@dataclass(frozen=True)
 class FineTuneConfig:
     """What the configurations of all fine-tuning jobs have."""
 
@@ -98,6 +109,7 @@ class FineTuneConfig:
     model: str = ""  # what is tuned: any model that `generate -m` takes
     data: Data = Data()
     diffusion: Diffusion = Diffusion()
+    prior: Prior = Prior()
     train: FineTrain = field(default_factory=FineTrain)
     sample: Sample = Sample()
 
@@ -117,6 +129,46 @@ class LoraConfig(FineTuneConfig):
 
     job: str = setting("lora", of=("lora",))
     adapter: Adapter = Adapter()
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A new word: a few vectors in the text encoders' tables. The trigger is the word."""
+
+    begin: str = ""  # words whose vectors are the first ones; default: the captions' most frequent word
+    vectors: int | None = setting(None, 1, 75)  # default: as many as `begin` has tokens
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig(FineTuneConfig):
+    """The configuration of the job "embedding"."""
+
+    job: str = setting("embedding", of=("embedding",))
+    embedding: Embedding = Embedding()
+
+
+@dataclass(frozen=True)
+class FullConfig(FineTuneConfig):
+    """The configuration of the job "full"."""
+
+    job: str = setting("full", of=("full",))
+
+
+@dataclass(frozen=True)
+class Control:
+    """The map that a ControlNet reads, and its network."""
+
+    kind: str = setting("canny", of=("canny", "scribble"))  # drawn from the picture
+    hint: tuple[float, ...] = setting((16, 32, 96, 256), 1, 4096, length=4)  # widths that read the map
+    attention: bool = True  # false: half the size, and the denoiser alone reads the caption
+
+
+@dataclass(frozen=True)
+class ControlConfig(FineTuneConfig):
+    """The configuration of the job "control"."""
+
+    job: str = setting("control", of=("control",))
+    control: Control = Control()
 
 
 def check_base(name: str) -> tuple[find.Model, Checked]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from diffgen.training.job import Networks
 
 from ..weights.lora_files import write_lora
 from .adapted import Adapted, LowRank
-from .finetune import Call, FineTune
+from .finetune import Call, FineTune, Pick
 from .finetune_config import LoraConfig
 
 FILE = "adapter.safetensors"
@@ -33,7 +33,7 @@ class LoraJob(FineTune):
             raise InputError(f"{self.where}: {error}", 'adapter.layers = "all" takes every layer') from error
         return {"adapter": self.adapted}
 
-    def denoiser(self, networks: Networks) -> Call:
+    def denoiser(self, networks: Networks, picks: Sequence[Pick]) -> Call:
         return networks["adapter"]
 
     @contextlib.contextmanager
