@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,9 @@ class AutoencoderJob:
         return {"job": "autoencoder", "data": self.data.about(), "network": self.about_network}
 
     def files(self) -> dict[str, bytes]:
+        return {}
+
+    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
         return {}
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
