@@ -61,9 +61,9 @@ def main(
         data.build(work, 64)
     if not (work / "data" / "metadata.jsonl").exists():
         folder.main(work)
-    train(work, "vae", vae)
-    train(work, "latents", latents, *(() if init is None else ("--init", str(init.resolve()))))
     if not (work / "emoji" / "card.json").exists():
+        train(work, "vae", vae)
+        train(work, "latents", latents, *(() if init is None else ("--init", str(init.resolve()))))
         export.main(work)
     if "tuned" not in json.loads((work / "emoji" / "card.json").read_text("utf-8")):
         tune.main(work, **(tuning or {}))
