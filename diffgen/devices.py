@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffgen.errors import OutOfMemory, UsageError
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 
+GIGABYTE = 2**30
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 LARGE = 100_000_000  # parameters from which a network is twice as fast in bfloat16 on a CPU with AMX
 
 # Messages of libraries under torch when memory ends: its allocator, oneDNN, C++, cuDNN and cuBLAS.
@@ -33,6 +39,18 @@ def dtype_name(name: str) -> str:
     if name not in ("auto", "float32", "float16", "bfloat16"):
         raise UsageError(f"--dtype must be auto, float32, float16 or bfloat16 (got {name!r})")
     return name
+
+
+def main_memory() -> int:
+    """The bytes of main memory that are free, within the limit of a container."""
+    free = [GIGABYTE]  # where nothing is known
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
+    for limit, used in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(0, min(free))
 
 
 def choose_device(name: str) -> torch.device:

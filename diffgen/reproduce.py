@@ -24,7 +24,7 @@ from diffgen.loading import load, make_plan
 from diffgen.models import gate
 from diffgen.models.by_hash import find_by_hash, known_models, network_hash
 from diffgen.models.families import FAMILIES, REFINERS
-from diffgen.models.find import Model, as_recorded, find
+from diffgen.models.find import Model, as_recorded, find, with_components
 from diffgen.pipelines import inputs
 from diffgen.training.run import read_run, read_state
 from schedulers.explicit import is_grid_file
@@ -152,7 +152,10 @@ def reproduce(
         recorded = f"{record['width']}x{record['height']}"
         raise InputError(f"{path} has {width}x{height} pixels, its record says {recorded}: it was changed since")
     loadable, checkpoint = _model(record, model, path)
-    plan = _plan(record, loadable, Files(files, path, loadable.folder))
+    places = Files(files, path, loadable.folder)
+    parts = [f"{part['part']}={places.file(part['part'], part)}" for part in record.get("components") or ()]
+    loadable = with_components(loadable, parts)
+    plan = _plan(record, loadable, places)
     generator = _load(record, loadable, checkpoint, device)
     if generator.model_hash != record["model_hash"]:
         raise _other_model(loadable, generator.model_hash, record)

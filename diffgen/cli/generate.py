@@ -81,6 +81,7 @@ def generate(
     model: Annotated[
         Text, option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
+    component: Annotated[Texts, option(MODEL, "File of one part: vae, text_encoder, ….", metavar="NAME=FILE")] = None,
     prediction: Annotated[
         Text, option(MODEL, "Prediction type, if unrecorded.", metavar="epsilon|v_prediction")
     ] = None,

@@ -12,6 +12,7 @@ import typer
 from diffgen import environment
 from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
+from diffgen.generation import needs
 from diffgen.images.publish import Exists, publish
 from diffgen.models import cache, find, gate, hub, listed
 from diffgen.models.info import compositions_in_words, defaults_in_words
@@ -63,8 +64,13 @@ def info(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    facts = about(find.find(name))
+    model = find.find(name)
+    facts = about(model)
+    facts["memory"] = None if model.is_run else _memory(model, facts)
     shown = facts | {"defaults": defaults_in_words(facts), "compositions": compositions_in_words(facts)}
+    if facts["memory"] is not None:
+        switches = (f"{flag} {hub.size_text(size)}" for flag, size in facts["memory"]["with"].items())
+        shown |= {"memory": needs.in_words(facts["memory"]), "memory_with": ", ".join(switches)}
     rows = [[key, _brief(value)] for key, value in shown.items() if value not in (None, [], {})]
     Output("models info", json, quiet).result(facts, table(rows))
 
@@ -225,6 +231,15 @@ def offer_pull(name: str | None, say: Output, offline: bool = False, family: str
         return find.find(name)
 
 
+def _memory(model: find.Model, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What a model needs at its own size; None for one whose files are not sound."""
+    side = facts["resolution"] if isinstance(facts["resolution"], int) else 512
+    try:
+        return needs.report(find.check(model), (side, side), guided=facts["family_defaults"]["guidance"] != 1)
+    except InputError:
+        return None
+
+
 def _entry(model: find.Model) -> dict[str, Any]:
     facts = about(model)
     return {**{key: facts[key] for key in COLUMNS}, "revision": model.revision, "problem": None}
@@ -247,7 +262,7 @@ def _model_files(model: find.Model) -> list[dict[str, Any]]:
     card = {} if model.file else _card_hashes(model)
     files = []
     for path, digest in gate.file_hashes(checked).items():
-        place = model.file if model.file is not None and path == model.file.name else checked.folder / path
+        place = next(file for file in checked.files if gate.name_of(checked, file) == path)
         recorded = card.get(path) or (cache.recorded(place) if model.source in ("cache", "list") else None)
         ours = cache.git_hash(place) if recorded is not None and len(recorded) == 40 else digest
         state = "not recorded" if recorded is None else "right" if recorded == ours else "wrong"

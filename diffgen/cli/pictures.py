@@ -13,6 +13,7 @@ from typing import Any
 from diffgen import environment
 from diffgen.devices import device_name, dtype_name
 from diffgen.errors import UsageError
+from diffgen.generation import needs
 from diffgen.generation.options import OPTIONS, flag_of
 from diffgen.generation.plan import Picture, Plan
 from diffgen.generation.write import Inside, Listener, Result, planned, write_pictures
@@ -20,7 +21,7 @@ from diffgen.images.metadata import LEVELS, base_name
 from diffgen.images.naming import Outputs
 from diffgen.loading import count_pictures, make_plans, read_prompts
 from diffgen.models.families import FAMILIES
-from diffgen.models.find import predicting
+from diffgen.models.find import predicting, with_components
 from diffgen.pipelines.inputs import check_switch, offload_name, quantize_name
 from diffgen.prompts.files import Line
 
@@ -60,6 +61,7 @@ def make_pictures(arguments: Mapping[str, Any]) -> None:
         return
     inside = Inside(outputs, line.save_steps, bool(line.attention), line.attention_out, line.overwrite)
     source = models.offer_pull(line.model, say, line.offline)
+    source = with_components(source, line.component or ())
     if line.prediction is not None:
         source = predicting(source, line.prediction)
     if line.refiner is not None and not source.is_run and (family := FAMILIES[source.family].refiner):
@@ -70,8 +72,13 @@ def make_pictures(arguments: Mapping[str, Any]) -> None:
         for text in plan.prompts:
             for warning in plan.warnings(text):
                 say.warn(warning)
+    memory = _memory(plans[0], dtype)
+    if memory is not None and line.quantize == "none" == offload and (advice := needs.advice(memory)):
+        say.warn(advice)
     if line.dry_run:
-        result = planned(plans).as_json()
+        result = planned(plans).as_json() | {"memory": memory}
+        if memory is not None:
+            say.note(f"memory: {needs.in_words(memory)}")
         say.result(result | {"dry_run": True}, (f"{one['seed']}\t{one['prompt']}" for one in result["images"]))
         return
     environment.prepare(line.offline)
@@ -102,8 +109,16 @@ def make_pictures(arguments: Mapping[str, Any]) -> None:
     say.result(written.as_json() | {"adapters": generator.fits, "inside": written.inside})
 
 
+def _memory(plan: Any, dtype: str) -> dict[str, Any] | None:
+    """What the pictures of a plan need, one at a time; None for a run of `diffgen train`."""
+    if plan.model.is_run:
+        return None
+    return needs.report(plan.checked, plan.final_size, dtype, guided=plan.guidance != 1)
+
+
 # Options that only this process can follow, with the values that ask for nothing.
 LOCAL = {
+    "component": None,
     "prediction": None,
     "refiner": None,
     "preview": False,

@@ -17,6 +17,7 @@ and, where they apply:
     template, negative_template   the prompts before their choices were made
     styles                        [name], already applied to the prompts
     refiner_hash                  as model_hash
+    components                    [{part, name, sha256}] of parts that were files of their own
     quantize                      int8, fp8, nf4: the weights have eight or four bits
     memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
     training_step, training_data  of a run
@@ -79,6 +80,7 @@ CHECKS: dict[str, Fits] = {
     "styles": recorded.texts,
     "refiner_hash": recorded.sha256,
     "quantize": recorded.name,
+    "components": recorded.files({"part": recorded.name}),
     "memory": lambda value: isinstance(value, dict),
     "cut": recorded.texts,
     **{option.record: option.possible for option in OPTIONS.values() if option.record},

@@ -45,6 +45,7 @@ def network_hash(model: Model) -> str:
     hashes = {}
     for path in checked.network.weights:
         recorded = cache.recorded(path) if model.source == "cache" else None
-        name = path.name if path == checked.file else path.relative_to(checked.folder).as_posix()
-        hashes[name] = recorded if recorded and cache.SHA256.fullmatch(recorded) else gate.sha256_of(path)
+        hashes[gate.name_of(checked, path)] = (
+            recorded if recorded and cache.SHA256.fullmatch(recorded) else gate.sha256_of(path)
+        )
     return gate.model_hash(checked, hashes)

@@ -157,7 +157,7 @@ _CLIP = ("CLIPTokenizer", "CLIPTokenizerFast")
 _CLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP)
 _OPENCLIP_TOKENIZER = _tokenizer("clip_tokenizer", _CLIP, pad_token="!")
 _T5, _T5_TOKENIZER = "T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast")
-_T5_IN_FILE = InFile("plain", ("text_encoders.t5xxl.",), "transformer.")
+_T5_IN_FILE = InFile("t5", ("text_encoders.t5xxl.",), "transformer.")
 
 
 def _language(*classes: str, loads: str, prefix: str = "") -> Part:
@@ -172,6 +172,7 @@ _QWEN25VL = ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel")
 _QWEN_TOKENIZER = Part(
     "tokenizer",
     frozenset(("transformers", name) for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")),
+    vocabulary="qwen_tokenizer",
     template="qwen",
 )
 

@@ -71,6 +71,28 @@ def flux2(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) ->
         network["joint_attention_dim"] = first[1]
 
 
+def language(network: dict[str, Any], shapes: Shapes) -> None:
+    """A language model's depth and widths, by the names of transformers or of llama.cpp."""
+    text = network["text_config"] if isinstance(network.get("text_config"), dict) else network
+    blocks = {m[1] for name in shapes if (m := re.search(r"(?:layers|blk)\.(\d{1,3})\.", name))}
+    if not blocks:
+        return
+    text["num_hidden_layers"] = len(blocks)
+
+    def rows(*ends: str) -> tuple[int, ...]:
+        return next((shape for name, shape in shapes.items() if name.endswith(ends) and len(shape) == 2), (0, 0))
+
+    head = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    for key, shape, unit in (
+        ("vocab_size", rows("embed_tokens.weight", "token_embd.weight"), 1),
+        ("intermediate_size", rows("mlp.gate_proj.weight", "ffn_gate.weight"), 1),
+        ("num_attention_heads", rows("self_attn.q_proj.weight", "attn_q.weight"), head),
+        ("num_key_value_heads", rows("self_attn.k_proj.weight", "attn_k.weight"), head),
+    ):
+        text[key] = shape[0] // unit or text[key]
+    text["hidden_size"] = rows("embed_tokens.weight", "token_embd.weight")[1] or text["hidden_size"]
+
+
 def qwen_image(network: dict[str, Any], scheduler: dict[str, Any], shapes: Shapes) -> None:
     """Qwen-Image: depth."""
     network["num_layers"] = len({name.split(".")[1] for name in shapes if name.startswith("transformer_blocks.")})

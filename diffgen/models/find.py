@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Model:
     file: Path | None = None  # the single-file checkpoint
     base: Path | None = None  # the diffusers folder for what a single file lacks
     prediction: str | None = None  # of a single file, as the user or a record says
+    components: tuple[tuple[str, Path], ...] = ()  # files of single parts: (name, file)
     revision: str | None = None  # the commit of a cached one
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)  # from the user's list
 
@@ -81,8 +82,24 @@ def find(name: str | None = None) -> Model:
 def check(model: Model) -> gate.Checked:
     """Check the files of a model of any kind except a run, whose loader checks it. Raises InputError."""
     if model.file is not None:
-        return single_file.check_file(model.file, model.base, model.prediction)
-    return replace(gate.check_folder(model.folder), variant=model.variant)
+        return single_file.check_file(model.file, model.base, model.prediction, dict(model.components))
+    checked = replace(gate.check_folder(model.folder), variant=model.variant)
+    return single_file.with_parts(checked, dict(model.components))
+
+
+def with_components(model: Model, texts: Sequence[str]) -> Model:
+    """Use files of single parts, each NAME=FILE, beside a model. Raises UsageError, and InputError for no such file."""
+    components = dict(model.components)
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name or not file:
+            raise UsageError(f"--component must be NAME=FILE (got {text!r})", "for example vae=ae.safetensors")
+        if model.is_run:
+            raise UsageError(f"--component is not for runs: {model.name} has no parts", "leave it out")
+        if not os.path.isfile(file):
+            raise InputError(f"--component {name}: there is no file {file!r}")
+        components[name] = Path(file)
+    return replace(model, components=tuple(components.items()))
 
 
 def predicting(model: Model, prediction: str) -> Model:
@@ -137,6 +154,7 @@ def listed_model(entry: listed.Entry) -> Model:
         model.file,
         base,
         entry.prediction,
+        tuple(entry.components.items()),
         model.revision,
         entry.defaults,
     )

@@ -70,6 +70,7 @@ class Component:
     config: dict[str, Any]  # config.json or scheduler_config.json; of a tokenizer: special tokens that override its own
     weights: tuple[Path, ...] = ()
     tensors: Mapping[str, Tensor] | None = None  # None for a part without weights
+    alone: bool = False  # its weights are a file of their own, chosen by the user
 
     @property
     def parameters(self) -> int:
@@ -257,7 +258,7 @@ def file_hashes(checked: Checked) -> dict[str, str]:
     """
     hashes = {}
     for path in checked.files:
-        hashes[_name_of(checked, path)] = sha256_of(path)
+        hashes[name_of(checked, path)] = sha256_of(path)
     return hashes
 
 
@@ -272,11 +273,15 @@ def model_hash(checked: Checked, hashes: Mapping[str, str]) -> str:
 
     Several weights files: of their hashes' hex digits in the order of the names. `hashes` come from `file_hashes`.
     """
-    digests = [hashes[_name_of(checked, path)] for path in checked.network.weights]
+    digests = [hashes[name_of(checked, path)] for path in checked.network.weights]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _name_of(checked: Checked, path: Path) -> str:
+def name_of(checked: Checked, path: Path) -> str:
+    """A file of a model in its hashes: its path in the folder, as if it lay there where it is a file of its own."""
+    for part in checked.components.values():
+        if part.alone and path in part.weights:
+            return f"{part.name}/{path.name}"
     return path.name if path == checked.file else path.relative_to(checked.folder).as_posix()
 
 

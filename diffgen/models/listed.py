@@ -6,6 +6,7 @@ sd15 = "/models/v1-5-pruned-emaonly.safetensors"
 path = "~/models/anything-v3"            # a folder or a file; or instead
 hub = "org/name@revision"                # a model in the download cache
 base = "org/name"                        # a diffusers folder for what a single file lacks; optional
+components = {vae = "ae.safetensors"}    # files of single parts; optional
 prediction = "v_prediction"              # of a single file, where nothing in it says so; optional
 defaults = {steps = 20, guidance = 5}    # and scheduler, grid, size; optional
 """
@@ -25,7 +26,7 @@ from . import cache, gate
 
 MAX_ENTRIES = 1000
 NAME = re.compile(r"\w[\w.-]{0,99}")
-KEYS: dict[str, type] = {"path": str, "hub": str, "base": str, "prediction": str, "defaults": dict}
+KEYS: dict[str, type] = {"path": str, "hub": str, "base": str, "prediction": str, "components": dict, "defaults": dict}
 PREDICTIONS = ("epsilon", "v_prediction")
 DEFAULTS: dict[str, tuple[type, ...]] = {
     "steps": (int,),
@@ -45,6 +46,7 @@ class Entry:
     hub: str | None = None
     base: str | None = None
     prediction: str | None = None
+    components: dict[str, Path] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,6 +89,9 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         raise InputError(f"{where}: hub = {gate.short(value['hub'])}", "it is org/name or org/name@revision")
     if value.get("prediction", "epsilon") not in PREDICTIONS:
         raise InputError(f"{where}: prediction = {gate.short(value['prediction'])}", " or ".join(PREDICTIONS))
+    components = value.get("components", {})
+    if not all(isinstance(file, str) for file in components.values()):
+        raise InputError(f"{where}: components = {gate.short(components)}", "it is a table of parts and files")
     defaults = value.get("defaults", {})
     for key, setting in defaults.items():
         if key not in DEFAULTS or isinstance(setting, bool) or not isinstance(setting, DEFAULTS[key]):
@@ -99,6 +104,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
         value.get("hub"),
         value.get("base"),
         value.get("prediction"),
+        {name: path.parent / os.path.expanduser(file) for name, file in components.items()},
         defaults,
     )
 

@@ -10,13 +10,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffgen.errors import InputError
+from diffgen.errors import InputError, UsageError
 
-from . import families, gate
+from . import families, file_configs, gate
 from .gate import Checked, Component, Tensor
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -63,12 +63,18 @@ def recognise(path: str | Path) -> Contents:
     return contents("checkpoint", row.name, f"a checkpoint of {row.title}", variant)
 
 
-def check_file(path: str | Path, base: str | Path | None = None, prediction: str | None = None) -> Checked:
+def check_file(
+    path: str | Path,
+    base: str | Path | None = None,
+    prediction: str | None = None,
+    parts: Mapping[str, Path] | None = None,
+) -> Checked:
     """Check a single-file checkpoint. Parts that it lacks come from `base`, a diffusers folder of the same family.
 
     Without `base`, a folder beside the file with the file's name (x.safetensors, x/) serves as such, if there is one.
     Where there is a base, configurations and tokenizers come from it too. `prediction` (epsilon, v_prediction) says
-    what the network was trained to predict, where neither the file nor its name does.
+    what the network was trained to predict, where neither the file nor its name does. `parts` are files of single
+    components by their names (vae, text_encoder, …), which come before all others.
     Raises InputError: no checkpoint (what it is instead, and what to do with it), or a part is missing.
     """
     path = Path(path)
@@ -81,14 +87,17 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
     if base is None and beside.name != path.name and (beside / "model_index.json").is_file():
         base = beside
     if base is not None:
-        return _with_base(path, Path(base), contents, split, unused, prediction)
+        return with_parts(_with_base(path, Path(base), contents, split, unused, prediction), parts)
+    configs = CONFIGS / family.name
+    alone = {name: check_part(family, name, file, configs) for name, file in (parts or {}).items()}
     networks = [n for n, part in family.parts.items() if part.kind == "network" and not part.optional]
     vocabularies = [n for n, part in family.parts.items() if part.kind == "tokenizer" and not part.vocabulary]
-    missing = [name for name in (*networks, *vocabularies) if name not in split]
+    missing = [name for name in (*networks, *vocabularies) if name not in split and name not in alone]
     if missing:
         raise InputError(
             f"{path}: {contents.what} that holds {', '.join(sorted(split))}; it lacks {', '.join(missing)}",
-            f"put a diffusers folder of {family.title} beside it as {beside.name}/, or name one as base in models.toml",
+            f"name each: --component {missing[0]}=FILE; or put a diffusers folder of {family.title} beside it as "
+            f"{beside.name}/, or name one as base in models.toml",
         )
     predicts = prediction or _prediction(family, path, contents.tensors, contents.metadata)
     if predicts is None:
@@ -97,23 +106,69 @@ def check_file(path: str | Path, base: str | Path | None = None, prediction: str
             "add --prediction epsilon or v_prediction; where there is no such option, prediction = in models.toml",
         )
     network, scheduler = _configs(family, predicts, split[family.denoiser], contents.tensors)
-    configs = CONFIGS / family.name
     index = gate.read_index(configs)
     components: dict[str, Component] = {}
     for name, pair in index.pairs.items():
         part, folder = family.parts[name], configs / name
-        if part.optional and name.replace("tokenizer", "text_encoder") not in split:
+        if part.optional and not {name.replace("tokenizer", "text_encoder")} & {*split, *alone}:
             continue  # Stable Diffusion 3 without T5
-        if name in split:
+        if name in alone:
+            components[name] = alone[name]
+        elif name in split:
             config = network if name == family.denoiser else gate.read_json(folder / "config.json")
             components[name] = Component(name, *pair, folder, config, (path,), split[name])
         elif name == "scheduler":
             components[name] = Component(name, *pair, folder, scheduler)
         else:
             components[name] = Component(name, *pair, CONFIGS / part.vocabulary, dict(part.special))
+    files = (path, *(file for part in alone.values() for file in part.weights))
     return Checked(
-        path.parent, family.name, components, (path,), index.pipeline, contents.variant, {}, path, tuple(unused)
+        path.parent, family.name, components, files, index.pipeline, contents.variant, {}, path, tuple(unused)
     )
+
+
+def with_parts(checked: Checked, parts: Mapping[str, Path] | None) -> Checked:
+    """A checked model with components from files of their own, and the folder's configurations. Raises InputError."""
+    if not parts:
+        return checked
+    alone = {name: check_part(checked.row, name, file, checked.folder) for name, file in parts.items()}
+    replaced = {path for name in alone if name in checked.components for path in checked.components[name].weights}
+    files = [path for path in checked.files if path not in replaced or path == checked.file]
+    files += [file for part in alone.values() for file in part.weights]
+    return replace(checked, components={**checked.components, **alone}, files=tuple(files))
+
+
+PARTS = {"vae": ("vae", "checkpoint"), "text_encoder": ("part", "checkpoint")}  # kinds of files that may hold a part
+PARTS |= dict.fromkeys(("transformer", "unet"), ("checkpoint", "part"))
+
+
+def check_part(family: families.Family, name: str, path: Path, configs: Path) -> Component:
+    """Check a file that holds one component, or a checkpoint that holds it among others.
+
+    `configs` is the folder with its configuration, which is adapted to the file. Raises UsageError for a name that the
+    family does not have, InputError for a file that is something else.
+    """
+    networks = [part for part, row in family.parts.items() if row.kind == "network"]
+    if name not in networks:
+        raise UsageError(f"--component {name}: {family.title} has no such part", f"it has {', '.join(networks)}")
+    contents = recognise(path)
+    place, tensors = family.parts[name].file, contents.tensors
+    inside = {n: t for n, t in tensors.items() if place is not None and n.startswith(place.prefixes)}
+    kinds = PARTS[re.sub(r"_\d$", "", name)]
+    if contents.kind not in kinds or (contents.kind == "checkpoint" and name != family.denoiser and not inside):
+        raise InputError(f"{path}: {contents.what}, which is no {name} of {family.title}")
+    tensors, where = inside or tensors, configs / name
+    config = gate.read_json(where / "config.json")
+    shapes = {n.removeprefix(DENOISER): t.shape for n, t in tensors.items()}
+    if name == family.denoiser and contents.kind == "checkpoint":
+        if contents.family is not None and families.FAMILIES[contents.family].module != family.module:
+            raise InputError(f"{path}: {contents.what}, not of {family.title}")
+        if family.configure is not None:
+            family.configure(config, {}, shapes)
+    elif family.parts[name].loads:
+        file_configs.language(config, shapes)
+    pair = gate.read_index(configs).pairs.get(name) or sorted(family.parts[name].classes)[0]
+    return Component(name, *pair, where, config, (path,), tensors, alone=True)
 
 
 def _with_base(
@@ -250,7 +305,13 @@ def _parts(tensors: Mapping[str, Tensor]) -> Kind | None:
         return "part", family, f"{len(names)} tensors named down_blocks.*: it is the UNet of a diffusers folder"
     if any(re.match(r"(single_)?transformer_blocks\.0\.", name) for name in names):
         return "part", None, f"{len(names)} tensors named transformer_blocks.*: it is a diffusers folder's transformer"
-    if any(re.match(r"(text_model\.|encoder\.(layers|block)\.0\.|transformer\.resblocks\.)", name) for name in names):
+    if any(
+        re.match(
+            r"(text_model\.|encoder\.(layers|block)\.0\.|transformer\.resblocks\.|(enc\.)?blk\.0\.|(language_)?model\.)",
+            name,
+        )
+        for name in names
+    ):
         return "part", None, f"{len(names)} tensors: it is a text encoder"
     return None
 

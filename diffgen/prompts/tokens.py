@@ -77,9 +77,10 @@ class ClipTokenizer:
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Read (tokens, merges) from a CLIP tokenizer's folder: tokenizer.json, else vocab.json and merges.txt.
+    """Read (tokens, merges) from a byte-pair tokenizer's folder: tokenizer.json, else vocab.json and merges.txt.
 
-    Raises InputError if the files hold no byte-pair vocabulary.
+    With merges.txt alone, the tokens are the bytes, then what each merge makes. Raises InputError if the files hold no
+    byte-pair vocabulary.
     """
     path = folder / "tokenizer.json"
     if path.exists():
@@ -87,9 +88,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         vocabulary, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
     else:
         path = folder / "vocab.json"
-        vocabulary = read_json(path, MAX_TOKENIZER_FILE)
         lines = (folder / "merges.txt").read_text("utf-8", "replace").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
+        if path.exists():
+            vocabulary = read_json(path, MAX_TOKENIZER_FILE)
+        else:
+            tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(merge.replace(" ", "", 1) for merge in merges)]
+            vocabulary = {token: i for i, token in enumerate(tokens)}
     if not isinstance(vocabulary, dict) or not all(type(i) is int and 0 <= i < 2**31 for i in vocabulary.values()):
         raise InputError(f"{path}: not a table of tokens and numbers")
     if not isinstance(merges, list):

@@ -6,27 +6,21 @@ So it takes one picture at a time, in tiles if memory runs out, in float32 if it
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from diffgen.devices import main_memory
 from diffgen.errors import InputError, UsageError
+from diffgen.generation.needs import ACTIVATIONS, widest
 
 from ..plan import Plan
 
-ACTIVATIONS = 40  # values per position and channel of the widest layer that a network holds at once
 MOST = (8, 16)  # pictures at once on a CPU, on an accelerator: larger batches are hardly faster
-GIGABYTE = 2**30
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 HINT = "try a smaller --size; on a GPU also --dtype float16, --offload model, --offload sequential"
 
 
@@ -60,13 +54,7 @@ def fitting(pipeline: Any, plan: Plan, device: torch.device, dtype: torch.dtype,
     network = pipeline.components[plan.checked.row.denoiser]
     scale = getattr(pipeline, "vae_scale_factor", 1)
     positions = plan.final_size[0] * plan.final_size[1] // scale**2
-    config = network.config
-    if "block_out_channels" in config:
-        width = config["block_out_channels"][0]
-    else:
-        width = next((config[key] for key in ("dim", "hidden_size") if key in config), 0)
-        width = width or config["num_attention_heads"] * config["attention_head_dim"]
-        positions //= plan.checked.row.patch**2
+    width, positions = widest(plan.checked.row, network.config, positions)
     one = ACTIVATIONS * positions * width * dtype.itemsize * (1 + guided)
     return max(1, min(MOST[device.type != "cpu"], free_memory(device) // 2 // one))
 
@@ -79,14 +67,7 @@ def free_memory(device: torch.device) -> int:
             + torch.cuda.memory_reserved(device)
             - torch.cuda.memory_allocated(device)
         )
-    free = [GIGABYTE]  # where nothing is known
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = [int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024]
-    for limit, used in CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, min(free))
+    return main_memory()
 
 
 def release() -> None:

@@ -10,6 +10,7 @@ from diffgen.generation.options import OPTIONS
 from diffgen.generation.record import installed_version
 from diffgen.generation.record import record_of as plan_record
 from diffgen.images.metadata import base_name
+from diffgen.models import gate
 from diffgen.models.find import Model
 from schedulers.scheduler import Scheduler
 
@@ -61,6 +62,10 @@ def _options(loaded: LoadedModel, shot: Shot) -> dict[str, Any]:
         values["refiner_hash"] = loaded.refiner_hash
     has_checker = "safety_checker" in loaded.checked.companions
     values["safety"] = ("on" if plan.options["safety"] else "off") if has_checker else None
+    values["components"] = [
+        {"part": name, "name": base_name(file.name), "sha256": loaded.hashes[gate.name_of(loaded.checked, file)]}
+        for name, file in plan.model.components
+    ]
     values["quantize"] = loaded.quantize if loaded.quantize != "none" else None
     return {key: value for key, value in values.items() if value is not None and value != []}
 

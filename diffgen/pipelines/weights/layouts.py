@@ -33,6 +33,20 @@ def file_layout(family: str, part: str, config: Mapping[str, Any], names: Iterab
     return functools.partial(pieces_of, rename, config, first_prefix(prefixes, names))
 
 
+def alone_layout(family: str, part: str, config: Mapping[str, Any], names: Iterable[str]) -> Layout | None:
+    """The layout of a part in a file of its own: the original one, or that of folders, whichever its names are in.
+
+    The shared layouts leave names of folders as they are, so that they read both.
+    """
+    row = FAMILIES[family]
+    if part == row.denoiser:
+        original = all(any(re.match(mark, name) for name in names) for mark in row.marks)
+        return file_layout(family, part, config, names) if original else folder_layout("", config)
+    if part in row.in_files:
+        return file_layout(family, part, config, names)
+    return folder_layout(row.parts[part].layout or ("vae" if part == "vae" else ""), config)
+
+
 def folder_layout(layout: str, config: Mapping[str, Any]) -> Layout | None:
     """The layout of a network in a diffusers folder, by its name in the row; None: the network's own names."""
     return functools.partial(pieces_of, _SHARED[layout], config, "") if layout else None
@@ -93,6 +107,44 @@ def _clip(name: str, config: Mapping[str, Any]) -> Pieces | None:
     return [] if name == "text_projection.weight" else [(name, keep)]
 
 
+# The names of llama.cpp, in GGUF files
+_LLAMA = {"token_embd": "embed_tokens", "output_norm": "norm"}
+_LLAMA_BLOCK = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LLAMA_T5 = {"token_embd": "shared", "enc.output_norm": "encoder.final_layer_norm"}
+_LLAMA_T5_BLOCK = {
+    "attn_norm": "layer.0.layer_norm",
+    "attn_q": "layer.0.SelfAttention.q",
+    "attn_k": "layer.0.SelfAttention.k",
+    "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o",
+    "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0",
+    "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}
+
+
+def _t5(name: str, config: Mapping[str, Any]) -> Pieces | None:
+    """transformers' own names, or llama.cpp's."""
+    if match := re.fullmatch(r"enc\.blk\.(\d+)\.(.+)", name):
+        inside = replaced(_LLAMA_T5_BLOCK, match[2])
+        return None if inside is None else [(f"encoder.block.{match[1]}.{inside}", keep)]
+    return [(replaced(_LLAMA_T5, name) or name, keep)]
+
+
 def _plain(name: str, config: Mapping[str, Any]) -> Pieces | None:
     return [(name, keep)]
 
@@ -140,6 +192,13 @@ def _language(name: str, config: Mapping[str, Any]) -> Pieces | None:
     """transformers' names of a language model, alone or in a larger model, without its last layer and its vision."""
     if re.match(r"(model\.)?(lm_head|visual|vision_tower|multi_modal_projector)\.", name):
         return []
+    if "qwen" in str(config.get("model_type")):  # of others, llama.cpp exchanges rows of the queries
+        if name == "output.weight":
+            return []
+        if match := re.fullmatch(r"blk\.(\d+)\.(.+)", name):
+            inside = replaced(_LLAMA_BLOCK, match[2])
+            return None if inside is None else [(f"layers.{match[1]}.{inside}", keep)]
+        name = replaced(_LLAMA, name) or name
     return [(re.sub(r"^(language_model\.)?(model\.)?(language_model\.)?", "", name), keep)]
 
 
@@ -147,6 +206,7 @@ _SHARED: dict[str, Rename] = {
     "vae": _vae,
     "clip": _clip,
     "plain": _plain,
+    "t5": _t5,
     "openclip": _openclip,
     "openclip-cut": _openclip_cut,
     "language": _language,

@@ -24,7 +24,7 @@ from diffgen.models.gate import Checked, Component
 
 from ..families import code_of
 from ..families.unet import controlnet_layout
-from .layouts import constants, file_layout, first_prefix, folder_layout, pieces_of
+from .layouts import alone_layout, constants, file_layout, first_prefix, folder_layout, pieces_of
 from .network import load_network
 from .tokenizers import tokenizer_of
 
@@ -137,6 +137,12 @@ def _load(checked: Checked, component: Component, device: torch.device, dtype: t
     """Load a network of the folder, or of the single file in its original layout."""
     part = checked.row.parts[component.name]
     component = replace(component, class_name=part.loads or component.class_name)
+    if component.alone:
+        names = component.tensors or {}
+        layout = alone_layout(checked.family, component.name, component.config, names)
+        fixed = constants(checked.family, component.name) if part.file else {}
+        absent = {name: take for name, take in fixed.items() if not any(other.endswith(name) for other in names)}
+        return load_network(component, device, dtype, layout, absent)
     if checked.file is None or component.weights != (checked.file,):
         return load_network(component, device, dtype, folder_layout(part.layout, component.config))
     family, name, config = checked.family, component.name, component.config
