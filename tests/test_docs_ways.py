@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = ["docs/ways.md", "docs/seeing.md", "docs/prompts.md", "samples/gallery/README.md"]
 DOCUMENTS = [
     path.relative_to(ROOT).as_posix()
-    for pattern in ("*.md", "docs/*.md", "samples/*/README.md", "diffgen/models/bundled/*/README.md")
+    for pattern in ("*.md", "docs/**/*.md", "samples/*/README.md", "diffgen/models/bundled/*/README.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 
