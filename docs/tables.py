@@ -1,23 +1,29 @@
 """Write the tables of docs/schedulers.md, docs/which-scheduler.md and docs/models.md: python docs/tables.py
 
-They come from the registry of schedulers and from the families' rows.
+They come from the registry of schedulers, from the families' rows and from the bundled configurations. Networks that
+parameters.json lacks are built without memory and counted; delete an entry to have it counted again.
 
 A test compares the pages with them, so that they stay up to date.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import schedulers
+from diffgen.generation.needs import ACTIVATIONS, BITS, decoder_values, widest
 from diffgen.models.families import FAMILIES
+from diffgen.models.gate import read_json
+from diffgen.models.single_file import CONFIGS
 from schedulers.grids import GRIDS, describe
 from schedulers.recommend import KINDS, advice
 from schedulers.registry import LABELS
 from schedulers.solver import SOLVERS
 
+COUNTS = Path(__file__).parent / "parameters.json"  # of the networks, counted without memory
 PAGES = [Path(__file__).parent / name for name in ("schedulers.md", "which-scheduler.md", "models.md")]
 
 
@@ -87,6 +93,53 @@ def families() -> str:
     return table(rows)
 
 
+def memory() -> str:
+    """The table of what the weights of each family's model take, and one evaluation and the decoder beside them."""
+    rows = [["family", "billions of parameters", "bfloat16", "8 bits", "4 bits", "evaluation, decoding"]]
+    for name, family in FAMILIES.items():
+        config_of = next((other for other in FAMILIES if family.parts == FAMILIES[other].parts and _has(other)), None)
+        if config_of is None:
+            continue
+        parts = counts()[config_of]
+        vae = parts["vae"][0]
+        total, linear = (sum(part[i] for key, part in parts.items() if key != "vae") for i in (0, 1))
+        sizes = [2 * (total + vae), *(2 * (total + vae - linear) + linear * BITS[kind] / 8 for kind in ("int8", "nf4"))]
+        configs = {part: read_json(CONFIGS / config_of / part / "config.json") for part in (family.denoiser, "vae")}
+        side = family.defaults.size or 8 * configs[family.denoiser]["sample_size"]
+        width, positions = widest(family, configs[family.denoiser], side**2 // 64)
+        beside = 2 * ACTIVATIONS * width * positions, 2 * decoder_values(configs["vae"], (side, side))
+        listed = f"{' and '.join(f'{size / 1e9:.1f}' for size in beside)} GB at {side}x{side}"
+        billions = ", ".join(f"{key} {part[0] / 1e9:.2f}" for key, part in parts.items())
+        rows.append([name, billions, *(f"{size / 1e9:.1f} GB" for size in sizes), listed])
+    return table(rows)
+
+
+def _has(family: str) -> bool:
+    return (CONFIGS / family).is_dir()
+
+
+def counts() -> dict[str, dict[str, list[int]]]:
+    """{family: {network: [its parameters, those of linear layers]}}, of the bundled configurations."""
+    return json.loads(COUNTS.read_text("utf-8"))
+
+
+def count(family: str) -> dict[str, list[int]]:
+    """Build the networks of a family without memory, and count their parameters."""
+    import torch
+
+    from diffgen.pipelines.weights.network import make_network
+
+    row, result = FAMILIES[family], {}
+    for name, part in row.parts.items():
+        if part.kind == "network" and (CONFIGS / family / name).is_dir():
+            config = read_json(CONFIGS / family / name / "config.json")
+            with torch.device("meta"):
+                network = make_network(part.loads or config.get("_class_name") or sorted(part.classes)[0][1], config)
+            linear = [m.weight.numel() for m in network.modules() if isinstance(m, torch.nn.Linear)]
+            result[name] = [sum(x.numel() for x in network.parameters()), sum(linear)]
+    return result
+
+
 def _whole(name: str) -> bool:
     """Whether a single file can hold all that a model of the family needs, with the vocabularies of diffgen."""
     parts = FAMILIES[name].parts.values()
@@ -101,7 +154,7 @@ def table(rows: list[list[str]]) -> str:
 
 def written(page: str) -> str:
     """The page with its tables up to date."""
-    functions = (solvers, grids, recommended, defaults, families)
+    functions = (solvers, grids, recommended, defaults, families, memory)
     for name, content in {function.__name__: function() for function in functions}.items():
         block = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
         page = block.sub(lambda match, content=content: match[1] + content + match[2], page)
@@ -110,5 +163,8 @@ def written(page: str) -> str:
 
 if __name__ == "__main__":
     schedulers.names()
+    known = counts()
+    every = {name: known.get(name) or count(name) for name in FAMILIES if _has(name)}
+    COUNTS.write_text(json.dumps(every, indent=1) + "\n", "utf-8")
     for page in PAGES:
         page.write_text(written(page.read_text("utf-8")), "utf-8")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import original_layout
 import pytest
 from hub_server import TOKEN, Hub
 from safetensors.numpy import save_file
@@ -17,8 +18,9 @@ from test_models_families import SD, XL, build
 from test_models_gate import make_folder
 
 from diffgen.errors import CannotWrite, InputError
-from diffgen.models import cache
+from diffgen.models import cache, known
 from diffgen.models import hub as module
+from diffgen.models.families import FAMILIES
 from diffgen.models.find import NotCached, cached_models, find
 
 ROOT = Path(__file__).parent.parent
@@ -441,3 +443,50 @@ def test_a_strange_cache_is_no_reason_to_stop(tmp_path, monkeypatch):
     assert find("f/g").name == "f/g"  # the only one
     with pytest.raises(InputError, match="WanPipeline"):
         find("h/i")
+
+
+def test_short_names_and_successors(hub, diffgen, tmp_path):
+    hub.add("stable-diffusion-v1-5/stable-diffusion-v1-5", repository(tmp_path))
+    code, out, err = diffgen("models", "search", "controlnet", "--json")
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out)["result"]["models"]}
+    assert {"sd15", "sdxl"} <= set(rows)
+    assert not rows["sd15"]["here"]
+    code, _, err = diffgen("models", "info", "sd15")
+    assert (code, "models pull stable-diffusion-v1-5/" in err) == (3, True)
+    code, out, err = diffgen("models", "pull", "sd15", "-y", "--json")
+    assert code == 0, err
+    assert json.loads(out)["result"]["repo"] == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    code, out, err = diffgen("models", "info", "SD15", "--json")
+    assert (code, json.loads(out)["result"]["source"]) == (0, "cache"), err
+    assert diffgen("models", "search", "sd15", "--json")[1].count('"here": true') == 1
+    code, _, err = diffgen("models", "pull", "runwayml/stable-diffusion-v1-5", "-y")
+    assert code == 3
+    assert "was withdrawn: its model is stable-diffusion-v1-5/stable-diffusion-v1-5 now" in err
+    code, _, err = diffgen("models", "search", "no such thing")
+    assert (code, "no well-known model" in err) == (3, True)
+
+
+def test_the_table_of_well_known_models():
+    for name, row in known.KNOWN.items():
+        assert cache.ID.fullmatch(row.repo)
+        assert row.family in FAMILIES
+        assert known.repository(name.upper()) == row.repo
+    assert not set(known.SUCCESSORS) & {row.repo for row in known.KNOWN.values()}
+
+
+def test_files_put_by_hand_into_the_models_folder(diffgen, tmp_path, tiny, family_folder):
+    place = tmp_path / "mine"
+    shutil.copytree(tiny, place / "tiny-sd")
+    original_layout.write(family_folder("sd1"), place / "one.safetensors", "sd1")
+    (place / "broken.gguf").write_bytes(b"GGUF" + bytes(20))
+    (place / "notes.txt").write_text("mine")
+    code, out, err = diffgen("models", "list", "--json", DIFFGEN_MODELS=str(place))
+    assert code == 0, err
+    rows = {row["name"]: row for row in json.loads(out)["result"]["models"] if row["source"] == "models"}
+    assert set(rows) == {"tiny-sd", "one", "broken.gguf"}
+    assert "version 0" in rows["broken.gguf"]["problem"]
+    for name in ("one", "one.safetensors", "tiny-sd"):
+        code, out, err = diffgen("models", "info", name, "--json", DIFFGEN_MODELS=str(place))
+        assert (code, json.loads(out)["result"]["family"]) == (0, "sd1"), err
+    assert diffgen("models", "info", "one")[0] == 3

@@ -65,6 +65,7 @@ COMMANDS: dict[str, Command] = {
             ),
             "info": Command("Show a model's size, its licence and what it knows.", "models:info"),
             "pull": Command("Fetch a model from a hub; first show its size, licence and files.", "models:pull"),
+            "search": Command("Search well-known models: name, size, licence, what each is good for.", "models:search"),
             "verify": Command(
                 "Check a model's files and compare their hashes with the recorded ones.", "models:verify"
             ),

@@ -14,7 +14,7 @@ from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import needs
 from diffgen.images.publish import Exists, publish
-from diffgen.models import cache, find, gate, hub, listed
+from diffgen.models import cache, find, gate, hub, known, listed
 from diffgen.models.info import compositions_in_words, defaults_in_words
 from diffgen.models.info import info as about
 from diffgen.training.run import read_run
@@ -36,6 +36,11 @@ def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) 
             entries.append(_entry(find.listed_model(entry)))
         except InputError as error:
             entries.append(_broken(entry.name, "list", str(entry.path or entry.hub), error))
+    for place, model in find.models_by_hand():
+        if isinstance(model, InputError):
+            entries.append(_broken(place.name, "models", str(place), model))
+        else:
+            entries.append(_entry(model))
     for snapshot in cache.snapshots():
         name = snapshot.repo if "main" in snapshot.refs else f"{snapshot.repo}@{(*snapshot.refs, snapshot.commit)[0]}"
         try:
@@ -49,6 +54,7 @@ def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) 
         "models": entries,
         "cache": {"folder": str(folder), "bytes": cached_bytes},
         "list": str(listed.list_file()),
+        "folder": str(listed.models_folder()),
     }
     say.result(result, table([list(COLUMNS), *rows]))
     for row in entries:
@@ -76,7 +82,9 @@ def info(
 
 
 def pull(
-    name: Annotated[str, typer.Argument(metavar="ORG/NAME[@REVISION]", help="A diffusers repository on the hub.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|ORG/NAME[@REVISION]", help="A name of models search, or a repository.")
+    ],
     full: Annotated[bool, typer.Option("--full", help="Full-precision weights. \\[half, if there are any]")] = False,
     safety: Annotated[bool, typer.Option("--safety", help="Fetch the safety checker too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, fetch nothing.")] = False,
@@ -88,7 +96,7 @@ def pull(
 ) -> None:
     environment.prepare(offline)
     say = Output("models pull", json, quiet)
-    repo, revision = cache.parse_id(name)
+    repo, revision = cache.parse_id(known.repository(name))
     offer = hub.offer(repo, revision, full=full, safety=safety)
     result = _show(offer, say)
     if dry_run:
@@ -100,6 +108,29 @@ def pull(
     folder = _fetch(offer, say)
     gate.check_folder(folder, repo)
     say.result(result | {"folder": str(folder)}, [str(folder)])
+
+
+def search(
+    words: Annotated[
+        list[str] | None, typer.Argument(help="What its name, family, licence or use has.", show_default=False)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    say = Output("models search", json, quiet)
+    results = known.search(words or [])
+    if not results:
+        raise InputError(f"no well-known model has {' '.join(words or [])!r}", f"there are: {', '.join(known.KNOWN)}")
+    models = [
+        {"name": name, **row._asdict(), "here": bool(cache.snapshots_of(row.repo))} for name, row in results.items()
+    ]
+    titles = ["name", "family", "GB", "licence", "good for", "here"]
+    rows = [
+        [m["name"], m["family"], f"{m['gigabytes']:.1f}", m["licence"], m["good_for"], "yes" * m["here"]]
+        for m in models
+    ]
+    say.result({"models": models}, table([titles, *rows]))
 
 
 def verify(

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffgen.devices import LARGE, main_memory
 from diffgen.models import families
-from diffgen.models.gate import Checked, Component, Tensor
+from diffgen.models.gate import Checked, Tensor
 from diffgen.models.gguf import BLOCKS
 from diffgen.models.hub import size_text
 
@@ -23,7 +23,8 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 BITS = {"int8": 8.25, "fp8": 8.25, "nf4": 4.5}  # of an element of a quantised matrix, with its scales
 NF4_BITS, FLOAT8_BITS = 4.5, 8.0
 TILE = 512  # pixels on a side, of a decoder's tile
-EMBEDDINGS = ("embed", "shared", "token")  # in names of matrices that no linear layer has
+# In names of matrices that no linear layer has
+EMBEDDINGS = ("embed_tokens", "token_emb", "position_emb", "positional_emb", "shared.", "attention_bias")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def needs(
     }
     device, free = device_memory()
     activations = _activations(checked, size, guided) * BYTES[dtype]
-    return Needs(parts, activations, _decoder(checked.components.get("vae"), size) * BYTES[dtype], device, free)
+    vae = checked.components.get("vae")
+    decoder = 0 if vae is None else decoder_values(vae.config, size) * BYTES[dtype]
+    return Needs(parts, activations, decoder, device, free)
 
 
 def report(checked: Checked, size: tuple[int, int], dtype: str = "auto", *, guided: bool = True) -> dict[str, Any]:
@@ -130,30 +133,36 @@ def _activations(checked: Checked, size: tuple[int, int], guided: bool) -> int:
 
 
 def widest(row: families.Family, config: Mapping[str, Any], positions: int) -> tuple[int, int]:
-    """(channels, positions) of the widest layer of a network that reads latents of so many positions."""
-    if "block_out_channels" in config:
-        return config["block_out_channels"][0], positions
-    width = next((config[key] for key in ("dim", "hidden_size") if key in config), 0)
-    width = width or config["num_attention_heads"] * config["attention_head_dim"]
+    """(channels, positions) of the widest layer of a network that reads latents of so many positions.
+
+    The configuration is not checked yet: what it does not say is 0.
+    """
+    if levels := _numbers(config.get("block_out_channels")):
+        return levels[0], positions
+    width = next((n for key in ("dim", "hidden_size") for n in _numbers(config.get(key))), 0)
+    width = width or math.prod(_numbers([config.get("num_attention_heads"), config.get("attention_head_dim")]) or [0])
     return width, positions // row.patch**2
 
 
 def scale_factor(checked: Checked) -> int:
     """Pixels of a side of a latent."""
     vae = checked.components.get("vae")
-    if vae is None:
-        return 1
-    levels = vae.config.get("block_out_channels") or vae.config.get("dim_mult") or [0] * 4
-    return 2 ** (len(levels) - 1)
+    levels = [] if vae is None else _numbers(vae.config.get("block_out_channels") or vae.config.get("dim_mult"))
+    return 2 ** (len(levels) - 1) if levels else 1 if vae is None else 8
 
 
-def _decoder(vae: Component | None, size: tuple[int, int]) -> int:
-    if vae is None:
-        return 0
+def decoder_values(vae: Mapping[str, Any], size: tuple[int, int]) -> int:
+    """Values that an autoencoder of this configuration holds at once while it decodes a picture of that size."""
     pixels = size[0] * size[1]
-    if "base_dim" in vae.config:
-        return int(DECODER_3D * pixels * vae.config["base_dim"])
-    return int(DECODER * pixels * vae.config["block_out_channels"][0])
+    if base := _numbers(vae.get("base_dim")):
+        return DECODER_3D * pixels * base[0]
+    return DECODER * pixels * next(iter(_numbers(vae.get("block_out_channels"))), 0)
+
+
+def _numbers(value: Any) -> list[int]:
+    """A whole number of a configuration, or a list of them, within reason; else none."""
+    values = value if isinstance(value, list) else [value]
+    return values if len(values) < 10 and all(type(n) is int and 0 < n < 2**20 for n in values) else []
 
 
 def device_memory() -> tuple[str, int]:

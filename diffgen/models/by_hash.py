@@ -8,7 +8,7 @@ from typing import Any
 from diffgen.errors import InputError
 
 from . import cache, gate, listed
-from .find import Model, as_recorded, bundled_models, cached_models, check, listed_model
+from .find import Model, as_recorded, bundled_models, cached_models, check, listed_model, models_by_hand
 
 
 def find_by_hash(digest: str, family: str | None = None, prediction: Any = None) -> Model | None:
@@ -29,13 +29,14 @@ def find_by_hash(digest: str, family: str | None = None, prediction: Any = None)
 
 
 def known_models() -> Iterator[Model]:
-    """The models that have a name on this machine: bundled, in the user's list, in the download cache."""
+    """The models that have a name on this machine: bundled, in the user's list and folder, in the download cache."""
     yield from bundled_models()
     for entry in listed.entries().values():
         try:
             yield listed_model(entry)
         except InputError:  # its file is gone
             continue
+    yield from (model for _, model in models_by_hand() if isinstance(model, Model))
     yield from cached_models()
 
 

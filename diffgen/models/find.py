@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from diffgen.errors import InputError, UsageError
 
-from . import cache, gate, listed, single_file
+from . import cache, gate, known, listed, single_file
 from .families import FAMILIES
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -28,7 +28,7 @@ class Model:
     folder: Path  # of a single file, the folder it is in
     family: str
     bundled: bool
-    source: str  # "bundled", "folder", "file", "list" or "cache"
+    source: str  # "bundled", "folder", "file", "list", "models" or "cache"
     variant: str | None = None  # see families.variant_of
     file: Path | None = None  # the single-file checkpoint
     base: Path | None = None  # the diffusers folder for what a single file lacks
@@ -54,15 +54,16 @@ class NotCached(InputError):  # noqa: N818
     def __init__(self, repo: str, revision: str | None) -> None:
         self.id = f"{repo}@{revision}" if revision else repo
         message = f"there is no folder {self.id!r}, and no such model in the download cache"
-        super().__init__(message, f"get it: diffgen models pull {self.id}; here: {_here()}")
+        wanted = known.SUCCESSORS.get(repo, self.id)
+        super().__init__(message, f"get it: diffgen models pull {wanted}; here: {_here()}")
 
 
 def find(name: str | None = None) -> Model:
     """Find the model that a name means; None is the default, `emoji`. Never opens a connection.
 
     In this order: a diffusers folder or a run of that path; a single-file checkpoint of that path, by its content; a
-    bundled model; a name in the user's list (models.toml); a hub's org/name or org/name@revision, from the download
-    cache.
+    bundled model; a name in the user's list (models.toml); a file or folder in the models folder; a short name of a
+    well-known model, a hub's org/name or org/name@revision, from the download cache.
     Raises NotCached for a hub's id that is not in the cache, and InputError for an unknown name (with the nearest name
     and all models here) or a kind of file that is not read.
     """
@@ -74,6 +75,9 @@ def find(name: str | None = None) -> Model:
         return _bundled(name)
     if (entry := _entry(name)) is not None:
         return listed_model(entry)
+    if (model := _by_hand(name)) is not None:
+        return model
+    name = known.repository(name)
     if _is_id(name):
         return _cached(*cache.parse_id(name))
     raise InputError(*_why_not(name))
@@ -206,6 +210,27 @@ def _at(path: Path) -> Model | None:
     return None
 
 
+def _by_hand(name: str) -> Model | None:
+    """The model of that name in the models folder, with or without the ending of its file."""
+    if not listed.NAME.fullmatch(name):
+        return None
+    places = (listed.models_folder() / f"{name}{ending}" for ending in ("", *CHECKPOINTS))
+    model = next((model for place in places if (model := _at(place))), None)
+    return None if model is None else replace(model, source="models")
+
+
+def models_by_hand() -> Iterator[tuple[Path, Model | InputError]]:
+    """(path, its model or why it is none) of what lies in the models folder: folders and checkpoints."""
+    folder = listed.models_folder()
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if place.suffix.lower() in CHECKPOINTS or _is_model(place) or os.path.isfile(place / "run.json"):
+            try:
+                if model := _at(place):
+                    yield place, replace(model, source="models")
+            except InputError as error:
+                yield place, error
+
+
 def _cached(repo: str, revision: str | None) -> Model:
     snapshot = cache.look_up(repo, revision)
     if snapshot is None or not _is_model(snapshot.folder):
@@ -253,6 +278,6 @@ def _why_not(name: str) -> tuple[str, str]:
         return f"{name!r} is not a diffusers model: it has no model_index.json", reads
     if os.path.lexists(name):
         return f"{name!r} is not a model folder", reads
-    near = difflib.get_close_matches(name.lower(), [*bundled_names(), *listed.entries()], n=1)
+    near = difflib.get_close_matches(name.lower(), [*bundled_names(), *listed.entries(), *known.KNOWN], n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no model {name!r}", guess + reads

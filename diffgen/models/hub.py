@@ -20,7 +20,7 @@ from typing import Any
 
 from diffgen.errors import CannotWrite, InputError
 
-from . import cache, families, gate
+from . import cache, families, gate, known
 
 TEXTS = re.compile(rf"README\.md|LICEN[CS]E[\w.-]*|card\.json|grids/{gate.GRID_NAME.pattern}", re.ASCII)
 MAX_TEXT = 2**20
@@ -242,6 +242,9 @@ def _hub(repo: str) -> Iterator[Any]:
     except errors.RevisionNotFoundError:
         raise InputError(f"{repo} has no such revision", f"see {url}") from None
     except errors.RepositoryNotFoundError:
+        if successor := known.SUCCESSORS.get(repo):
+            message = f"{repo} was withdrawn: its model is {successor} now"
+            raise InputError(message, f"diffgen models pull {successor}") from None
         hint = f"see {url}; a private one needs hf auth login (or HF_TOKEN)"
         raise InputError(f"the hub has no model {repo}", hint) from None
     except errors.HFValidationError as error:

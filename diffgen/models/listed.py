@@ -57,6 +57,14 @@ def list_file() -> Path:
     return Path(user_config_dir("diffgen", appauthor=False)) / "models.toml"
 
 
+def models_folder() -> Path:
+    """The folder for models that users put there by hand: DIFFGEN_MODELS, or `models` beside other data of diffgen."""
+    from platformdirs import user_data_dir
+
+    chosen = os.environ.get("DIFFGEN_MODELS")
+    return Path(os.path.expanduser(chosen)) if chosen else Path(user_data_dir("diffgen", appauthor=False)) / "models"
+
+
 def entries() -> dict[str, Entry]:
     """The user's models by name; none if there is no list. Raises InputError, which names the entry."""
     path = list_file()
