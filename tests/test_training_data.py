@@ -234,7 +234,7 @@ def test_large_pictures_need_a_size(write):
         ("nowhere/at/all", "there is no data set", "a folder of pictures, or a bundled name: digits"),
         ("", "there is no data set", "digits"),
         ("a\0b", "there is no data set", "digits"),
-        ("file", "'file' is not a folder", "digits"),
+        ("file", "'file' is neither a folder nor a file", "digits"),
     ],
 )
 def test_refused_data_sets(tmp_path, monkeypatch, name, message, hint):

@@ -29,12 +29,16 @@ Examples:
 
   diffgen train digits -o runs/digits --resume
 
+  diffgen train digits -o runs/digits --resume --steps 10000
+
+  diffgen train pictures/ -o runs/mine --size 32 --flip --augment 0.15
+
   diffgen train pictures/ -o runs/mine --config samples/configs/digits.toml --steps 20000
 
   torchrun --nproc-per-node 2 -m diffgen train pictures/ -o runs/mine
 """
 
-RUN, TRAINING, OUTPUT = "Run", "Training", "Output"
+RUN, TRAINING, DATA = "Run", "Training", "Pictures"
 SILENCE = 10.0  # seconds between two lines where there is no bar
 
 
@@ -49,6 +53,7 @@ DryRun = Annotated[bool, option(RUN, "Estimate memory and time from a few steps;
 Steps = Annotated[int | None, option(TRAINING, "Updates of the weights.")]
 BatchSize = Annotated[int | None, option(TRAINING, "Pictures a step, of all processes together.")]
 Seed = Annotated[int | None, option(TRAINING, "Same seed, same machine: same bytes. \\[0]")]
+LearningRate = Annotated[float | None, option(TRAINING, "Learning rate. \\[0.001]", metavar="X")]
 Compiled = Annotated[bool | None, option(TRAINING, "Use torch.compile.", "--compile/--no-compile")]
 Parallel = Annotated[
     str | None, option(TRAINING, "With torchrun: copies of the network, or parts.", metavar="ddp|fsdp")
@@ -57,7 +62,11 @@ Parallel = Annotated[
 
 def train(
     data: Annotated[
-        str, typer.Argument(metavar="DATA", help="`digits`, or a folder of pictures; subfolders are classes.")
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="`digits`; a folder of pictures (subfolders are classes); MNIST's or CIFAR's folder; .npz; .parquet",
+        ),
     ],
     out: Out,
     config: Config = None,
@@ -67,7 +76,17 @@ def train(
     dry_run: DryRun = False,
     steps: Steps = None,
     batch_size: BatchSize = None,
+    learning_rate: LearningRate = None,
     seed: Seed = None,
+    size: Annotated[
+        int | None, option(DATA, "Scale and crop pictures to this side. \\[their own]", metavar="N")
+    ] = None,
+    flip: Annotated[bool | None, option(DATA, "Mirror half of the pictures.", "--flip/--no-flip")] = None,
+    crop: Annotated[int | None, option(DATA, "Shift pictures by up to N pixels. \\[0]", metavar="N")] = None,
+    colour: Annotated[float | None, option(DATA, "Vary brightness, contrast, saturation. \\[0]", metavar="0…1")] = None,
+    augment: Annotated[
+        float | None, option(DATA, "For few pictures: ADA's changes, this often. \\[0]", metavar="0…1")
+    ] = None,
     device: Device = "auto",
     compiled: Compiled = None,
     parallel: Parallel = None,
@@ -80,6 +99,12 @@ def train(
         "steps": steps,
         "batch_size": batch_size,
         "seed": seed,
+        "learning_rate": learning_rate,
+        "size": size,
+        "flip": flip,
+        "crop": crop,
+        "colour": colour,
+        "augment": augment,
         "checkpoint_every": checkpoint_every,
         "compile": compiled,
         "parallel": parallel,

@@ -22,16 +22,19 @@ def waves(values: Tensor, width: int) -> Tensor:
 
 
 class Condition(nn.Module):
-    """The embedding of a picture's time and, if there are classes, its class, as one vector [B, out]."""
+    """The embedding of a picture's time, of its class and of how it was augmented, as one vector [B, out]."""
 
-    def __init__(self, width: int, out: int, classes: int | None) -> None:
+    def __init__(self, width: int, out: int, classes: int | None, augment: int) -> None:
         super().__init__()
         self.width = width
         self.into, self.out = nn.Linear(width, out), nn.Linear(out, out)
         self.label = None if classes is None else nn.Embedding(classes + 1, out)  # the last one is the null class
+        self.augment = nn.Linear(augment, out, bias=False) if augment else None
 
-    def forward(self, t: Tensor, label: Tensor | None) -> Tensor:
+    def forward(self, t: Tensor, label: Tensor | None, changes: Tensor | None) -> Tensor:
         c = self.out(F.silu(self.into(waves(t, self.width).to(self.into.weight.dtype))))
+        if self.augment is not None and changes is not None:  # without changes, zeros: pictures as they are
+            c = c + self.augment(changes.to(c.dtype))
         if self.label is None:
             return c
         if label is None:
@@ -85,12 +88,20 @@ def check_common(config: dict[str, Any]) -> None:
     for name, high in {"classes": 1_000_000, "text_width": 16_384}.items():
         if config[name] is not None:
             check_whole(name, config[name], 1, high)
+    check_whole("augment", config.get("augment", 0), 0, 64)
     dropout = config["dropout"]
     if type(dropout) not in (int, float) or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be a number, 0 to less than 1; got {dropout!r}")
 
 
-def check_call(config: dict[str, Any], x: Tensor, t: Tensor, label: Tensor | None, context: Tensor | None) -> None:
+def check_call(
+    config: dict[str, Any],
+    x: Tensor,
+    t: Tensor,
+    label: Tensor | None,
+    context: Tensor | None,
+    changes: Tensor | None,
+) -> None:
     """Check the shapes and dtypes of a network's inputs. Raises ValueError.
 
     The values of labels are checked only on a CPU: on another device the check would wait for it.
@@ -109,6 +120,10 @@ def check_call(config: dict[str, Any], x: Tensor, t: Tensor, label: Tensor | Non
         if label.device.type == "cpu" and not 0 <= int(label.min()) <= int(label.max()) <= classes:
             extent = f"{int(label.min())} to {int(label.max())}"
             raise ValueError(f"labels must lie in 0 to {classes} ({classes} is the null class), got {extent}")
+    numbers = config.get("augment", 0)
+    if changes is not None and (not numbers or changes.shape != (B, numbers)):
+        expected = f"[{B}, {numbers}]" if numbers else "None: this network is not told of them"
+        raise ValueError(f"changes must be {expected}, got {list(changes.shape)}")
     if width is None and context is not None:
         raise ValueError("this network reads no text: context must be None")
     if width is not None and (context is None or context.ndim != 3 or (len(context), context.shape[2]) != (B, width)):

@@ -54,6 +54,7 @@ class DiT(nn.Module):
     dropout                  in each perceptron, drawn from torch's global generator
     classes                  number of classes, or None
     text_width               of the text's tokens, or None; they come before the patches ("in-context conditioning")
+    augment                  numbers that say how a picture was augmented, or 0
 
     `config` has all arguments as JSON values. Raises ValueError for a wrong value.
     """
@@ -70,6 +71,7 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         classes: int | None = None,
         text_width: int | None = None,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -82,10 +84,11 @@ class DiT(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "text_width": text_width,
+            **({"augment": augment} if augment else {}),
         }
         _check_arguments(self.config)
         out_channels = self.config["out_channels"]
-        self.condition = Condition(width, width, classes)
+        self.condition = Condition(width, width, classes, augment)
         self.first = nn.Conv2d(channels, width, patch, stride=patch)
         self.text = None
         if text_width is not None:
@@ -94,16 +97,24 @@ class DiT(nn.Module):
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         self.last = zeroed(nn.Linear(width, patch * patch * out_channels))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        changes: Tensor | None = None,
+    ) -> Tensor:
         """The output [B, out_channels, H, W] for pictures x [B, channels, H, W] at times t [B], integers or floats.
 
         `label` is a LongTensor [B]; the null class is the value `classes`, or None. A network that reads text needs
-        `context` [B, L, text_width]. Raises ValueError for a wrong shape or dtype.
+        `context` [B, L, text_width]. `changes` [B, augment] says how pictures were
+        augmented; None: not at all. Raises ValueError for a wrong shape or dtype.
         """
-        check_call(self.config, x, t, label, context)
+        check_call(self.config, x, t, label, context, changes)
         B, _, H, W = x.shape
         patch = self.config["patch"]
-        c = F.silu(self.condition(t, label))
+        c = F.silu(self.condition(t, label, changes))
         x = self.first(pad(x, patch))
         rows, columns = x.shape[2:]
         x = x.flatten(2).transpose(1, 2)

@@ -122,6 +122,7 @@ class UNet(nn.Module):
     dropout                  in each residual block, drawn from torch's global generator
     classes                  number of classes, or None
     text_width               of the text's tokens, or None
+    augment                  numbers that say how a picture was augmented, or 0
 
     `config` has all arguments as JSON values. Raises ValueError for a wrong value.
     """
@@ -139,6 +140,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         classes: int | None = None,
         text_width: int | None = None,
+        augment: int = 0,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -152,6 +154,7 @@ class UNet(nn.Module):
             "dropout": dropout,
             "classes": classes,
             "text_width": text_width,
+            **({"augment": augment} if augment else {}),
         }
         _check_arguments(self.config)
         condition = 4 * width
@@ -161,7 +164,7 @@ class UNet(nn.Module):
             residual = ResidualBlock(into, out, condition, dropout)
             return Block(residual, Attention(out, head_width, text_width) if has_attention else None)
 
-        self.condition = Condition(width, condition, classes)
+        self.condition = Condition(width, condition, classes, augment)
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down, now, skips = nn.ModuleList(), width, [width]  # current channels, and those of the skip connections
         for level, (out, here) in enumerate(levels):
@@ -183,16 +186,24 @@ class UNet(nn.Module):
         self.norm = GroupNorm(now)
         self.last = zeroed(nn.Conv2d(now, self.config["out_channels"], 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        label: Tensor | None = None,
+        context: Tensor | None = None,
+        changes: Tensor | None = None,
+    ) -> Tensor:
         """The output [B, out_channels, H, W] for pictures x [B, channels, H, W] at times t [B], integers or floats.
 
         `label` is a LongTensor [B]; the null class is the value `classes`, or None. A network that reads text needs
-        `context` [B, L, text_width]. Raises ValueError for a wrong shape or dtype.
+        `context` [B, L, text_width]. `changes` [B, augment] says how pictures were
+        augmented; None: not at all. Raises ValueError for a wrong shape or dtype.
         """
-        check_call(self.config, x, t, label, context)
+        check_call(self.config, x, t, label, context, changes)
         H, W = x.shape[2:]
         x = pad(x, 2 ** (len(self.config["multipliers"]) - 1)).contiguous(memory_format=torch.channels_last)
-        c = F.silu(self.condition(t, label))
+        c = F.silu(self.condition(t, label, changes))
         x = self.first(x)
         skips = [x]
         for part in self.down:

@@ -62,6 +62,9 @@ class Data:
     channels: int | None = setting(None, of=(1, 3, 4))  # grey, RGB, RGBA; default: the smallest that holds all
     classes: bool = True  # train by class, if the data have classes
     flip: bool = False  # mirror half of the pictures
+    crop: int = setting(0, 0, 512)  # shift pictures by up to so many pixels; mirrored pixels fill the gap
+    colour: float = setting(0.0, 0, 1)  # how much brightness, contrast and saturation vary
+    augment: float = setting(0.0, 0, 1)  # how often each of ADA's changes is made; the network is told, so none shows
     held_out: float = setting(0.1, 0, 0.9)  # the fraction of each class that is not trained on
     memory: str = setting("auto", of=("auto", "ram", "map"))
     shuffle_shards: int = setting(0, 0, 10**6)  # shards whose pictures are mixed at a time; 0: all

@@ -15,6 +15,7 @@ from diffgen.diffusion import GaussianDiffusion, guided
 from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
 
+from .augment import Augmentation, changed, shifted, tinted
 from .config import Config
 from .data.dataset import Progress, TrainingData
 from .diffusion_job import Choices, Denoiser, DiffusionJob
@@ -43,6 +44,8 @@ class PixelJob(DiffusionJob):
         self.shape = (data.channels, *data.size)
         self.classes = data.classes if config.data.classes and data.labels is not None else None
         self.labels = None if self.classes is None else data.labels
+        c = config.data
+        self.augmentation = Augmentation(self.seed, crop=c.crop, colour=c.colour, augment=c.augment)
         self.network = self._network(where)
         self.networks: dict[str, nn.Module] = {"network": self.network}
 
@@ -52,10 +55,12 @@ class PixelJob(DiffusionJob):
         arguments = {"name": "unet", **self.config.network}
         if arguments["name"] == "unet":
             arguments.setdefault("width", 32 if self.area <= 16 * 16 else 64)
-        if clash := sorted({"channels", "out_channels", "classes", "text_width"} & arguments.keys()):
+        if clash := sorted({"channels", "out_channels", "classes", "text_width", "augment"} & arguments.keys()):
             raise InputError(f"{where}: network.{clash[0]} follows from the data: leave it out")
         torch.manual_seed(mix(self.seed, WEIGHTS))
         derived = {"channels": channels, "out_channels": 2 * channels if learned else None, "classes": classes}
+        if self.augmentation.numbers:
+            derived["augment"] = self.augmentation.numbers
         try:
             return native.build(arguments | derived)
         except (ValueError, TypeError) as error:
@@ -79,24 +84,39 @@ class PixelJob(DiffusionJob):
         return process_of(self.config, self.data.levels)
 
     def choose(self, k: int, u: Tensor) -> Choices:
-        """{"flip": mirrored, "drop": without its class}, bool [B]"""
+        """{"flip": mirrored, "drop": without its class}, bool [B]; and what the augmentation draws"""
         flip = u[0] < 0.5 if self.config.data.flip else torch.zeros(self.batch, dtype=torch.bool)
-        return {"flip": flip, "drop": u[1] < self.config.diffusion.label_dropout}
+        drawn = self.augmentation.draw(k, self.batch) if self.augmentation else {}
+        return {"flip": flip, "drop": u[1] < self.config.diffusion.label_dropout, **drawn}
 
     def clean(self, indices: Tensor, choices: Choices | None = None) -> Tensor:
         x0 = self.data.to_float(self.data.pictures(indices).to(self.device))
-        return x0 if choices is None else torch.where(choices["flip"][:, None, None, None], x0.flip(3), x0)
+        if choices is None:
+            return x0
+        x0 = torch.where(choices["flip"][:, None, None, None], x0.flip(3), x0)
+        for name, change in (("shift", shifted), ("tint", tinted), ("changes", changed)):
+            if name in choices:
+                x0 = change(x0, choices[name])
+        return x0
 
-    def condition(self, networks: Networks, indices: Tensor, choices: Choices | None = None) -> Tensor | None:
-        """LongTensor [b]: the classes, their number where the class is dropped; None without classes."""
+    def condition(
+        self, networks: Networks, indices: Tensor, choices: Choices | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(classes LongTensor [b], their number where the class is dropped, or None without classes; changes [b, n] of
+        the augmentation, or None)"""
+        changes = None if choices is None else choices.get("changes")
         if self.labels is None or self.classes is None:
-            return None
+            return None, changes
         label = self.labels[indices].to(self.device)
-        return label if choices is None else torch.where(choices["drop"], len(self.classes), label)
+        return label if choices is None else torch.where(choices["drop"], len(self.classes), label), changes
 
-    def predict(self, networks: Networks, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    def predict(
+        self, networks: Networks, x: Tensor, t: Tensor, condition: tuple[Tensor | None, Tensor | None]
+    ) -> Tensor:
+        label, changes = condition
         with self.autocast():
-            return networks["network"](x, t, condition).float()
+            more = {} if changes is None else {"changes": changes}
+            return networks["network"](x, t, label, **more).float()
 
     def denoiser(self, networks: Networks, count: int) -> Denoiser:
         model: Any = networks["network"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 # Purposes of random numbers; each has its own stream.
-ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS, CAPTIONS = range(7)
+ORDER, STEP, DROPOUT, HELD_OUT, SAMPLES, WEIGHTS, CAPTIONS, AUGMENT = range(8)
 
 MASK = 2**64 - 1
 

@@ -38,9 +38,18 @@ OPTIONS: dict[str, tuple[int, int] | None] = {
     "compile": None,
     "parallel": None,
 }
+# More of them, of `train` alone, with their keys.
+KEYS = {
+    "size": "data.size",
+    "flip": "data.flip",
+    "crop": "data.crop",
+    "colour": "data.colour",
+    "augment": "data.augment",
+    "learning_rate": "train.learning_rate",
+}
 
 
-@checked_arguments(*OPTIONS)
+@checked_arguments(*OPTIONS, *KEYS)
 def train(
     data: str | os.PathLike[str] | TrainingData,
     out: str | os.PathLike[str],
@@ -66,7 +75,8 @@ def train(
     listener   gets reports of progress
     stopping   a context manager, entered before the first step, of a function: once it returns True, the training
                finishes its step, writes a checkpoint and returns
-    options    steps, batch_size, seed, checkpoint_every, compile, parallel: they replace keys of the table [train]
+    options    steps, batch_size, seed, checkpoint_every, compile, parallel, learning_rate: they replace keys of the
+               table [train]; size, flip, crop, colour, augment: keys of [data]
 
     Raises, from `diffgen.errors`: UsageError for an invalid option, and for a resume with another configuration;
     InputError for an invalid configuration or data; CannotWrite, InvalidOutput if the training diverges, OutOfMemory.
@@ -110,7 +120,7 @@ def launch(
     """Start or resume a run of a job of that command, from the tables of its configuration.
 
     `where` names their source in errors, and `by_file` says that the user gave one. `values` are checked options: they
-    replace keys of the table [train]. The rest is as in `train`.
+    replace keys of the configuration. The rest is as in `train`.
     """
     device, listener = device_name(device), listener or Listener()
     chosen = _configuration(where, tables, values, command)
@@ -179,7 +189,16 @@ def _configuration(where: str, tables: Mapping[str, Any], values: Mapping[str, A
         raise InputError(f"{where}: job is {job!r}", hint)
     cls = JOBS[job].load("config")
     configuration.parse(tables, where, cls)  # so that an error in the file names the file
-    changes = {f"train.{name}": value for name, value in values.items()}
+    changes = {KEYS.get(name, f"train.{name}"): value for name, value in values.items()}
+    for key, value in changes.items():
+        flag = f"--{key.partition('.')[2].replace('_', '-')}"
+        try:
+            configuration.parse(configuration.with_values({"job": job}, {key: value}), flag, cls)
+        except InputError as error:
+            reason = error.message.removeprefix(f"{flag}: ").removeprefix(f"{key} ")
+            if reason.startswith("unknown key"):
+                reason = f"is not for the job {job!r}"
+            raise UsageError(f"{flag} {reason}") from error
     return configuration.parse(configuration.with_values(tables, changes), where, cls)
 
 

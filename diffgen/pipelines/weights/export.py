@@ -113,7 +113,8 @@ def as_unet2d(network: nn.Module, size: list[int], name: str) -> UNet2DModel:
             attn_norm_num_groups=groups[0],
             resnet_time_scale_shift="scale_shift",
         )
-    unet.load_state_dict(_renamed(network.state_dict(), config), strict=True, assign=True)
+    weights = {key: value for key, value in network.state_dict().items() if not key.startswith("condition.augment.")}
+    unet.load_state_dict(_renamed(weights, config), strict=True, assign=True)
     return unet.eval()
 
 

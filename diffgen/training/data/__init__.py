@@ -9,6 +9,9 @@ A folder holds PNG, JPEG and WebP files: all in one place; or in subfolders, one
 may give several captions (`text` is a list), how often each is drawn (`weights`, as many positive numbers), and keep
 the picture out of the training (`"held_out": true`).
 
+MNIST's idx files, CIFAR's binary version and NPZ files are read too (`arrays`), as are parquet files with classes and
+folders that `datasets` saved (`tables`).
+
 A set of shards, which are tar or parquet files or the output of `diffgen batch`, here or on a store that fsspec knows,
 can be larger than memory: `open_training_data` reads its index (`index.write_index`) and the pictures of a step.
 
@@ -30,11 +33,13 @@ from diffgen.errors import InputError, UsageError
 from diffgen.images.pixels import MODES
 from diffgen.storage import Storage
 
+from .arrays import is_arrays, read_arrays
 from .dataset import DataSet, Progress, digests_of
 from .decode import MAX_SIDE
 from .folder import read_folder
 from .index import kind_of_set
 from .shards import ShardedData, open_shards
+from .tables import is_table, read_table
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "digits.safetensors"}
 CACHE = 20.0  # GB
@@ -49,7 +54,7 @@ def open_data(
     memory: str = "auto",
     progress: Progress | None = None,
 ) -> DataSet:
-    """Open the bundled data set of that name (`digits`), else a folder; `./digits` is always a folder.
+    """Open the bundled data set of that name (`digits`), else a folder or a file; `./digits` is always a folder.
 
     size        (height, width), or the side of a square: pictures of another size are scaled and cropped in the middle.
                 Unless given, all must have the same size
@@ -73,6 +78,10 @@ def open_data(
             kind = f"{data.size[1]}x{data.size[0]}, {MODES[data.channels]}"
             raise UsageError(f"{name} is {kind}: it has no other size and no other channels", "leave both out")
         return data
+    if is_arrays(name):
+        return read_arrays(Path(name), height_width, channels, progress)
+    if is_table(name):
+        return read_table(Path(name), height_width, channels, progress)
     if is_sharded(name):
         return open_shards(Storage(name), height_width, channels, CACHE * 1e9, progress).in_memory()
     if not os.path.isdir(name):
@@ -96,7 +105,7 @@ def open_training_data(
 ) -> DataSet | ShardedData:
     """As `open_data`, but a set of shards stays where it is; `cache` is in GB, for copies of remote shards."""
     name = os.fspath(name_or_folder)
-    if name not in BUNDLED and is_sharded(name):
+    if name not in BUNDLED and is_sharded(name) and not is_table(name):
         return open_shards(Storage(name), _size(size), channels, cache * 1e9, progress)
     return open_data(name, size=size, channels=channels, memory=memory, progress=progress)
 
@@ -126,7 +135,7 @@ def _unknown_name(name: str) -> tuple[str, str]:
     """(message, hint) for a name that is no data set."""
     choices = f"give a folder of pictures, or a bundled name: {', '.join(BUNDLED)}"
     if os.path.lexists(name):
-        return f"{name!r} is not a folder", choices
+        return f"{name!r} is neither a folder nor a file of a data set", f"{choices}; or an .npz, idx or parquet file"
     near = difflib.get_close_matches(name.lower(), BUNDLED, n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no data set {name!r}", guess + choices

@@ -50,7 +50,7 @@ def read_folder(
 ) -> DataSet:
     """The pictures of a folder, brought to one size and one number of channels. Arguments and errors: `open_data`."""
     listing = list_folder(folder)
-    size, mode, notes = common_kind([folder / file for file in listing.files], size, channels)
+    size, mode, notes = common_kind([folder / file for file in listing.files], size, channels, str(folder))
     count = len(listing.files)
     shape = (count, {m: c for c, m in MODES.items()}[mode], *size)
     paths = [folder / file for file in listing.files]
