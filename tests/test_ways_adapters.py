@@ -182,8 +182,8 @@ def test_alpha_as_peft_writes_it_into_the_header(
         (lambda t: {k: torch.cat([v, v], 1) if "attn1_to_q.lora_down" in k else v for k, v in t.items()}, "shape"),
         (lambda t: {k: v.fill_(float("nan")) if "attn1_to_q.lora_up" in k else v for k, v in t.items()}, "not finite"),
         (lambda t: {k: v[:, :1] if "attn1_to_q.lora_up" in k else v for k, v in t.items()}, "not a product"),
-        (lambda t: t | {"lora_unet_x.dora_scale": torch.ones(1)}, "not read"),
-        (lambda t: {"lora_unet_x.hada_w1_a": torch.ones(1)}, "not read"),
+        (lambda t: t | {"lora_unet_x.lokr_t2": torch.ones(1)}, "not read"),
+        (lambda t: t | {"lora_unet_x.hada_t1": torch.ones(1)}, "not read"),
     ],
 )
 def test_what_does_not_fit_is_refused(

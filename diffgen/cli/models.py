@@ -17,6 +17,7 @@ from diffgen.images.publish import Exists, publish
 from diffgen.models import cache, find, gate, hub, known, listed
 from diffgen.models.info import compositions_in_words, defaults_in_words
 from diffgen.models.info import info as about
+from diffgen.training.job import JOBS
 from diffgen.training.run import read_run
 
 from .options import Dtype, Offline
@@ -166,7 +167,12 @@ def verify(
 
 def export(
     name: Annotated[str, typer.Argument(help=NAME[:-1] + ", or a run of diffgen train.")],
-    folder: Annotated[str, typer.Argument(help="A new folder to write.")],
+    folder: Annotated[str | None, typer.Argument(help="A new folder to write; of a LoRA, a file.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", "--output", metavar="PATH", help="The same.")] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Names in a LoRA's file.", metavar="kohya|diffusers|original", show_default="diffusers"),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(help="Weights of a run: ema, model, or ema-<length>. \\[ema]", metavar="NAME", show_default=False),
@@ -179,10 +185,16 @@ def export(
     say = Output("models export", json, quiet)
     model = find.find(name)
     is_run = model.is_run
+    if (folder is None) == (out is None):
+        raise UsageError("models export needs the path to write, once", "diffgen models export RUN -o PATH")
+    folder = folder or out or ""
+    if layout is not None and not is_run:
+        raise UsageError(f"--layout {layout} is only for runs of the job lora", "leave it out")
     if weights != "ema" and not is_run:
         raise UsageError(f"--weights {weights} is only for runs", "leave it out")
-    if dtype_name(dtype) != "auto" and is_run:
-        raise UsageError(f"--dtype {dtype} is not for runs: their weights are float32", "leave it out")
+    options = {} if layout is None else {"layout": layout}
+    if dtype_name(dtype) != "auto":
+        options["dtype"] = dtype
     place = Path(folder)
     if os.path.lexists(place):
         raise Exists(place)
@@ -191,11 +203,16 @@ def export(
     from diffgen.pipelines.training.export import save_run
 
     if is_run:
-        save_run(read_run(model.folder), place, weights)
+        save_run(run := read_run(model.folder), place, weights, **options)
     else:
         ImageGenerator(model, device="cpu", dtype=dtype).save(place)
-    exported = find.find(os.path.join(folder, ""))
-    result = {"name": model.name, "folder": folder, "family": exported.family, "bytes": about(exported)["bytes"]}
+    if is_run and JOBS[run.job].product:
+        files = [place] if place.is_file() else [file for file in place.rglob("*") if file.is_file()]
+        family, size = run.base["family"], sum(file.stat().st_size for file in files)
+    else:
+        exported = find.find(os.path.join(folder, ""))
+        family, size = exported.family, about(exported)["bytes"]
+    result = {"name": model.name, "folder": folder, "family": family, "bytes": size}
     say.result(result, [folder])
 
 

@@ -101,6 +101,8 @@ class Train:
     decay: float = setting(1.0, 0.001, 1)  # the last part of the run, in which the rate falls
     betas: tuple[float, ...] = setting((0.9, 0.99), 0, 0.999999, length=2)
     weight_decay: float = setting(0.0, 0, 10)
+    optimizer: str = setting("adamw", of=("adamw", "adamw8bit", "adafactor", "prodigy"))  # prodigy: learning_rate = 1
+    rates: dict[str, Any] = field(default_factory=dict)  # factors of the rate, by network: {text_encoder = 0.5}
     clip: float = setting(1.0, 0, 10**6)  # the largest norm of the gradient; 0: no clipping
     ema: tuple[float, ...] = setting((0.1,), 0.005, 0.25)  # lengths of the averages, as parts of the run; see ema.py
     precision: str = setting("auto", of=("auto", "float32", "bfloat16"))

@@ -30,7 +30,7 @@ class JobKind:
     config: str  # the dataclass of its configuration, in a module that imports no torch
     job: str  # its class: called with (config, data, where, device=, progress=), as `training.pixels.PixelJob`
     captions: bool = False  # whether it reads captions
-    export: str = ""  # writes a run as a diffusers folder: called with (run, folder, which=); empty: not supported
+    export: str = ""  # writes a run for other programs: called with (run, path, which=, …); empty: not supported
     hint: str = ""  # what to do instead of `generate -m RUN`, {run} being its folder; empty: the run makes pictures
     command: str = "train"  # which command starts it
     defaults: str = ""  # fills in the values of its configuration that depend on a model: called with (tables, where)
@@ -75,6 +75,7 @@ JOBS = {
         config="diffgen.pipelines.training.finetune_config:LoraConfig",
         job="diffgen.pipelines.training.lora:LoraJob",
         hint="it changes a model: diffgen generate PROMPT -m {base} --lora {run}",
+        export="diffgen.pipelines.training.export:save_lora_run",
         product="adapter.safetensors",
         **_FINETUNE,
     ),
@@ -83,6 +84,7 @@ JOBS = {
         config="diffgen.pipelines.training.finetune_config:EmbeddingConfig",
         job="diffgen.pipelines.training.embedding:EmbeddingJob",
         hint='it is a word of a model: diffgen generate PROMPT -m {base} --embedding "WORD={run}"',
+        export="diffgen.pipelines.training.export:copy_product",
         product="embedding.safetensors",
         **_FINETUNE,
     ),
@@ -98,6 +100,7 @@ JOBS = {
         config="diffgen.pipelines.training.finetune_config:ControlConfig",
         job="diffgen.pipelines.training.control:ControlJob",
         hint="it steers a model: diffgen generate PROMPT -m {base} --control canny=FILE --control-model {run}",
+        export="diffgen.pipelines.training.export:copy_product",
         product="controlnet",
         **_FINETUNE,
     ),

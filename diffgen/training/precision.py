@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffgen.devices import has_amx
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 # Pixels of an example above which a CPU is faster in bfloat16: twice as fast at 32 × 32, not at all at 8 × 8.

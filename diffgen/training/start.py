@@ -338,7 +338,12 @@ def estimate(request: TrainRequest, job: Job, ranks: Ranks) -> TrainEstimate:
     sizes = ({"frozen": sum(p.nbytes for p in frozen)} if frozen else {}) | {
         "weights": weights,
         "gradients": weights,
-        "moments": 2 * weights,
+        "moments": sum(
+            local(value).nbytes
+            for state in trainer.optimizer.state.values()
+            for slot, value in state.items()
+            if slot != "step"
+        ),
         "averages": sum(value.numel() * 4 for average in trainer.averages for value in average.values),
         "activations": sum(size for pointer, size in activations.items() if pointer not in own),
     }

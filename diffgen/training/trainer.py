@@ -6,7 +6,7 @@
 
 From a step to its arithmetic:
 
-    Trainer.step(k)            loss, backward, clip, AdamW, averages
+    Trainer.step(k)            loss, backward, clip, optimizer, averages
       Job.loss(k, positions)   of a diffusion model: DiffusionJob.loss
         DiffusionJob._draw(k)  t, noise and the job's choices, from the generator (seed, k)
         Shuffle(k)             which pictures
@@ -33,17 +33,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffgen.errors import InvalidOutput
+from diffgen.errors import InputError, InvalidOutput
 
 from . import checkpoint
 from .config import Train
 from .ema import Average
 from .job import Job, Networks
+from .optimizers import OPTIMIZERS
 from .parallel import Ranks, gathered, local, part
 from .precision import fast_attention, fast_dtype
 from .seeds import DROPOUT, mix
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state of each parameter
 
 
 class Trainer:
@@ -59,13 +58,7 @@ class Trainer:
                 network.compile()
         self.networks = ranks.wrap(job.networks, config.parallel)
         self.weights = {name: p for name, p in self._named("named_parameters") if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(
-            self.weights.values(),
-            lr=config.learning_rate,
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = OPTIMIZERS[config.optimizer].make(self._groups(), config)
         self.averages = [Average(self.weights, length) for length in config.ema]
         self.segments: tuple[int, ...] = ()  # where earlier segments of the run ended
         self.losses: list[Tensor] = []  # not yet logged: this rank's part of the mean over the batch
@@ -81,6 +74,21 @@ class Trainer:
         """The name of the dtype of the forward passes."""
         return str(self.dtype).removeprefix("torch.")
 
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters by network, each with the factor of its learning rate. Raises InputError for another name."""
+        if wrong := sorted(self.config.rates.keys() - self.job.networks.keys()):
+            raise InputError(
+                f"train.rates: no network {wrong[0]!r} is trained", f"there are {', '.join(self.job.networks)}"
+            )
+        groups = []
+        for name, network in self.job.networks.items():
+            factor, trained = self.config.rates.get(name, 1.0), [p for p in network.parameters() if p.requires_grad]
+            if type(factor) not in (int, float) or not 0 <= factor <= 100:
+                raise InputError(f"train.rates: {name} is {factor!r}, not a number from 0 to 100")
+            if trained:
+                groups.append({"params": trained, "factor": float(factor), "lr": 0.0})
+        return groups
+
     def _named(self, method: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, tensor) of all networks; the network's name is a prefix if there are several."""
         for name, network in self.job.networks.items():
@@ -91,7 +99,8 @@ class Trainer:
 
     def step(self, k: int) -> Tensor:
         """Update the weights once: step k = 0, 1, …. Returns this rank's part of the loss, still on the device."""
-        self.optimizer.param_groups[0]["lr"] = self.learning_rate(k)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(k) * group["factor"]
         batch, parts, total = self.config.batch_size, self.config.accumulate, torch.zeros((), device=self.device)
         for i in range(parts):
             torch.manual_seed(mix(self.config.seed, DROPOUT, k, self.ranks.rank, i))
@@ -193,9 +202,10 @@ class Trainer:
             }
             files["ema" if i == 0 else f"ema-{average.length:g}"] = model | averaged
         moments = {
-            f"{slot}.{name}": gathered(p, local(self.optimizer.state[p][slot]))
+            f"{slot}.{name}": _stored(gathered(p, local(value)) if value.shape == p.shape else value)
             for name, p in self.weights.items()
-            for slot in MOMENTS
+            for slot, value in self.optimizer.state[p].items()
+            if slot != "step"
         }
         return files | {"optimizer": moments | {f"job.{key}": value for key, value in self.job.state_dict().items()}}
 
@@ -206,7 +216,7 @@ class Trainer:
         for p in self.weights.values():
             self.optimizer.state[p] = {
                 "step": torch.tensor(float(step), device=p.device),
-                **{slot: torch.zeros_like(p) for slot in MOMENTS},
+                **OPTIMIZERS[self.config.optimizer].slots(p),
             }
         expected = self.files()
         files = {
@@ -217,14 +227,21 @@ class Trainer:
             for value, key in zip(average.values, self.weights, strict=True):
                 value.copy_(part(self.weights[key], files[name][key]))
         for name, p in self.weights.items():
-            for slot in MOMENTS:
-                local(self.optimizer.state[p][slot]).copy_(part(p, files["optimizer"][f"{slot}.{name}"]))
+            for slot, value in self.optimizer.state[p].items():
+                if slot != "step":
+                    stored = files["optimizer"][f"{slot}.{name}"]
+                    local(value).copy_(part(p, stored) if value.shape == p.shape else stored)
         of_job = {k.removeprefix("job."): v for k, v in files["optimizer"].items() if k.startswith("job.")}
         self.job.load_state_dict(of_job)
         pending = torch.tensor(state["pending"]["loss"], device=self.device)
         self.losses = list(pending if self.ranks.main else torch.zeros_like(pending))
         self.gradients = list(torch.tensor(state["pending"]["gradient_norm"], device=self.device))
         return step
+
+
+def _stored(state: Tensor) -> Tensor:
+    """State as a checkpoint holds it: whole numbers of eight bits, which weights files have not, as float16."""
+    return state.half() if state.dtype == torch.uint8 else state
 
 
 def _full(tensor: Tensor) -> Tensor:

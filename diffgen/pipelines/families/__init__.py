@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Code:
     prepared: Callable[[Any, Tensor], Any] = lambda pipeline, latents: latents
     # guide(conditional, unconditional, scale): the guided output, each [B, …]
     guide: Callable[[Tensor, Tensor, float], Tensor] = guide
+    # originals(configuration, diffusers' names of layers): possible original names of layers; `layout` tells which are
+    originals: Callable[[Any, Iterable[str]], Iterable[str]] = lambda config, layers: layers
     words: str = ""  # a pattern: the pieces of the original names that have an underscore in them
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,13 @@ class Blocks:
     double: Mapping[str, str]  # inside a double block
     single: Mapping[str, str]
     norm_end: str | None = None  # how the name of a norm's weight ends; None: anyhow
+
+    def originals(self, config: Mapping[str, Any], layers: Iterable[str]) -> Iterator[str]:
+        """Every original name of a layer."""
+        yield from (*self.names, "final_layer.adaLN_modulation.1")
+        for kind, names in (("double", {**self.double, **_QKV}), ("single", {**self.single, "linear1": ""})):
+            count = config["num_layers" if kind == "double" else "num_single_layers"]
+            yield from (f"{kind}_blocks.{i}.{name}" for i in range(count) for name in names)
 
     def layout(self, name: str, config: Mapping[str, Any]) -> Pieces | None:
         """What a tensor of a file becomes; see `pieces`."""
@@ -164,6 +171,7 @@ CODE = Code(
     inputs=_inputs,
     predict=_predict,
     prepared=_prepared,
+    originals=_BLOCKS.originals,
     words=(
         "double_blocks|single_blocks|img_attn|txt_attn|img_mlp|txt_mlp|img_mod|txt_mod|img_in|txt_in|time_in|vector_in|"
         "guidance_in|in_layer|out_layer|final_layer|adaLN_modulation"

@@ -41,6 +41,8 @@ _DOUBLE = {
 }
 _SINGLE = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
 
+_BLOCKS = Blocks(_NAMES, _DOUBLE, _SINGLE)
+
 
 def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
     if bool((parts["vae"].bn.running_var <= 0).any()):
@@ -95,10 +97,11 @@ def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) 
 
 
 CODE = Code(
-    layout=Blocks(_NAMES, _DOUBLE, _SINGLE).layout,
+    layout=_BLOCKS.layout,
     check=_check,
     inputs=_inputs,
     predict=_predict,
+    originals=_BLOCKS.originals,
     words=(
         "double_blocks|single_blocks|img_attn|txt_attn|img_mlp|txt_mlp|img_in|txt_in|time_in|guidance_in|in_layer|"
         "out_layer|final_layer|adaLN_modulation|double_stream_modulation_img|double_stream_modulation_txt|"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ def _layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
     return [(f"{block}.{_BLOCK[inner]}.{end}", exchanged if last else keep)]
 
 
+def _originals(config: Mapping[str, Any], layers: Iterable[str]) -> Iterator[str]:
+    yield from (*_NAMES, "final_layer.adaLN_modulation.1")
+    yield from (f"joint_blocks.{i}.{name}" for i in range(config["num_layers"]) for name in (*_BLOCK, *_QKV))
+
+
 def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
     transformer, t5 = parts["transformer"].config, parts.get("text_encoder_3")
     first, second = parts["text_encoder"].config, parts["text_encoder_2"].config
@@ -104,6 +109,7 @@ CODE = Code(
     check=_check,
     inputs=_inputs,
     predict=_predict,
+    originals=_originals,
     words=(
         "final_layer|adaLN_modulation|joint_blocks|context_block|x_block|context_embedder|x_embedder|t_embedder|"
         "y_embedder"

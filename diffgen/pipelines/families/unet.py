@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def _unet(name: str, config: Mapping[str, Any]) -> Pieces | None:
         else:
             target = f"{block}.attentions.{j}.{rest}"
     return None if target is None else [(target, keep)]
+
+
+def _originals(config: Mapping[str, Any], layers: Iterable[str]) -> Iterator[str]:
+    """Every block of the original with every name that a layer has inside one."""
+    yield from _UNET
+    inner = {layer.split(".attentions.")[1].partition(".")[2] for layer in layers if ".attentions." in layer}
+    blocks = len(config["block_out_channels"]) * (config["layers_per_block"] + 2)
+    places = [f"{side}_blocks.{i}.{j}" for side in ("input", "output") for i in range(blocks) for j in range(3)]
+    for place in (*places, *(f"middle_block.{j}" for j in range(3))):
+        yield from (f"{place}.{name}" for name in (*sorted(inner), *_RESNET, "op", "conv"))
 
 
 def _resnet(block: str, rest: str) -> str | None:
@@ -146,6 +156,7 @@ CODE = Code(
     check=_check,
     inputs=_inputs,
     predict=_predict,
+    originals=_originals,
     words=(
         "input_blocks|middle_block|output_blocks|in_layers|emb_layers|out_layers|skip_connection|transformer_blocks|"
         "proj_in|proj_out|to_q|to_k|to_v|to_out|time_embed|label_emb"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ def _layout(name: str, config: Mapping[str, Any]) -> Pieces | None:
     for original, ours in _NAMES.items():
         name = name.replace(original, ours)
     return [(name, keep)]
+
+
+def _originals(config: Mapping[str, Any], layers: Iterable[str]) -> Iterator[str]:
+    for layer in layers:
+        fused = re.sub(r"\.attention\.to_[qkv]$", ".attention.qkv", layer)
+        yield fused.replace(".attention.to_out.0", ".attention.out")
 
 
 def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
@@ -68,6 +74,7 @@ CODE = Code(
     check=_check,
     inputs=_inputs,
     predict=_predict,
+    originals=_originals,
     words=(
         "adaLN_modulation|feed_forward|noise_refiner|context_refiner|x_embedder|t_embedder|cap_embedder|final_layer|"
         "to_q|to_k|to_v|to_out|q_norm|k_norm"

@@ -3,33 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 import schedulers
-from diffgen.errors import InputError
+from diffgen.errors import InputError, UsageError
+from diffgen.images.publish import publish
+from diffgen.models import gate
 from diffgen.training.job import JOBS
-from diffgen.training.run import Run, diffusion_of, load_network
+from diffgen.training.precision import DTYPES
+from diffgen.training.run import Run, diffusion_of, load_network, product_of, weights_file
 
 from ..weights.export import as_unet2d, new_folder, pair, save_part, write_json
+from ..weights.lora_files import LAYOUTS, write_lora
 from ..weights.tokenizers import load_tokenizer
+from .finetune_config import check_base
 from .parts import of_run, read_autoencoder
 
 
-def save_run(run: Run, folder: Path, which: str = "ema") -> None:
-    """Write a run as a diffusers folder that does not exist yet, as its job's row in `JOBS` says.
+def save_run(run: Run, folder: Path, which: str = "ema", **options: Any) -> None:
+    """Write a run as a diffusers folder or a file that does not exist yet, as its job's row in `JOBS` says.
 
-    `which` weights: "ema", "model", "ema-<length>".
-    Raises InputError for a run that has no diffusers folder, and CannotWrite.
+    `which` weights: "ema", "model", "ema-<length>". `options` are those of the row's function: layout, dtype.
+    Raises InputError for a run that is not exported, UsageError for an option that it has not, and CannotWrite.
     """
     kind = JOBS.get(run.job)
     if kind is None or not kind.export:
         raise InputError(f"{run.folder}: runs of the job {run.job} cannot be saved as a diffusers folder")
-    kind.load("export")(run, folder, which=which)
+    function = kind.load("export")
+    accepted = inspect.signature(function).parameters if kind.command == "finetune" else {}
+    if wrong := sorted(options.keys() - accepted.keys()):
+        raise UsageError(f"--{wrong[0]} {options[wrong[0]]} is not for runs of the job {run.job}", "leave it out")
+    function(run, folder, which=which, **options)
+
+
+def save_lora_run(run: Run, file: Path, which: str = "ema", layout: str = "diffusers", dtype: str = "float32") -> None:
+    """Write a run of the job "lora" as a file in one of `lora_files.LAYOUTS`. Raises InputError, UsageError."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout must be one of {', '.join(LAYOUTS)} (got {layout!r})")
+    newest = run.latest()
+    if newest is None:
+        raise InputError(f"{run.folder} has no checkpoint to read", "train it first")
+    about = gate.read_json(run.folder / "run.json")
+    checked = None if layout == "diffusers" else check_base(run.config["model"])[1]
+    publish(file, write_lora(about, load_file(weights_file(newest, which)), layout, DTYPES[dtype], checked))
+
+
+def copy_product(run: Run, place: Path, which: str = "ema") -> None:
+    """Copy what a run made for other commands: a file or a folder. Raises InputError, UsageError, CannotWrite."""
+    if which != "ema":
+        raise UsageError(f"--weights {which} is not for runs of the job {run.job}", "leave it out")
+    product = product_of(run.folder, run.job)
+    if product.is_file():
+        publish(place, product.read_bytes())
+    else:
+        with new_folder(place) as new:
+            shutil.copytree(product, new, dirs_exist_ok=True)
 
 
 def save_pixel_run(run: Run, folder: Path, which: str = "ema") -> None:

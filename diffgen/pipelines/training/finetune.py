@@ -41,6 +41,7 @@ from ..plan import make_plan
 from ..sampling.denoiser import network_of
 from ..sampling.embed import Embedded, embed, stacked
 from ..sampling.latents import CODECS
+from ..weights import quantize as quantization
 from .adapted import Stand
 from .content import Content
 from .finetune_config import FineTuneConfig, check_base
@@ -106,6 +107,8 @@ class FineTune(ABC):
         self.checked: Checked = self.loaded.checked
         self.row, self.pipeline = checked.row, self.loaded.pipeline
         self.base: nn.Module = self.pipeline.components[self.row.denoiser]
+        if config.train.quantize != "none":
+            self._quantize(config.train.quantize)
         self.frozen = {n: p for n, p in self.pipeline.components.items() if isinstance(p, nn.Module)}
         for part in self.frozen.values():
             part.requires_grad_(False).eval()
@@ -132,6 +135,10 @@ class FineTune(ABC):
         self.prior = self._prior(progress)
         torch.manual_seed(mix(self.seed, WEIGHTS))
         self.networks = self.build()
+        if config.train.recompute:
+            for network in (self.base, *self.networks.values()):
+                if hasattr(network, "enable_gradient_checkpointing"):
+                    network.enable_gradient_checkpointing()
 
     # What a job defines
 
@@ -160,6 +167,10 @@ class FineTune(ABC):
         return {name: self._moved(value) for name, value in stacked([self._text(text) for text in texts]).items()}
 
     # The model
+
+    def _quantize(self, kind: str) -> None:
+        """Keep the frozen model in fewer bits. Raises InputError without the package that this needs."""
+        quantization.quantize(self.pipeline, kind)
 
     def _process(self) -> GaussianDiffusion | RectifiedFlow:
         noise, prediction, weight = self.loaded.noise, self.loaded.prediction, self.config.diffusion.weight
@@ -232,7 +243,7 @@ class FineTune(ABC):
         elif 0 < len(named) < FEW:
             files = ", ".join(examples[i].file.name for i in sorted(named))
             notes.append(f"held out: {files}; so few say little about a model")
-        return torch.tensor(train), torch.tensor(sorted(named), dtype=torch.int64), (*self.data.notes, *notes)
+        return torch.tensor(train), torch.tensor(sorted(named), dtype=torch.int64), tuple(notes)
 
     def _variants(self) -> list[tuple[int, bool]]:
         """(crop, mirrored) of every way in which a picture is read; the first is the plain one."""
@@ -454,6 +465,9 @@ class FineTune(ABC):
         """Each prompt twice from the same noise: by the tuned model, and by the base."""
         tuned = self._sheet(networks)
         return [picture for pair in zip(tuned, self._base_sheet, strict=True) for picture in pair]
+
+    def sample_names(self) -> Sequence[str]:
+        return [name for text, _ in self._prompts() for name in (text, f"base: {text}")]
 
     @property
     def _base_sheet(self) -> list[Image.Image]:

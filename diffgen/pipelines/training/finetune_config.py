@@ -73,6 +73,8 @@ class FineTrain(Train):
     learning_rate: float = setting(1e-4, 0, 10)
     warmup: int = setting(20, 0, 10**9)
     schedule: str = setting("cosine", of=("constant", "cosine", "linear"))
+    recompute: bool = False  # gradient checkpointing: activations are computed twice and not kept
+    quantize: str = setting("none", of=("none", "int8", "fp8", "nf4"))  # the frozen model; not for the job full
     log_every: int = setting(20, 1, 10**9)
     held_out_every: int = setting(100, 1, 10**9)
     checkpoint_every: int = setting(100, 1, 10**9)
@@ -116,8 +118,9 @@ class FineTuneConfig:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A low-rank update of layers: W + (alpha/rank)·B·A."""
+    """A small update of layers: W + (alpha/rank)·B·A, or DoRA's or LoKr's."""
 
+    kind: str = setting("lora", of=("lora", "dora", "lokr"))
     rank: int = setting(16, 1, 1024)
     alpha: float | None = setting(None, 1e-3, 10**4)  # default: the rank, so that a learning rate holds for every rank
     layers: str = setting("attention+mlp", of=("attention", "attention+mlp", "all"))  # all: convolutions too
@@ -193,8 +196,10 @@ def defaults(tables: Mapping[str, Any], checked: Checked) -> dict[str, Any]:
     """The tables with the values that depend on the model, where they are not set."""
     small = checked.network.parameters < SMALL
     values: dict[str, Any] = {"diffusion.caption_dropout": 0.0 if checked.guidance_is_input else 0.1}
+    train = tables.get("train")
     if (rates := RATES.get(str(tables.get("job")))) is not None:
-        values["train.learning_rate"] = rates[small]
+        by_itself = isinstance(train, Mapping) and train.get("optimizer") == "prodigy"
+        values["train.learning_rate"] = 1.0 if by_itself else rates[small]
 
     def is_set(key: str) -> bool:
         table, name = key.split(".")

@@ -31,6 +31,8 @@ class FullJob(FineTune):
         return "float32"  # what the optimizer changes; the forward pass may be in bfloat16
 
     def build(self) -> dict[str, nn.Module]:
+        if self.config.train.quantize != "none":
+            raise InputError(f"{self.where}: train.quantize is for adapters: all weights are trained here")
         if self.checked.file is not None:
             hint = f"write it as a folder first: diffgen models export {self.config.model} FOLDER"
             raise InputError(f"{self.where}: {self.config.model} is a single file", hint)

@@ -12,7 +12,7 @@ from diffgen.errors import InputError
 from diffgen.training.job import Networks
 
 from ..weights.lora_files import write_lora
-from .adapted import Adapted, LowRank
+from .adapted import KINDS, Adapted
 from .finetune import Call, FineTune, Pick
 from .finetune_config import LoraConfig
 
@@ -28,7 +28,7 @@ class LoraJob(FineTune):
         c = self.config.adapter
         alpha = c.rank if c.alpha is None else c.alpha
         try:
-            self.adapted = Adapted(self.base, c.layers, lambda weight: LowRank(weight, c.rank, alpha / c.rank))
+            self.adapted = Adapted(self.base, c.layers, lambda weight: KINDS[c.kind](weight, c.rank, alpha / c.rank))
         except ValueError as error:
             raise InputError(f"{self.where}: {error}", 'adapter.layers = "all" takes every layer') from error
         return {"adapter": self.adapted}
@@ -43,7 +43,7 @@ class LoraJob(FineTune):
 
     def about(self) -> dict[str, Any]:
         c = self.config.adapter
-        network = {"kind": "lora", "part": self.row.denoiser, "rank": c.rank, "alpha": c.alpha or float(c.rank)}
+        network = {"kind": c.kind, "part": self.row.denoiser, "rank": c.rank, "alpha": c.alpha or float(c.rank)}
         return super().about() | {"network": network | {"trigger": self.config.data.trigger}}
 
     def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -28,6 +28,7 @@ from diffgen.models.families import FAMILIES
 
 from ..families import code_of
 from ..inputs import Embedding, Lora
+from . import deltas
 from .layouts import file_layout
 from .packed import PackedLinear
 from .pieces import Take, keep
@@ -36,7 +37,7 @@ _END = re.compile(
     r"(?P<module>.+?)(?:"
     r"\.lora_(?P<peft>[AB])(?:\.\w+)?\.weight|"
     r"(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<kohya>down|up)\.weight|"
-    r"\.(?P<alpha>alpha))"
+    r"\.(?P<other>alpha|dora_scale|lora_magnitude_vector|lokr_w[12](?:_[ab])?|hada_w[12]_[ab])(?:\.weight)?)"
 )
 LAYERS = (nn.Linear, nn.Conv2d, PackedLinear)  # that a LoRA may change
 _ORIGINAL = ("lora_unet_", "lora_transformer_", "model.diffusion_model.", "diffusion_model.")
@@ -66,39 +67,52 @@ class Matched:
 class _Low:
     """A low-rank matrix of a file: the names of its tensors."""
 
-    parts: dict[str, str] = field(default_factory=dict)  # down, up, alpha
+    parts: dict[str, str] = field(default_factory=dict)  # down, up, alpha, magnitude; lokr_…, hada_…
+
+    @property
+    def complete(self) -> bool:
+        names = self.parts.keys()
+        return {"down", "up"} <= names or not names.isdisjoint((*deltas.LOKR, *deltas.LOHA))
 
 
 @torch.no_grad()
 def merge_lora(pipeline: Any, family: str, lora: Lora) -> Matched:
     """Add a LoRA to the weights of the pipeline's networks; returns how much of it matched.
 
-    Raises InputError if nothing fits, for a wrong shape, values that are not finite, or a kind that is not read (DoRA,
-    LoHa, LoKr).
+    Read are LoRA, LoKr, LoHa, and DoRA of each. Raises InputError if nothing fits, for a wrong shape, values that are
+    not finite, and another kind (one with a core tensor, whole differences).
     """
     metadata, header = gate.read_safetensors(lora.path)
     lows, strange = _lows(header)
-    if special := next((name for name in strange if re.search(r"dora_scale|hada_|lokr_|lora_mid|\.diff", name)), None):
-        raise InputError(f"{lora.path}: the tensor {special!r} is of a kind of adapter that is not read", "read: LoRA")
+    if special := next((name for name in strange if re.search(r"hada_t|lokr_t|lora_mid|\.diff", name)), None):
+        raise InputError(
+            f"{lora.path}: the tensor {special!r} is of a kind of adapter that is not read",
+            "read: LoRA, DoRA, LoKr, LoHa",
+        )
     places = _Places(pipeline, family)
     alphas = _alphas(metadata)
     matched, rank, unmatched = 0, 0, list(strange)
     with safe_open(lora.path, framework="pt", device="cpu") as file:
         for module, low in lows.items():
-            targets = places.of(module) if {"down", "up"} <= set(low.parts) else []
+            targets = places.of(module) if low.complete else []
             if not targets:
                 unmatched += low.parts.values()
                 continue
             tensors = {part: file.get_tensor(name).float() for part, name in low.parts.items()}
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise InputError(f"{lora.path}: {module!r} has values that are not finite")
-            delta = _delta(lora, module, tensors, alphas)
+            magnitude = tensors.pop("magnitude", None)
+            delta, own = _delta(lora, module, tensors, alphas, lora.scale if magnitude is None else 1.0)
             for layer, take in targets:
                 if isinstance(layer, PackedLinear):
                     layer.unpack()  # few bits cannot hold the sum
-                _add(lora, module, layer.weight, take(delta))
+                change = _shaped(lora, module, layer.weight, take(delta)).to(layer.weight.device)
+                if magnitude is not None:
+                    by_row = take(magnitude.reshape(-1, 1)) if magnitude.numel() == len(delta) else magnitude
+                    change = deltas.decomposed(layer.weight.float(), change, by_row.to(change)) * lora.scale
+                layer.weight.data = (layer.weight.float() + change).to(layer.weight.dtype)
             matched += len(low.parts)
-            rank = max(rank, len(tensors["down"]))
+            rank = max(rank, own)
     if not matched:
         raise InputError(
             f"{lora.path}: none of its {len(header)} tensors fits this model, the first is {next(iter(header))!r}",
@@ -113,7 +127,8 @@ def _lows(names: Mapping[str, Any]) -> tuple[dict[str, _Low], list[str]]:
     strange = []
     for name in names:
         if match := _END.fullmatch(name):
-            kind = match["alpha"] or match["kohya"] or {"A": "down", "B": "up"}[match["peft"]]
+            kind = match["other"] or match["kohya"] or {"A": "down", "B": "up"}[match["peft"]]
+            kind = "magnitude" if kind in ("dora_scale", "lora_magnitude_vector") else kind
             lows.setdefault(match["module"], _Low()).parts[kind] = name
         else:
             strange.append(name)
@@ -190,19 +205,29 @@ def _alphas(metadata: Mapping[str, str]) -> Callable[[str, int], float]:
     return alpha
 
 
-def _delta(lora: Lora, module: str, tensors: dict[str, Tensor], alphas: Callable[[str, int], float]) -> Tensor:
-    """scale·(alpha/rank)·B·A in float32, [out, in] or [out, in, kh, kw]. Hu et al. 2021, arXiv 2106.09685, eq. 3."""
-    down, up = tensors["down"], tensors["up"]
-    rank = len(down)
-    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == rank and up[0, 0].numel() == 1
-    if not fits:
-        raise InputError(f"{lora.path}: {module!r} is not a product of {list(up.shape)} and {list(down.shape)}")
-    alpha = float(tensors["alpha"]) if "alpha" in tensors else alphas(module, rank)
-    product = (up.flatten(1) @ down.flatten(1)) * (lora.scale * alpha / rank)
-    return product.reshape(len(up), *down.shape[1:])
+def _delta(
+    lora: Lora, module: str, tensors: dict[str, Tensor], alphas: Callable[[str, int], float], scale: float
+) -> tuple[Tensor, int]:
+    """(scale·(alpha/rank)·ΔW in float32, [out, in] or [out, in, kh, kw], the rank); the kinds are in `deltas`."""
+    if "down" in tensors:
+        down, up = tensors["down"], tensors["up"]
+        rank = len(down)
+        fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.shape[1] == rank and up[0, 0].numel() == 1
+        if not fits:
+            raise InputError(f"{lora.path}: {module!r} is not a product of {list(up.shape)} and {list(down.shape)}")
+        alpha = float(tensors["alpha"]) if "alpha" in tensors else alphas(module, rank)
+        return deltas.low_rank(up, down) * (scale * alpha / rank), rank
+    try:
+        delta, own = deltas.loha(tensors) if "hada_w1_a" in tensors else deltas.lokr(tensors)
+    except (KeyError, RuntimeError) as error:
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise InputError(f"{lora.path}: {module!r} is no product of {shapes}") from error
+    alpha = float(tensors["alpha"]) / own if own and "alpha" in tensors else 1.0
+    return delta * (scale * alpha), own or 1
 
 
-def _add(lora: Lora, module: str, weight: nn.Parameter, delta: Tensor) -> None:
+def _shaped(lora: Lora, module: str, weight: nn.Parameter, delta: Tensor) -> Tensor:
+    """The difference in the shape of the weight. Raises InputError."""
     if delta.numel() == weight.numel() and len(delta) == len(weight):  # a 1×1 convolution is a matrix too
         delta = delta.reshape(weight.shape)
     if delta.shape != weight.shape:
@@ -210,7 +235,7 @@ def _add(lora: Lora, module: str, weight: nn.Parameter, delta: Tensor) -> None:
             f"{lora.path}: {module!r} has the shape {list(delta.shape)}, the model {list(weight.shape)} there",
             "the LoRA is for another family of models",
         )
-    weight.data = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+    return delta
 
 
 def add_embedding(pipeline: Any, embedding: Embedding) -> int:

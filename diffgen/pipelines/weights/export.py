@@ -181,7 +181,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        mode = (temporary / "model_index.json").stat().st_mode & 0o777
+        mode = next(file for file in temporary.iterdir() if file.suffix == ".json").stat().st_mode & 0o777
         for file in temporary.rglob("*.safetensors"):
             file.chmod(mode)  # which safetensors makes 0600
         os.rename(temporary, folder)
