@@ -24,7 +24,8 @@ PIPELINES_ONLY = {
         "controls",
         "control_models",
     ),
-    *("upscale", "upscale_mode", "upscale_strength", "refiner", "loras", "embeddings", "attention"),
+    *("upscale", "upscale_mode", "upscale_strength", "refiner", "loras", "embeddings", "attention", "compile"),
+    "attention_backend",
 }
 
 
@@ -80,6 +81,8 @@ def test_checked_values_fill_in_the_neutral_ones() -> None:
         "guidance_interval": (0.0, 1.0),
         "tile": True,
         "safety": True,
+        "compile": False,
+        "attention_backend": "native",
         "vae_tiling": False,
     }
     wrongs: list[Any] = [{"clip_skip": 0}, {"clip_skip": 2.0}, {"guidance_rescale": 1.1}, {"tile": "yes"}]

@@ -115,10 +115,16 @@ def generate(
     dtype: Dtype = "auto",
     batch_size: Annotated[str, option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")] = "1",
     vae_tiling: Annotated[bool, option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
-    offload: Annotated[str, option(MEMORY, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
+    offload: Annotated[
+        str, option(MEMORY, "model, group or sequential saves GPU memory. \\[none]", metavar="NAME")
+    ] = "none",
     quantize: Annotated[
         str, option(MEMORY, "Weights in 8 or 4 bits: int8, fp8, nf4. \\[none]", metavar="NAME")
     ] = "none",
+    compile: Annotated[bool, option(MEMORY, "Compile the network's blocks; slow at first.", "--compile")] = False,
+    attention_backend: Annotated[
+        str, option(MEMORY, "native, cudnn, flash, sage, xformers, …. \\[native]", metavar="NAME")
+    ] = "native",
     out: Annotated[
         Text,
         option(

@@ -18,6 +18,18 @@ MAX_SIDE = 8192
 MAX_PICTURES = 100_000
 MAX_BATCH = 4096
 
+# Implementations of attention on this machine, by our names: diffusers'. The others come as code from a hub.
+ATTENTION_BACKENDS = {
+    "native": "native",
+    "math": "_native_math",
+    "cudnn": "_native_cudnn",
+    "flash": "flash",
+    "flash3": "_flash_3",
+    "sage": "sage",
+    "xformers": "xformers",
+    "flex": "flex",
+}
+
 # Used where neither the user nor the model sets them.
 DEFAULTS = {"steps": 25, "guidance": 7.5, "scheduler": "dpmpp_2m", "grid": None}
 
@@ -60,6 +72,16 @@ def whole_number(low: int, high: int) -> Callable[[str, Any], int]:
 def in_range(low: float, high: float) -> Callable[[str, Any], float]:
     """The check of an option that is a number in [low, high]."""
     return lambda flag, value: check_number(flag, value, low, high)
+
+
+def check_backend(flag: str, value: Any) -> str:
+    """The name of an implementation of attention on this machine. Raises UsageError."""
+    if isinstance(value, str) and value.endswith("hub"):
+        reason = "a backend of a hub is code that is fetched and run, which diffgen does not do"
+        raise UsageError(f"{flag} {value}: {reason}", f"one of {', '.join(ATTENTION_BACKENDS)}")
+    if value not in ATTENTION_BACKENDS:
+        raise UsageError(f"{flag} must be one of {', '.join(ATTENTION_BACKENDS)} (got {value!r})")
+    return str(value)
 
 
 def check_bool(flag: str, value: Any) -> bool:

@@ -16,7 +16,7 @@ from diffgen.errors import UsageError, check_keywords
 from diffgen.images.readers.picture_info import plain_number
 
 from . import recorded
-from .checks import check_bool, check_interval, in_range, whole_number
+from .checks import check_backend, check_bool, check_interval, in_range, whole_number
 from .recorded import Files, Fits, Record
 
 Source = str | os.PathLike[str] | Image.Image
@@ -196,6 +196,8 @@ class Options(TypedDict, total=False):
             True, check=check_bool, record="safety", fits=lambda value: value in ("on", "off"), read=recorded.safety
         ),
     ]
+    compile: Annotated[bool, Option(False, PROMPTS, check=check_bool, record="compile")]  # the network's blocks
+    attention_backend: Annotated[str, Option("native", PROMPTS, check=check_backend, record="attention_backend")]
     # What does not change a picture
     batch_size: Annotated[int | str | None, Option(1)]  # "auto": as many as fit
     vae_tiling: Annotated[bool, Option(False, ALL - {"noise"}, check=check_bool, served=True)]

@@ -16,6 +16,7 @@ from diffgen.generation.plan import Picture, finished
 
 from .loaded import LoadedModel
 from .plan import Plan, make_plan
+from .sampling.accelerate import accelerate
 from .sampling.batch import Batches, Watch, nfe_of
 from .weights import adapters, export
 from .weights import quantize as quantization
@@ -93,4 +94,8 @@ class ImageGenerator(LoadedModel):
             left = quantization.quantize(self.pipeline, self.quantize)
             self._quantized = True
             self.fits.append(f"weights in {quantization.WAYS[self.quantize]}: {left:.0%} of their bytes are left")
+        if plan.options["compile"] and self.offload not in ("none", "model"):
+            raise UsageError(f"--compile and --offload {self.offload} exclude each other", "choose one")
+        network = self.pipeline.components[self.checked.row.denoiser]
+        accelerate(network, plan.options["attention_backend"], plan.options["compile"])
         adapters.seamless(self.pipeline, plan.options["tile"])

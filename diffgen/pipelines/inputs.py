@@ -24,7 +24,7 @@ from diffgen.training.run import product_of
 DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pictures of the user's
 EXAMPLE = 'for example --embedding "<cat>=cat.safetensors"'
 MODES = ("lanczos", "latent")
-OFFLOADS = ("none", "model", "sequential")
+OFFLOADS = ("none", "model", "group", "sequential")
 QUANTIZATIONS = ("none", "int8", "fp8", "nf4")
 REFERENCE_AREA = 1024**2  # pixels: larger references are scaled down to it, as diffusers' pipelines do
 STRENGTH = 0.75  # of image to image, by default

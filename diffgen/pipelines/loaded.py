@@ -128,5 +128,5 @@ class LoadedModel:
         with out_of_memory():
             device = self.device if self.offload == "none" else torch.device("cpu")
             # float16 may be too narrow for the autoencoder: `autoencoder` decides
-            exact = self.dtype == torch.float16 or self.offload == "sequential"
+            exact = self.dtype == torch.float16 or self.offload in ("sequential", "group")
             return load_pipeline(self.checked, device, self.dtype, torch.float32 if exact else self.dtype)

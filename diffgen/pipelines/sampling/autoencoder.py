@@ -21,7 +21,7 @@ from .memory import HINT, release
 def vae_dtype(vae: Any, family: Family, dtype: torch.dtype, offload: str) -> torch.dtype:
     """The autoencoder's dtype: the model's; float32 for Stable Diffusion XL, whose VAE overflows in float16."""
     narrow = dtype == torch.float16 and family.vae_overflows and vae.config.force_upcast
-    return torch.float32 if narrow or offload == "sequential" else dtype
+    return torch.float32 if narrow or offload in ("sequential", "group") else dtype
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,14 @@ HINT = "try a smaller --size; on a GPU also --dtype float16, --offload model, --
 
 
 def check_offload(name: str, device: torch.device) -> str:
-    """Check the name of an offload mode: it needs a GPU and the package accelerate. Raises UsageError, InputError."""
+    """Check the name of an offload mode: it needs a GPU and, except for `group`, accelerate.
+
+    Raises UsageError, InputError.
+    """
     if name != "none":
         if device.type == "cpu":
             raise UsageError(f"--offload {name} saves a GPU's memory, but the device is the CPU", "leave it out")
-        if importlib.util.find_spec("accelerate") is None:
+        if name != "group" and importlib.util.find_spec("accelerate") is None:
             raise InputError(f"--offload {name} needs the package accelerate", "pip install 'diffgen[offload]'")
     return name
 
@@ -37,10 +40,12 @@ def check_offload(name: str, device: torch.device) -> str:
 def offload(pipeline: Any, kind: str, device: torch.device) -> None:
     """Keep the pipeline's parts in main memory and on the device only while they compute.
 
-    `model` moves whole networks, `sequential` layer by layer.
+    `model` moves whole networks, `sequential` layer by layer, `group` too, the next layers while one computes.
     """
     if kind == "model":
         pipeline.enable_model_cpu_offload(device=device)
+    elif kind == "group":
+        pipeline.enable_group_offload(device, offload_type="leaf_level", use_stream=device.type in ("cuda", "xpu"))
     elif kind == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
 
