@@ -1,4 +1,4 @@
-"""What --compile and --attention-backend gain here: python benchmarks/accelerate.py MODEL [--size WxH] [--steps N]
+"""What --compile and --attention-backend gain here: python benchmarks/faster.py MODEL [--size WxH] [--steps N]
 
 Each way makes the same picture twice; the second time counts, in seconds of the clock and of the processor. The error
 is the largest difference of a pixel, from 0 to 255.

@@ -20,7 +20,7 @@ Folder = Callable[[str], Path]
 
 
 def test_exactly_the_repeated_blocks_are_compiled(family_folder: Folder) -> None:
-    """What they compute: benchmarks/accelerate.py compares the picture, since the compiler takes half a minute."""
+    """What they compute: benchmarks/faster.py compares the picture, since the compiler takes half a minute."""
     transformer = load(family_folder("flux")).transformer
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
     for wanted in (True, True, False):
