@@ -1,11 +1,11 @@
 """Error per function evaluation on Gaussian mixtures, which have an exact solution: this package and diffusers.
 
-    python benchmarks/error_per_nfe.py                     # the comparison on four noise schedules; minutes on one core
+    python benchmarks/error_per_nfe.py                     # the comparison on four noise schedules: ten minutes
     python benchmarks/error_per_nfe.py --noise flow:3      # on one: scaled_linear, flow:SHIFT, or another by its name
     python benchmarks/error_per_nfe.py --same-name         # solvers of the same name, on the same grid
     python benchmarks/error_per_nfe.py --search flow:3     # the search behind schedulers.recommend
 
-The data are mixtures in 2, 4, 9 and 16 dimensions, four of each: 3 to 24 components with unequal weights, deviations
+The data are mixtures in 2, 4, 9 and 16 dimensions, as many of each: 3 to 24 components with unequal weights, deviations
 from 0.2 to 0.7 and means from N(0, s²), s from 0.7 to 1.3. The network is their exact E[ε|x]. All runs start from the
 same standard normal states at the noisiest time. The solution follows the probability-flow ODE to the schedule's least
 noise and takes the network's x0 there, because no model was trained below it; in the column "to 0" the ODE continues
@@ -15,8 +15,9 @@ several mixtures the geometric mean. States, network and solutions are in float6
 diffusers' schedulers run through their own protocol (set_timesteps, scale_model_input, step): every deterministic class
 that reads the noise schedule, with its orders, spacings, ramps and ends. Each has as many steps as the budget allows by
 the length of its `timesteps`. A class that starts from σ·z instead of the exact √(σ² + 1)·z gets the exact state. The
-best configuration at a budget is chosen on the mixtures with the seeds CHOICE, as `recommend` was by `--search`, and
-both are compared on the mixtures with the seeds HELD_OUT.
+best configuration at a budget is chosen on the mixtures with the seeds CHOICE, from which `--search` and the rows of
+`recommend` take theirs. Both are compared on the mixtures with the seeds HELD_OUT: a new list of seeds whenever a row
+of `recommend` changed after a look at their ratios.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from schedulers.solver import run as run_solver
 
 NOISES = ("scaled_linear", "flow:1", "flow:3", "flow:6")
 PREDICTIONS = {"flow": "flow_prediction", "cosine": "v_prediction"}  # epsilon elsewhere
-CHOICE, HELD_OUT = range(16), range(100, 116)
+CHOICE, HELD_OUT = range(64), range(2000, 2032)
 SHAPES = ((2, 3), (4, 6), (9, 7), (16, 24))  # dimensions, components
 BUDGETS = (4, 5, 6, 8, 10, 16, 20, 40)
 
@@ -189,13 +190,15 @@ def make_theirs(name: str, options: dict[str, Any], steps: int) -> Any:
 
 def run_theirs(name: str, options: dict[str, Any], budget: int) -> Run | None:
     """A run with as many steps as the budget allows; None for none, or if diffusers refuses the combination."""
-    for steps in range(budget, 0, -1):
+    steps = budget
+    while steps > 0:
         try:
             scheduler = make_theirs(name, options, steps)
         except (ValueError, IndexError, RuntimeError, AssertionError, NotImplementedError):
             return None
-        if len(scheduler.timesteps) <= budget:
+        if (count := len(scheduler.timesteps)) <= budget:
             return lambda network, x: _drive(scheduler, network, x)
+        steps = min(steps - 1, budget * steps // count + 1)  # never too few: count is a·steps + b with b ≥ −1
     return None
 
 
@@ -250,14 +253,18 @@ CANDIDATES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("pndm", {}),
     ("dpm_solver", {"order": 2}),
     *(("dpm_solver", {"order": o, "of": of, "method": "singlestep"}) for o in (2, 3) for of in ("eps", "x0")),
+    ("gradient_estimation", {}),
     *(("unipc", {"order": order, "variant": b}) for order in (1, 2) for b in ("bh1", "bh2")),
-    ("unipc", {"order": 3}),
+    *(("unipc", {"order": 3, "end": end}) for end in ("full", "lowered")),
     ("sa_solver", {"tau": 0.0, "predictor_order": 3, "corrector_order": 3}),
 )
 RAMPS_WITH_NUMBERS = (
     *(f"karras:{rho}" for rho in (1, 2, 3, 4, 5, 9, 12)),
     *(f"polyexponential:{rho}" for rho in (0.65, 0.7, 0.75, 0.8)),
-    *(f"laplace:{beta}" for beta in (0.7, 1.0)),
+    *(f"laplace:{beta}" for beta in (0.7, 1.0, 1.5)),
+    *(f"beta57:{a}" for a in (0.4, 0.6, 0.7, 1.0)),
+    *(f"beta_t:{a}" for a in (0.4, 0.5)),
+    *(f"trailing:{shift}" for shift in (0.4, 0.45, 0.5, 0.6)),
 )
 OTHER_GRIDS = {"leading", "ays_svd"}  # less noise at the start; for another range
 
@@ -338,6 +345,18 @@ def compare(name: str, starts: int) -> list[dict[str, Any]]:
     return rows
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The error of `recommend` and its ratio to diffusers' best, in Markdown: a column for each noise schedule."""
+    names = list(dict.fromkeys(row["noise"] for row in rows))
+    cells = {(row["noise"], row["nfe"]): f"{row['error']:.1e}, {row['ratio']:.2f}" for row in rows}
+    lines = [["evaluations", *names], ["---"] * (len(names) + 1)]
+    lines += [[str(nfe), *(cells[name, nfe] for name in names)] for nfe in BUDGETS]
+    ratios = [[row["ratio"] for row in rows if row["noise"] == name] for name in names]
+    lines.append(["largest ratio", *(f"{max(column):.2f}" for column in ratios)])
+    lines.append(["geometric mean of the ratios", *(f"{mean(column):.2f}" for column in ratios)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 SAME_NAME: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     # name, their class, their options, ours
     ("dpmpp_2m", "DPMSolverMultistep", {}, {}),
@@ -390,6 +409,7 @@ def main() -> None:
         same_name(arguments.starts)
     else:
         rows = [row for name in arguments.noise or NOISES for row in compare(name, arguments.starts)]
+        print(f"\n{table(rows)}")
         if arguments.json:
             with open(arguments.json, "w") as file:
                 json.dump(rows, file, indent=1)

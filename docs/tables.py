@@ -20,7 +20,7 @@ from diffgen.models.gate import read_json
 from diffgen.models.single_file import CONFIGS
 from schedulers.grids import GRIDS, describe
 from schedulers.recommend import KINDS, advice
-from schedulers.registry import LABELS
+from schedulers.registry import special_names
 from schedulers.solver import SOLVERS
 
 COUNTS = Path(__file__).parent / "parameters.json"  # of the networks, counted without memory
@@ -35,12 +35,7 @@ def solvers() -> str:
     for name, s in sorted(SOLVERS.items()):
         if s.is_plugin:
             continue
-        special = [
-            f"{k} ({', '.join(f'{o}={v}' for o, v in options.items())})"
-            for k, (n, _, options) in LABELS.items()
-            if n == name
-        ]
-        others = [*([s.a1111] if s.a1111.lower() != name else []), *s.aliases, *special]
+        others = [*([s.a1111] if s.a1111.lower() != name else []), *s.aliases, *special_names(name)]
         cost = f"{s.evaluations_per_step}{', native only' * s.native_only}"
         use = s.when + (f" Recommended for {where}." if (where := advice(name)) else "")
         rows.append([f"`{name}`", ", ".join(others), str(s.order), cost, "yes" * s.stochastic, s.same, use])

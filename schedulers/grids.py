@@ -167,11 +167,16 @@ def _enough(noise: NoiseSchedule, n: int) -> int:
     return noise.T
 
 
-@grid("t = T·(1 − k/n) − 1", "Lin et al. 2023 (2305.08891), table 2; diffusers; Forge's Turbo, which rounds t")
-def trailing(noise: NoiseSchedule, n: int) -> list[Point]:
-    """Even steps in time, from the most noise."""
+@grid(
+    "t = s·u/(1 + (s − 1)·u/(T − 1)), u = T·(1 − k/n) − 1, s the shift",
+    "Lin et al. 2023 (2305.08891), table 2; diffusers; Forge's Turbo, which rounds t",
+)
+def trailing(noise: NoiseSchedule, n: int, shift: float = 1.0) -> list[Point]:
+    """Even steps in time, from the most noise. A shift below 1 moves them to less noise, one above 1 to more."""
     T = noise.T if noise.is_flow else _enough(noise, n)
-    return [uniform(noise, T - k * T / n - 1) for k in range(n)]
+    last = T - 1
+    even = [T - k * T / n - 1 for k in range(n)]
+    return [uniform(noise, min(shift * u / (1 + (shift - 1) * u / max(last, 1)), last)) for u in even]  # min: rounding
 
 
 @grid("t = (n − 1 − k)·⌊T/n⌋ + 1, + 0 if n = T", "DDIM; Stable Diffusion 1; diffusers; ComfyUI's ddim_uniform")

@@ -52,22 +52,27 @@ class PipelineRun:
         """Draw noise; 0 before the first evaluation, because the pipeline makes that state."""
         return 0.0 if self.shape is None else normal(self.shape, self.generator, self.device)
 
-    def step(self, output: Tensor, sample: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-        """(the state of the next evaluation in the dtype of `sample`, x0), both [B, …]."""
+    def step(
+        self, output: Tensor, sample: Tensor, generator: Generators, without: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(the state of the next evaluation in the dtype of `sample`, x0), both [B, …].
+
+        `without` is the output without the prompt, for solvers that need it.
+        """
         i = self.done - self.begin
         if self.done >= self.total:
             raise RuntimeError(f"step was called more often than the grid has evaluations ({self.total})")
-        x, output = sample.float(), output.float()
+        x, output, without = sample.float(), output.float(), None if without is None else without.float()
         if i > 0 and sample.dtype is not torch.float32:  # use the unrounded state wherever the pipeline did not edit it
             x = torch.where(sample == self.state.to(sample.dtype), self.state, x)
         self.done += 1
         self.shape, self.device, self.generator = sample.shape, sample.device, generator
         if self.program is not None:
-            d = Denoised(x, output, self.program.points[i], self.pair, self.limit)
-            y = d.predicted if self.limit is None else d.x0
-            self.state = self.program.advance(i, self.values, x, y, self._noise)
+            d = Denoised(x, output, self.program.points[i], self.pair, self.limit, without)
+            y, u = (e.predicted if self.limit is None else e.x0 for e in (d, d.unconditional))
+            self.state = self.program.advance(i, self.values, x, y, u, self._noise)
         else:
-            d = Denoised(x, output, self.point, self.pair, self.limit)
+            d = Denoised(x, output, self.point, self.pair, self.limit, without)
             try:
                 self.state, self.point = self.steps.send(d)
             except StopIteration as stop:
@@ -91,5 +96,5 @@ def solve_from(
             return (yield from solve(x, rest, noise))
         d = yield x, evaluations[i]
         q = evaluations[i + 1] if i + 1 < len(evaluations) else grid[-1]
-        x = q.alpha * d.x0 + q.sigma * d.eps
+        x = q.alpha * d.x0 + q.sigma * d.unconditional.eps
     return x

@@ -82,15 +82,28 @@ class Denoised:
     """One evaluation: the state `x` (a pipeline may have edited it), the raw `output`, and the x0 and eps they imply.
 
     If the output has twice the channels of x, the second half is a learned variance, which x0 and eps ignore. `limit`
-    changes x0 (see `clip` and `threshold`); eps is then the rest of x.
+    changes x0 (see `clip` and `threshold`); eps is then the rest of x. `without` is the output without the prompt,
+    where the output is guided and the solver needs both (see solvers/cfg_pp.py).
     """
 
     def __init__(
-        self, x: Any, output: Any, p: Point, prediction: str | Pair, limit: Callable[[Any], Any] | None = None
+        self,
+        x: Any,
+        output: Any,
+        p: Point,
+        prediction: str | Pair,
+        limit: Callable[[Any], Any] | None = None,
+        without: Any = None,
     ) -> None:
         self.x, self.output, self._p, self._limit = x, output, p, limit
+        self._without = None if without is None else Denoised(x, without, p, prediction, limit)
         self._a, self._b = (PREDICTIONS[prediction] if isinstance(prediction, str) else prediction)(p)
         self._det = p.alpha * self._b - p.sigma * self._a
+
+    @property
+    def unconditional(self) -> Denoised:
+        """The evaluation of the same state without the prompt; this one, if there is no other."""
+        return self if self._without is None else self._without
 
     @cached_property
     def predicted(self) -> Any:

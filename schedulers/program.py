@@ -14,7 +14,8 @@ from schedulers.noise import Point
 from schedulers.prediction import Denoised, Pair
 from schedulers.solver import Steps
 
-Key = tuple[str, int]  # ("x", i) the state at evaluation i, ("y", i) its output, ("z", k) noise number k
+# ("x", i) the state at evaluation i, ("y", i) its output, ("u", i) that without the prompt, ("z", k) noise number k
+Key = tuple[str, int]
 
 
 class Sum:
@@ -59,7 +60,7 @@ class Program:
     `done_with` lists the values that no later evaluation needs.
     """
 
-    def __init__(self, run: Callable[[Any, Any], Steps], pair: str | Pair) -> None:
+    def __init__(self, run: Callable[[Any, Any], Steps], pair: str | Pair, cfg_pp: bool = False) -> None:
         """Record run(x, noise). Raises TypeError or AttributeError for a solver that is not linear in its tensors."""
         self.points: list[Point] = []
         self.draws: list[list[tuple[Key, Point, Point]]] = []
@@ -79,7 +80,8 @@ class Program:
         while running:
             i = len(self.points)
             drawn.clear()  # noise before the first evaluation belongs to a state that the caller makes
-            d = Denoised(Sum({("x", i): 1.0}), Sum({("y", i): 1.0}), p, pair)
+            without = Sum({("u", i): 1.0}) if cfg_pp else None
+            d = Denoised(Sum({("x", i): 1.0}), Sum({("y", i): 1.0}), p, pair, without=without)
             self.points.append(p)
             try:
                 x, p = steps.send(d)
@@ -89,14 +91,18 @@ class Program:
             self.updates.append([(key, w) for key, w in (x + Sum({})).weights.items() if w != 0])
         last: dict[Key, int] = {}
         for i, update in enumerate(self.updates):
-            last |= dict.fromkeys(
-                [("x", i), ("y", i), *(key for key, _, _ in self.draws[i]), *(k for k, _ in update)], i
-            )
+            values = [("x", i), ("y", i), ("u", i), *(key for key, _, _ in self.draws[i])]
+            last |= dict.fromkeys([*values, *(key for key, _ in update)], i)
         self.done_with = [[key for key, at in last.items() if at == i] for i in range(len(self.points))]
 
-    def advance(self, i: int, values: dict[Key, Any], x: Any, y: Any, noise: Callable[[Point, Point], Any]) -> Any:
-        """The state after evaluation i, from its state x and output y; `values` keeps what later evaluations need."""
-        values[("x", i)], values[("y", i)] = x, y
+    def advance(
+        self, i: int, values: dict[Key, Any], x: Any, y: Any, u: Any, noise: Callable[[Point, Point], Any]
+    ) -> Any:
+        """The state after evaluation i, from its state x, output y, and output without the prompt u.
+
+        `values` keeps what later evaluations need.
+        """
+        values |= {("x", i): x, ("y", i): y, ("u", i): u}
         for key, p, q in self.draws[i]:
             values[key] = noise(p, q)  # drawn even if unused, so that the generator advances as in the native loop
         (key, w), *rest = self.updates[i]

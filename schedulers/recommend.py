@@ -57,8 +57,8 @@ KINDS = (
         1.5,
         True,
         (
-            (5, "unipc", {"order": 2}, "beta57:0.7"),
-            (6, "dpmpp_2m", {}, "beta57:0.6"),
+            (4, "unipc", {"order": 2, "variant": "bh1"}, "trailing:0.45"),
+            (6, "unipc", {"order": 2}, "trailing:0.5"),
             (13, "ipndm", {"order": 3}, "smoothstep"),
             (29, "unipc", {"order": 3, "end": "lowered"}, "beta57:1"),
             (math.inf, "deis", {"order": 4}, "beta_t:0.5"),

@@ -44,25 +44,70 @@ LABELS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
     "uni_pc_bh1": ("unipc", None, {"variant": "bh1"}),
     "edm_euler": ("euler", "karras", {}),  # InvokeAI: diffusers' EDM classes, on their own ramp
     "edm_dpmpp_2m": ("dpmpp_2m", "karras", {}),
+    "Euler EDM": ("euler", "karras", {}),  # SD.Next
+    "DPM++ 2M EDM": ("dpmpp_2m", "karras", {}),
+    "Euler SGM": ("euler", "sgm_uniform", {}),
+    "DPM++ 1S": ("dpm_solver", None, {"order": 1, "of": "x0", "method": "singlestep"}),
+    "DPM++ Cosine": ("dpmpp_2m_sde", None, {}),
+    "DPM SDE": ("dpmpp_sde", None, {}),
+    "LMSD": ("lms", None, {}),
+    "DPM-Solver++": ("dpm_solver", None, {"of": "x0"}),
+    "res_2s": ("seeds_2", None, {"eta": 0.0, "variant": "heun"}),  # RES4LYF, stable-diffusion.cpp
 }
 # Labels of A1111 for other grids than those of nearly the same name here, which are ComfyUI's.
 A1111_GRIDS = {"Beta": "beta_sigma", "Align Your Steps": "ays_11", "KL Optimal": "kl_optimal_a1111"}
 
 
-_CFG_PP = "CFG++ needs the network's output without the prompt too, and a scheduler receives the guided output alone"
 # Names of other tools that have no place here, with the reason.
+_OWN = "it is made for one model, whose own pipeline uses it"
+_TOKENS = "it draws discrete tokens; the schedulers here are for noise that is added to pictures or latents"
+_SPLIT = "it divides the ancestral noise in its own way; euler_ancestral and dpmpp_2s_ancestral run on flows too"
+_UNPUBLISHED = "it is an experiment without a published method"
+_FLOW = "the scheduler of that name without FlowMatch runs on flows"
 REFUSED = {
-    **dict.fromkeys(
-        (
-            *(f"{name}_cfg_pp" for name in ("euler", "euler_ancestral", "euler_a", "dpmpp_2s_ancestral", "dpmpp_2m")),
-            *(f"{name}_cfg_pp" for name in ("res_multistep", "res_multistep_ancestral", "gradient_estimation")),
-            *("DDIM CFG++", "CFG++ DDIM"),
-        ),
-        _CFG_PP,
-    ),
+    # diffusers
     "UnCLIPScheduler": "it steps to a time that only its own pipelines pass",
     "KarrasVeScheduler": "it is no longer part of diffusers; edm is the same method",
     "SCMScheduler": "its models predict in a parametrization of their own (TrigFlow)",
+    "FlowMapEulerDiscreteScheduler": "flow maps are told both times of a step, and networks here one",
+    "LTXEulerAncestralRFScheduler": _SPLIT,
+    "RePaintScheduler": "it goes back and forth between times, for its own inpainting pipeline",
+    "ScoreSdeVeScheduler": "its networks predict the unscaled score, and it draws inside its own pipeline's corrector",
+    "DDPMWuerstchenScheduler": "its times are ratios that only its own pipelines use",
+    "ConsistencyDecoderScheduler": _OWN,
+    **dict.fromkeys(("HeliosScheduler", "HeliosDMDScheduler", "MiniMaxH3Scheduler", "PiflowScheduler"), _OWN),
+    "RFD4ProteinaScheduler": _OWN,
+    **dict.fromkeys(("AmusedScheduler", "VQDiffusionScheduler", "DiscreteDDIMScheduler"), _TOKENS),
+    **dict.fromkeys(("BlockRefinementScheduler", "EntropyBoundScheduler"), _TOKENS),
+    # ComfyUI and its extensions
+    "cfgpp_ud10_ab": _UNPUBLISHED,
+    "er_sde_cns": "its noise depends on frequencies (2605.30332), and noise here is white; er_sde is the solver",
+    # Forge, reForge
+    **dict.fromkeys(("[Forge] Flux Realistic", "[Forge] Flux Realistic (Slow)", "Kohaku_LoNyu_Yog"), _UNPUBLISHED),
+    **dict.fromkeys(("Euler SMEA", "Euler Dy", "Euler SMEA Dy"), "it resizes the latents inside a step"),
+    **dict.fromkeys(("Euler Negative", "Euler Dy Negative", "DPM++ SDE CFG++", "DPM++ 3M SDE CFG++"), _UNPUBLISHED),
+    **dict.fromkeys(("Euler a RF", "DPM++ 2s a RF"), _SPLIT),
+    **dict.fromkeys(
+        (f"ODE ({name})" for name in ("Bosh 3", "Fehlberg 2", "Adaptive Heun", "Dormand-Prince 5", "Custom")),
+        "it chooses its steps with a general ODE solver; dpm_adaptive does so with one for diffusion",
+    ),
+    # SD.Next
+    **dict.fromkeys(("VDM Solver", "VDMScheduler"), "its noise level is a continuous time of its own models (VDM)"),
+    **dict.fromkeys(
+        ("BDIA DDIM", "BDIA"), "it steps back exactly from stored pairs of states; ddim_inverse is for inversion"
+    ),
+    **dict.fromkeys(("DC Solver", "DCSolver"), "its corrections are found for each model; diffgen tune does that"),
+    **dict.fromkeys(
+        ("CMSI", "TDD", "UFOGen", "PeRFlow"),
+        "it is for distilled models of one kind; lcm, tcd and consistency are the ones of this sort here",
+    ),
+    **dict.fromkeys((f"DPM2++ {kind} FlowMatch" for kind in ("2M", "2S", "SDE", "2M SDE", "3M SDE")), _FLOW),
+}
+_RESOLUTION = "this shift depends on the resolution: the noise schedule of a flow has it (dynamic)"
+REFUSED_GRIDS = {
+    **dict.fromkeys(("flux", "flux2", "ltx2"), _RESOLUTION),  # stable-diffusion.cpp
+    **dict.fromkeys(("logit_normal", "llada_image"), "it is for one family of models, with that family's numbers"),
+    "lcm": "the times that a model was distilled on: use lcm on linspace, or original_inference_steps in diffusers",
 }
 
 
@@ -119,8 +164,7 @@ def parse(label: str) -> Label:
         _load_plugins()
         match = _parse(label)
     if match is None:
-        reason = next((why for name, why in REFUSED.items() if _plain(name) == _plain(label)), None)
-        if reason is not None:
+        if (reason := _refusal(REFUSED, label)) is not None:
             raise UnknownName("scheduler", label, sorted(SOLVERS), reason=reason)
         alone = {plain: entry.name for plain, entry in _labels(tuple(SOLVERS)).items()}
         both = {_plain(name + grid): f"{name} {grid}" for name in SOLVERS for grid in GRIDS}
@@ -128,6 +172,17 @@ def parse(label: str) -> Label:
         close = close or difflib.get_close_matches(_plain(label), alone, n=1)
         raise UnknownName("scheduler", label, sorted(SOLVERS), (alone | both)[close[0]] if close else None)
     return match
+
+
+def special_names(name: str) -> list[str]:
+    """Other tools' names for a solver on a grid or with options: "uni_pc_bh1 (variant=bh1)"."""
+    return [
+        f"{label} ({', '.join([*[grid] * bool(grid), *(f'{key}={value}' for key, value in options.items())])})"
+        if grid or options
+        else label
+        for label, (solver, grid, options) in LABELS.items()
+        if solver == name
+    ]
 
 
 def check_grid(name: str) -> str:
@@ -143,12 +198,17 @@ def check_grid(name: str) -> str:
     if canonical is None:
         canonical = _grid_labels(tuple(grid_names())).get(_plain(plain))
     if canonical is None:
-        raise UnknownName("grid", name, grid_names())
+        raise UnknownName("grid", name, grid_names(), reason=_refusal(REFUSED_GRIDS, name))
     try:
         grids.named(canonical + colon + number)
     except ValueError:  # a wrong number
         raise UnknownName("grid", name, grid_names(), canonical) from None
     return canonical + colon + number
+
+
+def _refusal(table: dict[str, str], label: str) -> str | None:
+    """The reason why a name has no place here; None for a name that no table has."""
+    return next((reason for name, reason in table.items() if _plain(name) == _plain(label)), None)
 
 
 def _parse(label: str) -> Label | None:
@@ -165,10 +225,12 @@ def _parse(label: str) -> Label | None:
         for ending, grid in _grid_labels(tuple(GRIDS)).items():
             if rest.endswith(ending) and rest.removesuffix(ending) in table:
                 return table[rest.removesuffix(ending)]._replace(grid=grid)
-        if label.lower().endswith("_k") and rest[:-1] in table:
-            return table[rest[:-1]]._replace(grid="karras")
-        if rest.removesuffix("automatic") in table:
-            return table[rest.removesuffix("automatic")]
+        for ending in ("_k", "_ka"):  # InvokeAI's; AUTOMATIC1111's
+            if label.lower().endswith(ending) and (short := rest[: 1 - len(ending)]) in table:
+                return table[short]._replace(grid="karras")
+        for ending in ("automatic", "flowmatch"):
+            if rest.removesuffix(ending) in table:
+                return table[rest.removesuffix(ending)]
     return None
 
 

@@ -118,7 +118,8 @@ class Scheduler:
     def program(self, grid: Grid, begin: int = 0) -> Program | None:
         """The run from evaluation `begin` on as a table of numbers; None where the solver is not linear in tensors."""
         try:
-            return Program(self._solve_from(grid, begin), self._pair if self._limit is None else "sample")
+            pair = self._pair if self._limit is None else "sample"
+            return Program(self._solve_from(grid, begin), pair, self.solver.cfg_pp)
         except (TypeError, AttributeError):
             return None
 
@@ -149,7 +150,7 @@ class Scheduler:
 
     def sample(
         self,
-        denoiser: Callable[[Tensor, Tensor], Tensor],
+        denoiser: Callable[[Tensor, Tensor], Any],
         x: Tensor,
         steps: int | Grid | None = None,
         generators: Generators = None,
@@ -158,7 +159,8 @@ class Scheduler:
         """Sample pictures, float32 [B, …], from the state x [B, …] at the grid's first point, which `start` makes.
 
         `denoiser(x, t)` receives t as a float tensor [B] and returns what `prediction` says; with EDM's preconditioning
-        its x is scaled by c_in. `steps` is 20 by default, or the length of an explicit grid; it can also be a Grid,
+        its x is scaled by c_in. For a CFG++ solver it returns a pair: that, guided, and the same without the prompt.
+        `steps` is 20 by default, or the length of an explicit grid; it can also be a Grid,
         such as `s.grid(20)[8:]`. `generators` is one for each image, one for all, or None for PyTorch's global one.
         `callback(i, point, denoised)` is called after evaluation i. Raises NonFinite after the loop.
         """
@@ -171,9 +173,10 @@ class Scheduler:
         def denoise(state: Tensor, p: Point) -> Denoised:
             t = torch.full((1,), p.t, device=state.device) if isinstance(p.t, (int, float)) else p.t.float()
             scaled = state * self._input_scale(p) if self._scales_input else state
-            output = denoiser(scaled.to(x.dtype), t.expand(state.shape[0])).float()
+            output = denoiser(scaled.to(x.dtype), t.expand(state.shape[0]))
+            output, without = self._outputs(output) if self.solver.cfg_pp else (output.float(), None)
             sums.add(output, p)
-            d = Denoised(state, output, p, self._pair, self._limit)
+            d = Denoised(state, output, p, self._pair, self._limit, without)
             if callback is not None:
                 callback(len(sums) - 1, p, d)
             return d
@@ -184,6 +187,16 @@ class Scheduler:
         result, _ = run(self.solve(x.float(), grid, noise), denoise)
         sums.check(result)
         return result
+
+    def _outputs(self, pair: Any) -> tuple[Tensor, Tensor]:
+        """The outputs of a denoiser for CFG++, float32. Raises ValueError for anything else than a pair."""
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ValueError(f"{self._needs_pair}: denoiser(x, t) must return (the guided output, the other)")
+        return pair[0].float(), pair[1].float()
+
+    @property
+    def _needs_pair(self) -> str:
+        return f"{self.name} needs the network's output without the prompt too"
 
     def _input_scale(self, p: Point) -> float:
         return prediction.input_scale(self.prediction, self.noise, p)
@@ -444,15 +457,20 @@ class Scheduler:
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        without: Tensor | None = None,
         **settings: Any,
     ) -> Any:
         """Send the network's output to the solver; return the state of the next evaluation.
 
-        `settings` are those that diffusers' classes take: `eta`, `use_clipped_model_output`, `prev_timestep`. Raises
+        `without` is the output without the prompt, where `model_output` is guided; CFG++ solvers need it. `settings`
+        are those that diffusers' classes take: `eta`, `use_clipped_model_output`, `prev_timestep`. Raises
         ValueError for one that asks for something else than this scheduler does.
         """
         if self._grid is None:
             raise RuntimeError("step was called before set_timesteps")
+        if self.solver.cfg_pp and without is None:
+            hint = "step(…, without=…) takes it. Pipelines of diffusers pass the guided output only"
+            raise ValueError(f"{self._needs_pair}: {hint}")
         begin = self._number(timestep)
         if settings:
             self._check_settings(begin, **settings)
@@ -466,7 +484,7 @@ class Scheduler:
                 self._limit,
                 (begin, len(self._evaluations)),
             )
-        prev, x0 = self._run.step(model_output, sample, self.generators if generator is None else generator)
+        prev, x0 = self._run.step(model_output, sample, self.generators if generator is None else generator, without)
         return StepOutput(prev_sample=prev, pred_original_sample=x0) if return_dict else (prev, x0)
 
     def _check_settings(

@@ -53,6 +53,7 @@ class Solver:
     when: str = ""  # when to use it
     native_only: bool = False  # cannot run inside diffusers
     upwards: bool = False  # from a picture to noise: walks the grid the other way
+    cfg_pp: bool = False  # reads `Denoised.unconditional`: the network gives its output without the prompt too
     options: dict[str, Any] = field(default_factory=dict)  # name: default
 
     def grid_for(self, noise: NoiseSchedule) -> str:
@@ -62,6 +63,17 @@ class Solver:
         large steps; beta57 takes their place there.
         """
         return "beta57" if self.grid in RAMPS and noise.noisiest.rho > PURE else self.grid
+
+    @property
+    def unlike_the_ode(self) -> str:
+        """Why more evaluations do not bring its results to the solution of the probability-flow ODE; "" if they do."""
+        reasons = {
+            "draws noise": self.stochastic,
+            "chooses its own number of evaluations": self.native_only,
+            "goes from a picture to noise": self.upwards,
+            "guides more in more steps (CFG++)": self.cfg_pp,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), "")
 
     @property
     def is_plugin(self) -> bool:
@@ -105,6 +117,7 @@ def solver(
     when: str = "",
     native_only: bool = False,
     upwards: bool = False,
+    cfg_pp: bool = False,
 ) -> Callable[[Callable[..., Steps]], Callable[..., Steps]]:
     """Register a solver; its keyword-only parameters are its options. `Solver` describes the arguments."""
 
@@ -129,6 +142,7 @@ def solver(
             when=when,
             native_only=native_only,
             upwards=upwards,
+            cfg_pp=cfg_pp,
             options=options,
         )
         return function

@@ -276,7 +276,7 @@ def test_plot_as_svg_is_the_same_each_time(diffgen_: Callable[..., Result], tmp_
     [
         (["-o", "p.jpg"], 2, ".png or .svg"),
         (["-o", "p.png", "--schedulers", "eulr"], 2, "did you mean 'euler'"),
-        (["-o", "p.png", "--schedulers", "dpmpp_sde"], 2, "stochastic"),
+        (["-o", "p.png", "--schedulers", "dpmpp_sde"], 2, "dpmpp_sde draws noise"),
         (["-o", "p.png", "--schedulers", ","], 2, "names nothing"),
         (["-o", "p.png", "--grids", "karas"], 2, "did you mean 'karras'"),
         (["-o", "p.png", "--grids", "missing.json"], 3, "cannot read the grid missing.json"),

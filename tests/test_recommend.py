@@ -203,12 +203,13 @@ def test_a_grid_name_may_carry_its_number_after_a_colon() -> None:
         ("karras", "rho", 5.0),
         ("polyexponential", "rho", 0.75),
         ("linear_quadratic", "threshold", 0.05),
+        ("trailing", "shift", 0.5),
     ):
         s = schedulers.get("euler", grid=f"{name}:{value:g}")
         assert s.grid_name == f"{name}:{value:g}"
         assert s.grid(9).points == build(partial(GRIDS[name], **{parameter: value}), noise, 9).points
         assert s.grid(9).points != schedulers.get("euler", grid=name).grid(9).points
-    for wrong in ("karras:", "karras:x", "karras:0", "karras:-1", "karras:inf", "trailing:3"):
+    for wrong in ("karras:", "karras:x", "karras:0", "karras:-1", "karras:inf", "simple:3"):
         with pytest.raises(schedulers.UnknownName, match=f"did you mean '{wrong.partition(':')[0]}'"):
             schedulers.get("euler", grid=wrong)
 

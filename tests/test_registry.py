@@ -333,3 +333,58 @@ def test_a_name_that_has_no_place_here_is_refused_with_the_reason(name: str) -> 
         registry.parse(name)
     assert registry.REFUSED[name] in str(raised.value)
     assert name in str(raised.value)
+
+
+@pytest.mark.parametrize("name", registry.REFUSED_GRIDS)
+def test_a_grid_that_has_no_place_here_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(registry.UnknownName, match=f"grid '{name}' does not exist here: ") as raised:
+        registry.check_grid(name)
+    assert registry.REFUSED_GRIDS[name] in str(raised.value)
+
+
+def test_every_class_of_diffusers_exists_or_is_refused_by_name() -> None:
+    import diffusers
+
+    classes = [name for name in dir(diffusers) if name.endswith("Scheduler") and name != "FlaxScheduler"]
+    assert len(classes) > 40
+    for name in classes:
+        assert name in registry.REFUSED or schedulers.resolve(name)
+
+
+COMFYUI = (  # comfy/samplers.py, September 2026
+    "euler euler_cfg_pp euler_ancestral euler_ancestral_cfg_pp heun heunpp2 exp_heun_2_x0 exp_heun_2_x0_sde dpm_2 "
+    "dpm_2_ancestral lms dpm_fast dpm_adaptive dpmpp_2s_ancestral dpmpp_2s_ancestral_cfg_pp dpmpp_sde dpmpp_sde_gpu "
+    "dpmpp_2m dpmpp_2m_cfg_pp dpmpp_2m_sde dpmpp_2m_sde_gpu dpmpp_2m_sde_heun dpmpp_2m_sde_heun_gpu dpmpp_3m_sde "
+    "dpmpp_3m_sde_gpu ddpm lcm ipndm ipndm_v deis cfgpp_ud10_ab res_multistep res_multistep_cfg_pp "
+    "res_multistep_ancestral res_multistep_ancestral_cfg_pp gradient_estimation gradient_estimation_cfg_pp er_sde "
+    "seeds_2 seeds_3 sa_solver sa_solver_pece ddim uni_pc uni_pc_bh2"
+)
+SD_CPP = (
+    "euler euler_a heun dpm2 dpm++2s_a dpm++2m dpm++2mv2 dpm++2m_sde dpm++2m_sde_bt ipndm ipndm_v lcm ddim_trailing "
+    "tcd res_multistep res_2s er_sde euler_cfg_pp euler_a_cfg_pp euler_ge lms"
+)
+FORGE = (
+    "DPM++ 2M, DPM++ SDE, DPM++ 2M SDE, DPM++ 2M SDE Heun, DPM++ 2S a, DPM++ 3M SDE, Euler a, Euler, LMS, Heun, DPM2, "
+    "DPM2 a, DPM fast, DPM adaptive, Restart, HeunPP2, IPNDM, IPNDM_V, DEIS, DDPM, DDIM, DDIM CFG++, PLMS, UniPC, LCM, "
+    "[Forge] Flux Realistic, k_dpm_ad, k_dpm_fast, k_dpmpp_2m_ka, k_lms_ka, k_dpm_2_a_ka"
+)
+SD_NEXT = (
+    "Euler SGM, Euler EDM, Euler FlowMatch, DPM++ 1S, DPM++ 2M EDM, DPM++ Cosine, DPM SDE, Heun FlowMatch, DC Solver, "
+    "VDM Solver, BDIA DDIM, LMSD, CMSI, UniPC FlowMatch, DPM2 FlowMatch, DPM2++ 2M FlowMatch, TDD, PeRFlow, UFOGen"
+)
+GRIDS = (
+    "simple sgm_uniform karras exponential ddim_uniform beta normal linear_quadratic kl_optimal discrete ays gits "
+    "smoothstep lcm bong_tangent ltx2 logit_normal flux2 flux llada_image polyexponential uniform turbo"
+)
+
+
+def test_every_name_that_other_tools_offer_exists_or_is_refused_by_name() -> None:
+    solvers = [*COMFYUI.split(), *SD_CPP.split(), *FORGE.split(", "), *SD_NEXT.split(", ")]
+    unknown = []
+    for names, read in ((solvers, registry.parse), (GRIDS.split(), registry.check_grid)):
+        for name in names:
+            try:
+                read(name)
+            except registry.UnknownName as error:
+                unknown += [name] * ("does not exist here: " not in str(error))
+    assert not unknown

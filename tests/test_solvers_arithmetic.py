@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 import schedulers
-from schedulers import NoiseSchedule, Point, Scheduler
+from schedulers import Grid, NoiseSchedule, Point, Scheduler
+from schedulers.grids import build
 from schedulers.prediction import Denoised, bind
 from schedulers.solver import run
 
@@ -33,12 +35,18 @@ def network(x: Tensor, t: Any) -> Tensor:
     return torch.tanh(x) * 0.5
 
 
+def pair(x: Tensor, t: Any) -> tuple[Tensor, Tensor]:
+    """The outputs with and without a prompt, for CFG++."""
+    return network(x, t), torch.tanh(x) * 0.4
+
+
 def walk(s: Scheduler, begin: int = 0) -> Tensor:
     """The loop of a pipeline from an evaluation on, over a view of the times, without set_begin_index."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, 2, 2, generator=generator) * s.init_noise_sigma
     for t in s.timesteps[begin:]:
-        x = s.step(network(s.scale_model_input(x, t), t), t, x, generator=generator)[0]
+        output, without = pair(s.scale_model_input(x, t), t)
+        x = s.step(output, t, x, generator=generator, without=without if s.solver.cfg_pp else None)[0]
     return x
 
 
@@ -53,22 +61,29 @@ def test_every_number_of_steps(name: str, model: str) -> None:
         result = walk(s)
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(1, 2, 2, 2, generator=generator) * s.init_noise_sigma
-        native = s.sample(network, x, steps, generator)
+        native = s.sample(pair if s.solver.cfg_pp else network, x, steps, generator)
         assert result.isfinite().all()
         torch.testing.assert_close(result, native, rtol=2e-3, atol=1e-3 * max(1.0, float(native.abs().max())))
 
 
+@cache
+def thousand(grid: str, model: str) -> Grid:
+    """The grid of 1000 steps, built once, as the solvers share it."""
+    return build(grid, MODELS[model][0], 1000)
+
+
 @pytest.mark.parametrize("name", INSIDE)
 def test_a_thousand_steps(name: str) -> None:
-    """On numbers in place of tensors, because there are 300,000 evaluations."""
-    for noise, prediction in MODELS.values():
+    """On numbers in place of tensors, because there are 400,000 evaluations."""
+    for model, (noise, prediction) in MODELS.items():
         s = schedulers.get(name, noise=noise, prediction=prediction)
-        pair = bind(prediction, noise)
+        bound = bind(prediction, noise)
 
         def denoise(x: float, p: Point) -> Denoised:
-            return Denoised(x, 0.5 * math.tanh(x), p, pair)  # noqa: B023
+            without = 0.4 * math.tanh(x) if s.solver.cfg_pp else None  # noqa: B023
+            return Denoised(x, 0.5 * math.tanh(x), p, bound, without=without)  # noqa: B023
 
-        grid = s.grid(1000)
+        grid = thousand(s.grid_name, model)
         result, nfe = run(s.solve(s.init_noise_sigma * 0.7, grid, lambda p, q: 0.3), denoise)
         assert math.isfinite(result)
         assert nfe == len(s.evaluations(grid))

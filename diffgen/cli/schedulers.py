@@ -19,7 +19,7 @@ from schedulers import grids, prediction
 from schedulers.explicit import is_grid_file
 from schedulers.noise import level_symbol
 from schedulers.recommend import advice
-from schedulers.registry import LABELS, Label
+from schedulers.registry import Label, special_names
 from schedulers.solver import Solver, evaluation_points
 
 from .output import Debug, Json, Output, Quiet, printable, table
@@ -107,15 +107,6 @@ def _entry(s: Solver) -> dict[str, Any]:
 def _labels(s: Solver) -> list[str]:
     """All other names of a solver, AUTOMATIC1111's first."""
     return [*([s.a1111] if s.a1111.lower() != s.name else []), *s.aliases]
-
-
-def _special(s: Solver) -> list[str]:
-    """Names in other tools that also set options of the solver."""
-    return [
-        f"{label} ({', '.join(f'{key}={value}' for key, value in options.items())})"
-        for label, (name, _, options) in LABELS.items()
-        if name == s.name
-    ]
 
 
 def _why_not(solver: Solver, noise: schedulers.NoiseSchedule, predicts: str) -> str | None:
@@ -208,7 +199,7 @@ def _show_solver(
             ["option", f"{key} = {default!r}{'; one of ' if choices[key] else ''}{', '.join(map(repr, choices[key]))}"]
             for key, default in solver.options.items()
         ),
-        ["known as", ", ".join([*_labels(solver), *_special(solver)])],
+        ["known as", ", ".join([*_labels(solver), *special_names(solver.name)])],
         ["same as", solver.same],
         ["use", solver.when],
         ["recommended", advice(solver.name)],
@@ -217,7 +208,7 @@ def _show_solver(
     if implied:
         rows.insert(1, [name, f"means here: {', '.join(implied)}"])
     if out is not None:
-        names = [solver.name] if not (solver.stochastic or solver.native_only or solver.upwards) else []
+        names = [] if solver.unlike_the_ode else [solver.name]
         grid = label.grid or solver.grid_for(schedulers.NoiseSchedule.named(noise))
         _figures(out, names, grid, steps or 10, noise, overwrite)
         rows.append(["drawn", out])

@@ -119,9 +119,8 @@ def _check_scheduler(name: str) -> None:
     if name == "recommend":
         return
     solver = schedulers.info(name)
-    if solver.stochastic or solver.native_only or solver.upwards:
-        kind = "stochastic" if solver.stochastic else "native only" if solver.native_only else "no sampler"
-        raise ValueError(f"{name} is {kind}: it has no error at a number of evaluations")
+    if solver.unlike_the_ode:
+        raise ValueError(f"{name} {solver.unlike_the_ode}: it has no error at a number of evaluations")
 
 
 def _level(noise: NoiseSchedule, p: Any) -> float | None:

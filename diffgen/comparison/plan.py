@@ -134,10 +134,8 @@ def parse_entries(
         except schedulers.UnknownName as error:
             raise UsageError(str(error), "list: diffgen schedulers list") from error
         solver = schedulers.info(name)
-        if solver.native_only:
-            raise UsageError(f"{name} chooses its own number of evaluations: it cannot be compared at a budget")
-        if solver.upwards:
-            raise UsageError(f"{name} goes from a picture to noise: it cannot be compared")
+        if solver.native_only or solver.upwards or solver.cfg_pp:
+            raise UsageError(f"{name} {solver.unlike_the_ode}: it cannot be compared at a budget")
         default = solver.grid if noise is None else solver.grid_for(noise)
         for grid in grid_names or [own or default]:
             grid = check_grid(grid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,28 +31,38 @@ def guided(
     *,
     interval: tuple[float, float] | None = None,
     phi: float = 0.0,
-) -> Callable[[Tensor, Tensor], Tensor]:
+    pair: bool = False,
+) -> Callable[[Tensor, Tensor], Any]:
     """The guided network as a function of (x, t), for `GaussianDiffusion.sample` and `Scheduler.sample`.
 
     `model(x, t, condition)` runs on `condition` and `no_condition` [B, …], such as labels or embeddings, in one batch
     of 2B. `interval` (Kynkäänniemi et al. 2024) is the range of times (low, high), both included, in which guidance is
     on; outside it the output is the conditional one, at half the cost. A noise level σ/α of that paper is the time
     `noise.at(lam=-log(level)).t`. If the output has 2C channels, the learned variance is the conditional one.
+    With `pair` the network gives (output, output without the condition), as CFG++ needs; where guidance is off, both
+    are the conditional one.
     """
 
-    def call(x: Tensor, t: Tensor) -> Tensor:
+    def call(x: Tensor, t: Tensor) -> Any:
         if scale == 1:
-            return model(x, t, condition)
+            return unguided(x, t)
         on = None if interval is None else (t >= interval[0]) & (t <= interval[1])
         if on is not None and not bool(on.any()):
-            return model(x, t, condition)
+            return unguided(x, t)
         both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([condition, no_condition]))
         cond, uncond = both.chunk(2)
         C = x.shape[1]
         output = guide(cond[:, :C], uncond[:, :C], scale)
         if phi:
             output = rescale(output, cond[:, :C], phi)
-        output = torch.cat([output, cond[:, C:]], dim=1)
-        return output if on is None else torch.where(on.reshape(-1, *[1] * (x.ndim - 1)), output, cond)
+        outputs = torch.cat([output, cond[:, C:]], dim=1), uncond
+        if on is not None:
+            guides = on.reshape(-1, *[1] * (x.ndim - 1))
+            outputs = torch.where(guides, outputs[0], cond), torch.where(guides, uncond, cond)
+        return outputs if pair else outputs[0]
+
+    def unguided(x: Tensor, t: Tensor) -> Any:
+        output = model(x, t, condition)
+        return (output, output) if pair else output
 
     return call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import schedulers
@@ -182,3 +182,15 @@ def check_sampling(
         raise UsageError(f"--scheduler {name} does not run inside a pipeline", "list: diffgen schedulers list")
     label = str(values["scheduler"])
     return {"steps": values["steps"], "guidance": float(guidance), "scheduler": name, "label": label, "grid": grid}
+
+
+def check_guidance(chosen: Mapping[str, Any], why_not: str = "") -> list[str]:
+    """Notes about the scale, for a CFG++ scheduler. Raises UsageError if there is no guidance, or one `why_not`."""
+    name, guidance = chosen["scheduler"], chosen["guidance"]
+    if not schedulers.info(name).cfg_pp:
+        return []
+    if why_not:
+        raise UsageError(f"--scheduler {name} needs guidance, and this model {why_not}", "leave _cfg_pp out")
+    if guidance == 1:
+        raise UsageError(f"--scheduler {name} needs guidance, and --guidance 1 is off", "for a scale of 1 take 0.999")
+    return [f"{name} guides far more than others: --guidance {guidance:g} is much, try 0.6"] if guidance > 2 else []

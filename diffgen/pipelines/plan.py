@@ -15,6 +15,7 @@ from diffgen.generation.checks import (
     DEFAULTS,
     MAX_SIDE,
     check_batch_size,
+    check_guidance,
     check_sampling,
     parse_size,
     which_seeds,
@@ -189,7 +190,8 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
     embedded = checked.guidance_is_input
     if chosen["guidance"] == 0 and not embedded:
         notes.append("guidance 0 leaves the prompt out (1 is guidance off)")
-    notes += grid_files.grid_notes(chosen)
+    why_not = "takes it as an input" if embedded else "" if checked.row.reads_prompts else "reads no prompts"
+    notes += [*grid_files.grid_notes(chosen), *check_guidance(chosen, why_not)]
     if negative.strip() and (embedded or chosen["guidance"] == 1):
         notes.append("the negative prompt is not read: guidance is off, or an input of this model")
     if chosen["guidance"] == 1 and not embedded:

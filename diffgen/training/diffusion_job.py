@@ -176,6 +176,8 @@ class DiffusionJob(ABC):
                 s.scheduler, noise=self.diffusion.noise, prediction=self.diffusion.prediction, **options
             )
             scheduler.grid(s.steps)
+            if scheduler.solver.cfg_pp:
+                raise ValueError(f"{scheduler.name} (CFG++) is for generate, not for sheets")
         except ValueError as error:
             raise ValueError(f"[sample]: scheduler: {error}") from error
         return scheduler

@@ -123,19 +123,22 @@ class RunGenerator:
         except ValueError as error:
             raise UsageError(f"--steps {plan.steps}: {error}") from error
 
-    def denoiser(self, labels: Sequence[int] | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network as a function of (x, t), for a batch of these classes, guided."""
+    def denoiser(
+        self, labels: Sequence[int] | None, guidance: float, pair: bool = False
+    ) -> Callable[[Tensor, Tensor], Any]:
+        """The network as a function of (x, t), for a batch of these classes, guided; `pair` as `guided` takes it."""
         classes, network = self.run.data["classes"], self.network
         if classes is None or labels is None:
             conditional: Callable[[Tensor, Tensor], Tensor] = network
         else:
             label = torch.tensor(labels, device=self.device)
-            conditional = guided(network, label, torch.full_like(label, len(classes)), guidance)
+            conditional = guided(network, label, torch.full_like(label, len(classes)), guidance, pair=pair)
         half = self.dtype is not torch.float32
 
-        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        def denoiser(x: Tensor, t: Tensor) -> Any:
             with torch.autocast(self.device.type, self.dtype) if half else contextlib.nullcontext():
-                return conditional(x, t).float()
+                outputs = conditional(x, t)
+                return tuple(output.float() for output in outputs) if pair else outputs.float()
 
         return denoiser
 
@@ -203,7 +206,7 @@ class _Batches:
         generators = [torch.Generator("cpu").manual_seed(shot.seed) for shot in shots]
         with out_of_memory():
             x = scheduler.start(normal(shape, generators, generator.device), plan.steps)
-            denoiser = generator.denoiser(labels, plan.guidance)
+            denoiser = generator.denoiser(labels, plan.guidance, scheduler.solver.cfg_pp)
             return scheduler.sample(denoiser, x, plan.steps, generators, callback=watch)
 
     def _finish(self, x: Tensor, shot: Shot, record: dict[str, Any], steps: tuple[Step, ...]) -> Picture:

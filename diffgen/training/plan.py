@@ -11,7 +11,15 @@ from typing import ClassVar, Unpack
 import schedulers
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import grid_files, plan
-from diffgen.generation.checks import DEFAULTS, check_batch_size, check_int, check_sampling, parse_size, which_seeds
+from diffgen.generation.checks import (
+    DEFAULTS,
+    check_batch_size,
+    check_guidance,
+    check_int,
+    check_sampling,
+    parse_size,
+    which_seeds,
+)
 from diffgen.generation.options import Options, flag_of, unsupported, with_our_names
 from diffgen.models.find import Model
 
@@ -95,7 +103,7 @@ def make_plan(model: Model, prompts: str | Sequence[str] = (), **keywords: Unpac
         why = "without classes" if run.data["classes"] is None else "with label_dropout = 0"
         raise UsageError(f"--guidance {sampling['guidance']:g}: {run.name} was trained {why}", "leave it out")
     height, width = run.data["size"]
-    notes = grid_files.grid_notes(sampling)
+    notes = [*grid_files.grid_notes(sampling), *check_guidance(sampling, "" if guides else "was trained without it")]
     if size is not None and size != (width, height):
         check_int("--size: the longer side", max(size), 1, MAX_SIDE)
         notes.append(f"{run.name} was trained at {width}x{height}: other sizes may not look like its data")

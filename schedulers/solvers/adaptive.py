@@ -66,6 +66,7 @@ def dpm_fast(x: Any, grid: Grid, noise: Any) -> Steps:
     order=3,
     evaluations_per_step=3,
     grid="karras",
+    aliases=("k_dpm_ad",),
     a1111="DPM adaptive",
     native_only=True,
     reference="DPM-Solver-12 and -23, Lu et al. 2022 (2206.00927), appendix C; k-diffusion, sample_dpm_adaptive",

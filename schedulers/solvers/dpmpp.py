@@ -102,6 +102,11 @@ def res_multistep_ancestral(x: Any, grid: Grid, noise: Any, *, eta: float = 1.0,
 
     The straight line in λ runs from the point that the step before reached without its noise.
     """
+    return (yield from res_steps(x, grid, noise, eta, s_noise))
+
+
+def res_steps(x: Any, grid: Grid, noise: Any, eta: float, s_noise: float) -> Steps:
+    """The steps of res_multistep_ancestral; for CFG++ without the prompt, the difference that it makes added first."""
     x0: Any = None
     length = 0.0  # of the step before, in λ, without its noise
     for p, q in grid.pairs():
@@ -109,11 +114,14 @@ def res_multistep_ancestral(x: Any, grid: Grid, noise: Any, *, eta: float = 1.0,
         if q.sigma == 0:
             return d.x0
         to, up = ancestral(p, q, eta)
-        x = first(to, d)
+        e = d.unconditional
+        x = first(to, e)
+        if e is not d:
+            x = x + (d.x0 - e.x0) * (to.alpha if x0 is None else to.sigma / p.rho)
         if x0 is not None and to.sigma != 0:
-            x = x + (x0 - d.x0) * (to.alpha * exponential(1.0, to.lam - p.lam, -length)[0])
+            x = x + (x0 - e.x0) * (to.alpha * exponential(1.0, to.lam - p.lam, -length)[0])
         x = noised(x, up * s_noise, noise, p, q)
-        x0, length = (d.x0, to.lam - p.lam) if p.alpha != 0 and to.sigma != 0 else (None, 0.0)
+        x0, length = (e.x0, to.lam - p.lam) if p.alpha != 0 and to.sigma != 0 else (None, 0.0)
     return x
 
 
@@ -121,7 +129,13 @@ def res_multistep_ancestral(x: Any, grid: Grid, noise: Any, *, eta: float = 1.0,
     order=2,
     stochastic=True,
     grid="karras",
-    aliases=("dpmpp_2m_sde_gpu", "k_dpmpp_2m_sde", "CosineDPMSolverMultistepScheduler"),
+    aliases=(
+        "dpmpp_2m_sde_gpu",
+        "dpm++2m_sde_bt",
+        "k_dpmpp_2m_sde",
+        "CosineDPMSolverMultistepScheduler",
+        "CogVideoXDPMScheduler",
+    ),
     a1111="DPM++ 2M SDE",
     reference="DPM-Solver++, Lu et al. 2022 (2211.01095), SDE-DPM-Solver++(2M); k-diffusion, sample_dpmpp_2m_sde",
     formula="dpmpp_2m with e^(−(1+η)h) for e^(−h), then σ'·√(1 − e^(−2ηh))·z",

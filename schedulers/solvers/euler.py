@@ -19,6 +19,7 @@ from .algebra import ancestral, first, halved, noised
         "ddim",
         "DDIMScheduler",
         "DDIMParallelScheduler",
+        "CogVideoXDDIMScheduler",
         "EulerDiscreteScheduler",
         "EDMEulerScheduler",
         "FlowMatchEulerDiscreteScheduler",

@@ -20,7 +20,7 @@ from diffgen.models.gate import Checked
 from ..families import Inputs, code_of
 from .embed import embed, stacked
 
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[[Tensor, Tensor], Any]  # its outputs [B, …], or pairs of them for CFG++
 
 
 def denoiser(
@@ -58,12 +58,14 @@ def network_of(
     guidance_is_input: bool,
     rescale: float = 0.0,
     guided_at: Callable[[], bool] = lambda: True,
+    pair: bool = False,
 ) -> Network:
     """network(x [B, …], t [B]) for the embeddings of B prompts; those of negative prompts have the prefix negative_.
 
     Among them, `references` are the clean latents [1, C, h, w] of each picture that the network reads beside its own.
     Guided outputs get the conditional output's standard deviation by the share `rescale`. Where `guided_at()`, asked
-    before each evaluation, is false, there is no guidance.
+    before each evaluation, is false, there is no guidance. With `pair` the network gives (output, output without the
+    prompt), which are the same where there is no guidance.
     """
     code = code_of(family.name)
     positive = code.inputs(pipeline, embeddings, size, guidance if guidance_is_input else None)
@@ -76,12 +78,14 @@ def network_of(
     opposite = code.inputs(pipeline, negatives, size, None)
     both = {name: _together(opposite[name], positive[name]) for name in positive}
 
-    def network(x: Tensor, t: Tensor) -> Tensor:
+    def network(x: Tensor, t: Tensor) -> Any:
         if not guided_at():
-            return code.predict(pipeline, x, t, positive)
+            output = code.predict(pipeline, x, t, positive)
+            return (output, output) if pair else output
         without, with_prompt = code.predict(pipeline, torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         output = code.guide(with_prompt, without, guidance)
-        return guidance_rescaled(output, with_prompt, rescale) if rescale else output
+        output = guidance_rescaled(output, with_prompt, rescale) if rescale else output
+        return (output, without) if pair else output
 
     return network
 

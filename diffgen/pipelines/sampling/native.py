@@ -42,6 +42,8 @@ def sample(
     low, high = settings.interval
     done = 0
 
+    pair = scheduler.solver.cfg_pp
+
     def guided() -> bool:
         return low <= done / len(times) < high
 
@@ -54,6 +56,7 @@ def sample(
         guidance_is_input=pipeline.guidance_is_input,
         rescale=settings.rescale,
         guided_at=guided,
+        pair=pair,
     )
     if start.clean is None or start.pure:
         x = start.noise * scheduler.init_noise_sigma
@@ -61,8 +64,9 @@ def sample(
         x = scheduler.add_noise(start.clean, start.noise, times[:1])
     x = codec.pack(x)
     for i, t in enumerate(times):
-        output = network(x.to(dtype), t.expand(len(x))).float()
-        x = scheduler.step(output, t, x, generator=list(generators), return_dict=False)[0]
+        outputs = network(x.to(dtype), t.expand(len(x)))
+        output, without = outputs if pair else (outputs, None)
+        x = scheduler.step(output, t, x, generator=list(generators), return_dict=False, without=without)[0]
         if start.mask is not None:
             x = blend(scheduler, start, times, i, x, codec)
         done += 1

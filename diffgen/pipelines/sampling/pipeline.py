@@ -108,12 +108,15 @@ def watched(scheduler: Scheduler, watch: Callable[[int, float, Tensor], None] | 
 
 
 @contextlib.contextmanager
-def rescaling(pipeline: Any, share: float) -> Iterator[None]:
-    """Inside, guided outputs get the conditional prediction's standard deviation, by that share (`guidance.rescale`).
+def guided_outputs(pipeline: Any, share: float) -> Iterator[None]:
+    """Inside, the scheduler's step gets what only the network's own outputs tell about the guided one.
 
-    A guided network evaluates both predictions at once, the unconditional one first; outputs without guidance stay.
+    Guided outputs get the conditional prediction's standard deviation, by `share` (`guidance.rescale`). A scheduler
+    that needs it also gets the prediction without the prompt. A guided network evaluates both predictions at once, the
+    unconditional one first. Outputs without guidance stay, and are both.
     """
-    if not share:
+    pair = pipeline.scheduler.solver.cfg_pp
+    if not share and not pair:
         yield
         return
     network = pipeline.components[pipeline.family.denoiser]
@@ -121,13 +124,16 @@ def rescaling(pipeline: Any, share: float) -> Iterator[None]:
     step = pipeline.scheduler.step
 
     @functools.wraps(step)
-    def rescaled(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def informed(model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        without = model_output
         if len(last[-1]) == 2 * len(model_output):
-            model_output = guidance_rescaled(model_output, last[-1].chunk(2)[1], share)
-        return step(model_output, *args, **kwargs)
+            unconditional, conditional = last[-1].chunk(2)
+            without = unconditional if pipeline.guidance_scale != 1 else model_output
+            model_output = guidance_rescaled(model_output, conditional, share) if share else model_output
+        return step(model_output, *args, **kwargs, **({"without": without} if pair else {}))
 
     hook = network.register_forward_hook(lambda module, inputs, output: last.__setitem__(slice(None), [output[0]]))
-    pipeline.scheduler.step = rescaled
+    pipeline.scheduler.step = informed
     try:
         yield
     finally:
@@ -204,7 +210,7 @@ def call(
             return {}
         return {"latents": blend(pipe.scheduler, start, times, i, tensors["latents"], pipe.codec)}
 
-    with rescaling(pipeline, settings.rescale):
+    with guided_outputs(pipeline, settings.rescale):
         latents = pipeline(
             **arguments,
             num_inference_steps=settings.steps,
