@@ -177,7 +177,7 @@ def parse(label: str) -> Label:
 def special_names(name: str) -> list[str]:
     """Other tools' names for a solver on a grid or with options: "uni_pc_bh1 (variant=bh1)"."""
     return [
-        f"{label} ({', '.join([*[grid] * bool(grid), *(f'{key}={value}' for key, value in options.items())])})"
+        f"{label} ({', '.join([*([grid] if grid else []), *(f'{key}={value}' for key, value in options.items())])})"
         if grid or options
         else label
         for label, (solver, grid, options) in LABELS.items()
