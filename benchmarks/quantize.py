@@ -44,14 +44,6 @@ def in_blocks(kind: str) -> Callable[[Any], float]:
     return change
 
 
-def layerwise(pipeline: Any) -> float:
-    """diffusers' layerwise casting: the UNet's layers, convolutions too, stored in fp8 without scales."""
-    networks = [pipeline.components[name] for name in quantize.PARTS if pipeline.components.get(name) is not None]
-    before = sum(map(quantize.weight_bytes, networks))
-    pipeline.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    return sum(map(quantize.weight_bytes, networks)) / before
-
-
 def pictures(count: int, change: Callable[[Any], float] | None = None, seed: int = 0) -> tuple[np.ndarray, float]:
     """(pictures, the share of the weights' bytes that is left)."""
     generator: Any = diffgen.load("emoji", device="cpu")
@@ -67,7 +59,6 @@ def main() -> None:
     others, _ = pictures(count, seed=9)
     print("| format | share of the bytes | error |\n|---|---|---|")
     ways: dict[str, Callable[[Any], float]] = {"Q8_0": in_blocks("Q8_0"), "Q4_0": in_blocks("Q4_0")}
-    ways["layerwise fp8, not offered"] = layerwise
     for kind in quantize.WAYS:
         if kind not in quantize.BY_TORCHAO or importlib.util.find_spec("torchao") is not None:
             ways[kind] = lambda pipeline, kind=kind: quantize.quantize(pipeline, kind)

@@ -34,7 +34,7 @@ def load(
     device    auto, cpu, cuda, cuda:N, mps or xpu
     dtype     auto, float32, float16 or bfloat16
     offload   model, group or sequential keeps the parts in main memory while a GPU does not need them
-    quantize  int8, fp8 or nf4 keeps the weights of linear layers in eight or four bits
+    quantize  int8, fp8, nf4 or fp8-storage keeps the weights of linear layers in eight or four bits
 
     Raises, from `diffgen.errors`: InputError for a model that is unknown, refused or broken, UsageError for a device,
     dtype or keyword that does not exist, OutOfMemory.

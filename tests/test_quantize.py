@@ -58,6 +58,16 @@ def test_each_row_has_255_steps() -> None:
     assert (abs(after - before) <= 0.51 * step + 1e-7).all()
 
 
+def test_storage_in_eight_bits_also_holds_convolutions(tmp_path: Path) -> None:
+    pipe = load_pipeline(gate.check_folder(models.build(tmp_path / "m")), torch.device("cpu"), torch.float32)
+    exact, weight = latents(pipe, False), pipe.unet.down_blocks[0].resnets[0].conv1.weight.clone()
+    assert quantize.quantize(pipe, "fp8-storage") < 0.9
+    assert pipe.unet.down_blocks[0].resnets[0].conv1.weight.dtype == torch.float8_e4m3fn
+    assert 0 < abs(latents(pipe, False) - exact).max() < 0.1 * abs(exact).max()
+    stored = pipe.unet.down_blocks[0].resnets[0].conv1.weight
+    assert torch.equal(stored.float(), weight.to(torch.float8_e4m3fn).float())
+
+
 def test_four_bits_are_the_nearest_of_sixteen_values() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(128, 8), torch.nn.Linear(8, 4))

@@ -119,7 +119,7 @@ def generate(
         str, option(MEMORY, "model, group or sequential saves GPU memory. \\[none]", metavar="NAME")
     ] = "none",
     quantize: Annotated[
-        str, option(MEMORY, "Weights in 8 or 4 bits: int8, fp8, nf4. \\[none]", metavar="NAME")
+        str, option(MEMORY, "In 8 or 4 bits: int8, fp8, nf4, fp8-storage. \\[none]", metavar="NAME")
     ] = "none",
     compile: Annotated[bool, option(MEMORY, "Compile the network's blocks; slow at first.", "--compile")] = False,
     attention_backend: Annotated[

@@ -101,7 +101,7 @@ def serve(
     dtype: Dtype = "auto",
     offload: Annotated[str, option(MACHINE, "model or sequential saves GPU memory. \\[none]", metavar="NAME")] = "none",
     quantize: Annotated[
-        str, option(MACHINE, "Weights in 8 or 4 bits: int8, fp8, nf4. \\[none]", metavar="NAME")
+        str, option(MACHINE, "In 8 or 4 bits: int8, fp8, nf4, fp8-storage. \\[none]", metavar="NAME")
     ] = "none",
     offline: Offline = False,
     json: Json = False,

@@ -18,7 +18,7 @@ and, where they apply:
     styles                        [name], already applied to the prompts
     refiner_hash                  as model_hash
     components                    [{part, name, sha256}] of parts that were files of their own
-    quantize                      int8, fp8, nf4: the weights have eight or four bits
+    quantize                      int8, fp8, nf4, fp8-storage: the weights have eight or four bits
     memory                        what was done to fit: {batch_size, vae_tiling, vae_dtype, offload}, or {}
     training_step, training_data  of a run
     cut                           the keys that did not fit into the file

@@ -25,7 +25,7 @@ DRAWN = ("canny", "scribble")  # the maps that diffgen draws; all others are pic
 EXAMPLE = 'for example --embedding "<cat>=cat.safetensors"'
 MODES = ("lanczos", "latent")
 OFFLOADS = ("none", "model", "group", "sequential")
-QUANTIZATIONS = ("none", "int8", "fp8", "nf4")
+QUANTIZATIONS = ("none", "int8", "fp8", "nf4", "fp8-storage")
 REFERENCE_AREA = 1024**2  # pixels: larger references are scaled down to it, as diffusers' pipelines do
 STRENGTH = 0.75  # of image to image, by default
 UPSCALE_STRENGTH = 0.5  # of the second pass

@@ -2,7 +2,8 @@
 
 int8: each row of a matrix has a scale. fp8: so too, with eight-bit floats (E4M3). nf4: each 64 values have a scale, and
 one of sixteen values (QLoRA). A layer computes in its own dtype. Convolutions and the autoencoder stay as they are, and
-so do matrices that a file holds in few bits.
+so do matrices that a file holds in few bits. fp8-storage: the layers of the denoiser, convolutions too, are kept in
+eight-bit floats without scales by diffusers, and are converted when they compute.
 
 Four bits are our own, since bitsandbytes looks for kernels on a hub, and torchao's are whole bytes on a CPU.
 """
@@ -22,7 +23,12 @@ from .packed import NF4, NF4_BLOCK, Packed, pack
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 BY_TORCHAO = ("int8", "fp8")
-WAYS = {"int8": "eight bits", "fp8": "eight-bit floats", "nf4": "four bits"}  # in words
+WAYS = {
+    "int8": "eight bits",
+    "fp8": "eight-bit floats",
+    "nf4": "four bits",
+    "fp8-storage": "eight-bit floats, unscaled",
+}  # in words
 
 
 def check(kind: str) -> None:
@@ -41,7 +47,12 @@ def quantize(pipeline: Any, kind: str = "int8") -> float:
     networks = [part for name in PARTS if (part := pipeline.components.get(name)) is not None]
     before = sum(map(weight_bytes, networks))
     for network in networks:
-        _with_torchao(network, kind) if kind in BY_TORCHAO else _in_nf4(network)
+        if kind in BY_TORCHAO:
+            _with_torchao(network, kind)
+        elif kind == "nf4":
+            _in_nf4(network)
+        elif hasattr(network, "enable_layerwise_casting"):  # not the text encoders
+            network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=network.dtype)
     return sum(map(weight_bytes, networks)) / before
 
 
