@@ -1,10 +1,13 @@
 """diffgen serve and a plain script of Starlette (what FastAPI is made of) and diffusers, with the same clients.
 
-    python benchmarks/serve.py [--requests 3] [--clients 8] [--steps 8] [--pictures 0]
+    python benchmarks/serve.py [--requests 3] [--clients 8] [--steps 8] [--pictures 1000] [--only PART]
 
-Each server runs in a process of its own, one thread for torch. CPU time is that of the server's processes. Then, of
-diffgen serve alone: time over the library in process, the time to free the model, the time after a kill -9 of the
-worker, and with --pictures N the growth of memory while N pictures are made.
+Each server runs in a process of its own, one thread for torch. CPU time is that of the server's processes.
+
+compare   both servers with 1 and with many clients, in turn
+alone     of diffgen serve: time over the library in process, time to free the model, time after kill -9 of the worker
+long      of diffgen serve: growth of memory over --pictures N, then 100 clients that leave at random times
+client    `diffgen generate --server` and a plain script of diffusers, from start to picture, in turn
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -102,7 +106,8 @@ class Server:
         """The process ids of the server and those below it."""
         pids = [self.process.pid]
         for pid in pids:
-            pids += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                pids += map(int, (task / "children").read_text().split())
         return pids
 
     def worker(self) -> int:
@@ -193,46 +198,112 @@ def free(server: Server) -> tuple[float, float]:
     return total - min(alone, server.picture(1, 1)), step
 
 
+def compare(args: argparse.Namespace, folder: str) -> None:
+    for number, kind in enumerate(("naive", "diffgen", "naive", "diffgen", "diffgen --batch 1")):
+        server = Server(kind, 8600 + number, folder)
+        server.picture(0, args.steps)
+        first = time.perf_counter() - server.started
+        for clients in (1, args.clients):
+            figures = load(server, clients, args.requests, args.steps)
+            text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            print(f"{kind}, clients {clients}: {text}", flush=True)
+        print(f"{kind}: start to first picture {first:.1f} s", flush=True)
+        server.stop()
+
+
+def alone(args: argparse.Namespace, folder: str) -> None:
+    server = Server("diffgen", 8610, folder)
+    server.picture(0, args.steps)
+    over = [server.picture(seed, args.steps, exact=True) for seed in range(1, 1 + 4 * args.requests)]
+    inside = in_process(4 * args.requests, args.steps)
+    print(f"one picture: {statistics.median(over):.3f} s over HTTP, {statistics.median(inside):.3f} s in process")
+    seconds, step = free(server)
+    print(f"a client leaves: the model is free after {seconds:.2f} s; one step of that job takes {step:.2f} s")
+    os.kill(server.worker(), signal.SIGKILL)
+    print(f"kill -9 of the worker: the next picture comes after {server.picture(0, args.steps):.1f} s")
+    server.stop()
+
+
+def long(args: argparse.Namespace, folder: str) -> None:
+    server = Server("diffgen", 8611, folder)
+    before = 0.0
+    for seed in range(args.pictures):
+        server.picture(seed, 1)
+        if seed == args.pictures // 10:
+            before = server.memory()
+    grown = server.memory() - before
+    print(f"{args.pictures} pictures: memory grows by {grown:.1f} MB after the first tenth", flush=True)
+
+    def pixels() -> str:
+        fields = {"prompt": "a cat", "seed": 7, "steps": args.steps, "exact": True, "response_format": "b64_json"}
+        return json.loads(server.ask("POST", "/v1/images/generations", fields)[1])["data"][0]["b64_json"]
+
+    first, before, chance = pixels(), server.memory(), random.Random(0)
+    threads = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in server.tree())
+    for seed in range(100):
+        connection = HTTPConnection("127.0.0.1", server.port)
+        body = json.dumps({"prompt": "a cat", "seed": seed, "steps": 30})
+        connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
+        time.sleep(chance.random() * 0.5)
+        connection.close()
+    same = pixels() == first
+    more = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in server.tree()) - threads
+    health = json.loads(server.ask("GET", "/health")[1])
+    grown = server.memory() - before
+    print(
+        f"100 disconnects: memory grows by {grown:.1f} MB, threads by {more}, equal: {same}; {health}"
+    )
+    server.stop()
+
+
+PLAIN = """
+import torch
+from diffusers import StableDiffusionPipeline
+from diffgen.models.find import find
+pipeline = StableDiffusionPipeline.from_pretrained(find().folder, torch_dtype=torch.float32, safety_checker=None)
+generator = torch.Generator().manual_seed(1)
+pipeline("a cat", num_inference_steps=8, guidance_scale=3.0, generator=generator).images[0].save("plain.png")
+"""
+
+
+def client(args: argparse.Namespace, folder: str) -> None:
+    server = Server("diffgen", 8612, folder)
+    server.picture(0, args.steps)
+    remote = ["-m", "diffgen", "generate", "a cat", "--steps", "8", "--seed", "1", "-q", "--overwrite", "-o", "cat.png"]
+    remote += ["--server", f"http://127.0.0.1:{server.port}"]
+    times: dict[str, list[float]] = {"--server": [], "diffusers": []}
+    source = str(Path(__file__).parent.parent)
+    for _ in range(2 * args.requests):
+        for name, words in (("--server", remote), ("diffusers", ["-c", PLAIN])):
+            begun = time.perf_counter()
+            environment = os.environ | {"PYTHONPATH": source}
+            subprocess.run([sys.executable, *words], cwd=folder, env=environment, check=True, capture_output=True)
+            times[name].append(time.perf_counter() - begun)
+    ours, theirs = (statistics.median(values) for values in times.values())
+    print(f"start to picture: {ours:.2f} s with --server, {theirs:.2f} s with diffusers, ratio {ours / theirs:.3f}")
+    server.stop()
+
+
+PARTS = {"compare": compare, "alone": alone, "long": long, "client": client}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=3)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--pictures", type=int, default=0)
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--only", choices=tuple(PARTS))
     parser.add_argument("--naive", type=int, metavar="PORT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.naive:
         naive(args.naive)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        for number, kind in enumerate(("naive", "diffgen", "naive", "diffgen", "diffgen --batch 1")):
-            server = Server(kind, 8600 + number, folder)
-            server.picture(0, args.steps)
-            first = time.perf_counter() - server.started
-            for clients in (1, args.clients):
-                figures = load(server, clients, args.requests, args.steps)
-                text = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-                print(f"{kind}, clients {clients}: {text}", flush=True)
-            print(f"{kind}: start to first picture {first:.1f} s", flush=True)
-            server.stop()
-        server = Server("diffgen", 8610, folder)
-        server.picture(0, args.steps)
-        over = [server.picture(seed, args.steps, exact=True) for seed in range(1, 1 + 4 * args.requests)]
-        inside = in_process(4 * args.requests, args.steps)
-        print(f"one picture: {statistics.median(over):.3f} s over HTTP, {statistics.median(inside):.3f} s in process")
-        seconds, step = free(server)
-        print(f"a client leaves: the model is free after {seconds:.2f} s; one step of that job takes {step:.2f} s")
-        os.kill(server.worker(), signal.SIGKILL)
-        print(f"kill -9 of the worker: the next picture comes after {server.picture(0, args.steps):.1f} s")
-        if args.pictures:
-            before = 0.0
-            for seed in range(args.pictures):
-                server.picture(seed, 1)
-                if seed == args.pictures // 10:
-                    before = server.memory()
-            print(f"{args.pictures} pictures: memory grows by {server.memory() - before:.1f} MB after the first tenth")
-        server.stop()
+    for name, part in PARTS.items():
+        if args.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                part(args, folder)
 
 
 if __name__ == "__main__":

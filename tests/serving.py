@@ -110,7 +110,9 @@ class Served:
 
 def children(pid: int) -> list[int]:
     """The process ids of a process's children."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 def read_events(response: HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,16 @@ def _tuned(grid: Any) -> Any:
     if not isinstance(grid, str) or not is_grid_file(grid):
         return None
     try:
-        return schedulers.tuned(grid)
+        stat = os.stat(grid)
+        return _read(grid, (stat.st_mtime_ns, stat.st_size))
     except (ValueError, OSError) as error:
         raise _unread(grid, error) from error
+
+
+@lru_cache(maxsize=64)
+def _read(path: str, state: tuple[int, int]) -> Any:
+    """The content of a grid file in a state: a model's tuned grids are read once, not for every plan."""
+    return schedulers.tuned(path)
 
 
 def _unread(grid: str, error: ValueError | OSError) -> InputError:

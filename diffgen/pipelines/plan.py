@@ -154,6 +154,11 @@ class ModelFacts:
         """The words that the model was trained on."""
         return prompt_rules.known_words(self.about)
 
+    @cached_property
+    def noise(self) -> schedulers.NoiseSchedule:
+        """The model's noise schedule. Raises InputError."""
+        return noise_and_prediction(self.checked)[0]
+
 
 def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keywords: Unpack[Options]) -> Plan:
     """Check everything that can be checked without torch, the model's and the inputs' files included.
@@ -180,10 +185,10 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
     begun = any(options.get(name) is not None for name in ("image", "upscale"))
     begun = begun or any(options.get(name) for name in ("controls", "references"))
     plain = not begun and checked_options.values["refiner"] is None
-    chosen = _sampling(model, checked, about, checked_options.sampling, plain)
+    chosen = _sampling(facts, checked_options.sampling, plain)
     rest = {"steps": chosen["steps"], "guidance": chosen["guidance"], "scheduler": chosen["label"]}
     own_grid = Path(chosen["grid"]) in checked.grids
-    own_grid = own_grid and _sampling(model, checked, about, rest, plain)["grid"] == chosen["grid"]
+    own_grid = own_grid and _sampling(facts, rest, plain)["grid"] == chosen["grid"]
     pictures = Inputs(options, model.folder)
     size, notes = sizes.round_size(size or pictures.size or sizes.own_size(model, about, checked), checked)
     fitted = pictures.fitted(size, notes, sizes.multiple(checked))
@@ -340,15 +345,14 @@ def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, st
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
 
 
-def _sampling(
-    model: Model, checked: Checked, about: Mapping[str, Any], chosen: Mapping[str, Any], plain: bool
-) -> dict[str, Any]:
+def _sampling(facts: ModelFacts, chosen: Mapping[str, Any], plain: bool) -> dict[str, Any]:
     """steps, guidance, scheduler and grid: as `chosen`, else of the model's card, else of its family.
 
     Text to image by this model alone (`plain`) uses one of its own tuned grids if the user chose no grid and there is
     one for exactly the scheduler, number of steps and guidance. The card may name one: it then sets the number of steps
     too, unless that contradicts `chosen` or the user's list of models.
     """
+    model, checked, about, noise = facts.model, facts.checked, facts.about, facts.noise
     card = about["defaults"] if isinstance(about["defaults"], dict) else {}
     own = {key: card.get(key, getattr(checked.defaults, key)) for key in DEFAULTS}
     named = next((path for path in checked.grids if own["grid"] == f"grids/{path.name}"), None)
@@ -357,7 +361,6 @@ def _sampling(
         raise InputError(f"{model.folder / 'card.json'}: there is no grid {own['grid']!r} in the model's folder")
     if "scheduler" in chosen or named is not None:
         own["grid"] = None  # the model's grid is for its own scheduler
-    noise = noise_and_prediction(checked)[0]
     try:
         if plain and not users:
             tuned = grid_files.tuned_defaults({"grid": str(named)}) if named else {}

@@ -105,25 +105,24 @@ class Worker:
         self.connection: Connection | None = None
 
     def start(self) -> None:
-        """Start the process; it loads the first model and says so."""
+        """Start the process, in a thread that then listens to it; it loads the first model and says so."""
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
         context: Any = multiprocessing.get_context("forkserver" if FORKED else "spawn")
         if FORKED:
             context.set_forkserver_preload(self.facts.modules)
-        self.connection, other = context.Pipe()
+        connection, other = context.Pipe()
+        self.connection = connection
         arguments = (other, list(self.facts.models.values()), self.device, self.dtype, dict(self.options))
         self.process = context.Process(target=run, args=arguments, name="diffgen worker", daemon=True)
-        self.process.start()
-        other.close()
-        threading.Thread(target=self._listen, args=(self.connection,), daemon=True).start()
-
-    def _listen(self, connection: Connection) -> None:
-        while True:
-            try:
-                message = pickle.loads(connection.recv_bytes())
-            except (EOFError, OSError):
-                self.on_message(self, None)
-                return
-            self.on_message(self, message)
+        try:
+            self.process.start()
+            other.close()
+            while True:
+                self.on_message(self, pickle.loads(connection.recv_bytes()))
+        except (EOFError, OSError):
+            self.on_message(self, None)
 
     def send(self, *message: Any) -> None:
         """Send a message; a worker that is gone is noticed by the thread that listens."""
