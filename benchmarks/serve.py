@@ -250,9 +250,7 @@ def long(args: argparse.Namespace, folder: str) -> None:
     more = sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in server.tree()) - threads
     health = json.loads(server.ask("GET", "/health")[1])
     grown = server.memory() - before
-    print(
-        f"100 disconnects: memory grows by {grown:.1f} MB, threads by {more}, equal: {same}; {health}"
-    )
+    print(f"100 disconnects: memory grows by {grown:.1f} MB, threads by {more}, equal: {same}; {health}")
     server.stop()
 
 

@@ -84,6 +84,19 @@ class TrainingData(Protocol):
         ...
 
 
+def described(data: TrainingData, fingerprint: str) -> dict[str, Any]:
+    """The description of data for run.json, whatever they are read from."""
+    return {
+        "name": data.name,
+        "channels": data.channels,
+        "size": list(data.size),
+        "classes": data.classes,
+        "levels": data.levels,
+        "count": len(data),
+        "fingerprint": fingerprint,
+    }
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Pictures in memory, with their classes and captions: `TrainingData`."""
@@ -135,15 +148,7 @@ class DataSet:
 
     def about(self) -> dict[str, Any]:
         """The description of the data for run.json."""
-        return {
-            "name": self.name,
-            "channels": self.channels,
-            "size": list(self.size),
-            "classes": self.classes,
-            "levels": self.levels,
-            "count": len(self),
-            "fingerprint": self.fingerprint,
-        }
+        return described(self, self.fingerprint)
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Tensor, Tensor]:
         """(train, test): LongTensors of picture numbers, ascending; `test` has the fraction `held_out` of each class.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffgen.errors import InputError
 
-from .dataset import Captions
+from .dataset import Captions, described
 
 PROBES = 16  # pictures that are hashed for the fingerprint
 MAX_COUNT = 2**31 - 1
@@ -134,12 +134,4 @@ class ProceduralData:
             digest.update(self._picture(i).tobytes())
             if self._describe is not None:
                 digest.update(repr(self._describe(i)).encode())
-        return {
-            "name": self.name,
-            "channels": self.channels,
-            "size": list(self.size),
-            "classes": None,
-            "levels": self.levels,
-            "count": self._count,
-            "fingerprint": digest.hexdigest(),
-        }
+        return described(self, digest.hexdigest())

@@ -31,7 +31,7 @@ from diffgen.images.publish import temporary_in
 from diffgen.images.read import read_image
 from diffgen.storage import Storage
 
-from .dataset import Captions, DataSet, Progress, digests_of
+from .dataset import Captions, DataSet, Progress, described, digests_of
 from .decode import MAX_SIDE, WORKERS
 from .index import FILE, Index, IndexCaptions, arrow, open_index, write_index
 
@@ -236,15 +236,7 @@ class ShardedData:
     def about(self) -> dict[str, Any]:
         """The description of the data for run.json."""
         fingerprint = hashlib.sha256(f"{self.index.about['fingerprint']} {self.size} {self.mode}".encode())
-        return {
-            "name": self.name,
-            "channels": self.channels,
-            "size": list(self.size),
-            "classes": None,
-            "levels": self.levels,
-            "count": len(self),
-            "fingerprint": fingerprint.hexdigest(),
-        }
+        return described(self, fingerprint.hexdigest())
 
 
 def open_shards(
