@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     MEMORY = 4  # out of memory
     OUTPUT = 5  # the output is invalid: not finite, reproduction differs, training diverged
     WRITE = 6  # cannot write: exists, in use, disk full, permission
+    HUNG_UP = 129  # the terminal was closed
     INTERRUPTED = 130
     TERMINATED = 143
 

@@ -30,6 +30,7 @@ from diffgen.training.run import read_run, read_state
 from schedulers.explicit import is_grid_file
 
 MAX_THREADS = 4 * (os.cpu_count() or 1)
+MAX_COPIES = 64
 SMALL = 2**20  # pixels that a record may ask for, however few the file has
 PICTURES = {"image": "the picture to begin with", "mask": "the mask", "reference": "the reference", "map": "the map"}
 COMPARED = ("diffgen", "torch", "diffusers", "transformers")  # of the versions
@@ -147,15 +148,14 @@ def reproduce(
                                "model_hash", "pixels_sha256") if record.get(key) is None]  # fmt: skip
     if missing:
         raise InputError(f"the record in {path} does not say its {', '.join(missing)}")
-    width, height, _ = read_kind(path)
-    if record["width"] * record["height"] > max(width * height, SMALL):
-        recorded = f"{record['width']}x{record['height']}"
-        raise InputError(f"{path} has {width}x{height} pixels, its record says {recorded}: it was changed since")
+    _check_size(path, (record["width"], record["height"]))
     loadable, checkpoint = _model(record, model, path)
     places = Files(files, path, loadable.folder)
     parts = [f"{part['part']}={places.file(part['part'], part)}" for part in record.get("components") or ()]
     loadable = with_components(loadable, parts)
     plan = _plan(record, loadable, places)
+    _check_size(path, (plan.width, plan.height))  # of the first pass
+    _check_size(path, plan.final_size)
     generator = _load(record, loadable, checkpoint, device)
     if generator.model_hash != record["model_hash"]:
         raise _other_model(loadable, generator.model_hash, record)
@@ -163,6 +163,14 @@ def reproduce(
     if picture.image is None:
         raise picture.error or InvalidOutput("no picture")
     return _compared(path, record, picture.image, picture.record)
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    """Raise InputError if a picture's record asks for more pixels than the picture has, which costs time and memory."""
+    width, height, _ = read_kind(path)
+    if size[0] * size[1] > max(width * height, SMALL):
+        recorded = f"{size[0]}x{size[1]}"
+        raise InputError(f"{path} has {width}x{height} pixels, its record says {recorded}: it was changed since")
 
 
 def _model(record: Record, name: str | None, path: Path) -> tuple[Model, Path | None]:
@@ -231,7 +239,7 @@ def _plan(record: Record, model: Model, files: Files) -> Plan:
         "guidance": record["guidance"],
         "scheduler": label_of(record["scheduler"], record.get("scheduler_options") or {}),
         "grid": grid,
-        "batch_size": (record.get("memory") or {}).get("batch_size") or record.get("batch_size") or 1,
+        "batch_size": _batch_size(record),
     }
     try:
         inputs.quantize_name(record.get("quantize", "none"))
@@ -245,6 +253,12 @@ def _plan(record: Record, model: Model, files: Files) -> Plan:
         return make_plan(model, [record["prompt"]] if reads_prompts else (), **options)
     except UsageError as error:  # of the record, not of the command line
         raise InputError(f"the record cannot be reproduced: {error.message}", error.hint) from error
+
+
+def _batch_size(record: Record) -> int:
+    """The pictures that were made at once, at most MAX_COPIES: they are made again as copies of one."""
+    size = (record.get("memory") or {}).get("batch_size") or record.get("batch_size") or 1
+    return min(size, MAX_COPIES) if type(size) is int and size > 0 else 1
 
 
 def _load(record: Record, model: Model, checkpoint: Path | None, device: str | None) -> Any:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from .errors import CannotWrite, DiffgenError, InputError, UsageError
+from .images.lock import locked
 from .images.publish import cannot_write, publish, sync_folder, temporary_in
+from .models.gate import open_file
 
 T = TypeVar("T")
 FOLDER = -1  # the size of an entry that is a folder
@@ -46,14 +48,14 @@ class Storage:
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading; it can seek. Raises InputError."""
         if not self.is_remote:
-            return self._reading(name, lambda: self.path(name).open("rb"))
+            return self._reading(name, lambda: open_file(self.path(name)))
         # Python's reader around it: readline of fsspec's own files takes no limit
         return self._reading(name, lambda: io.BufferedReader(self.fs.open(f"{self.root}/{name}", "rb")))
 
     def read(self, name: str) -> bytes:
         """The content of a file. Raises InputError."""
         if not self.is_remote:
-            return self._reading(name, self.path(name).read_bytes)
+            return self._reading(name, lambda: _content(self.path(name)))
         return self._reading(name, lambda: self.fs.cat_file(f"{self.root}/{name}"))
 
     def read_all(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -135,21 +137,17 @@ class Storage:
         path = self.path(name)
         with _refused(path):
             if path.is_dir() and not path.is_symlink():
-                aside = temporary_in(path.parent)  # it disappears in one step
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(path, aside)
-                    shutil.rmtree(aside)
+                with self.scratch() as aside, contextlib.suppress(FileNotFoundError):
+                    os.replace(path, aside / path.name)  # it disappears in one step
             else:
                 path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder on this machine for files that `put_path` publishes. Raises CannotWrite."""
+        """A locked folder on this machine for files that `put_path` publishes. Raises CannotWrite."""
         folder = temporary_in(Path(tempfile.gettempdir() if self.is_remote else self.root))
-        with _refused(folder):
-            folder.mkdir(parents=True)
         try:
-            with _refused(folder):
+            with locked(folder, "writing"), _refused(folder):
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -174,6 +172,11 @@ class Storage:
         except Exception as error:
             message = f"cannot write {self.place}/{name}: {_reason(error)}"
             raise CannotWrite(message, "check the address, the permissions and the network") from error
+
+
+def _content(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()
 
 
 def without_credentials(place: str) -> str:

@@ -112,7 +112,7 @@ def test_a_worker_with_other_versions_or_weights_is_refused(tiny: Path, tmp_path
     with pytest.raises(InputError, match=r"this worker has torch 1\.0, the plan was made with"):
         check_versions(batch.about, versions() | {"torch": "1.0"}, "this worker")
     with pytest.raises(InputError, match="other weights here"):
-        PictureMaker({**batch.about, "model_hash": "0" * 64})
+        PictureMaker({**batch.about, "model_hash": "0" * 64}, model=batch.model)
 
 
 @pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.parquet"])
@@ -189,7 +189,7 @@ def test_a_maker_retries_the_rows_of_a_group_alone(tiny: Path, tmp_path: Path) -
 
     batch = plan(tmp_path, tiny)
     rows = [Row("0", "a", 1), Row("1", "a", 2, {"image": str(tmp_path / "missing.png")}), Row("2", "b", 3)]
-    made = {one.row.key: one for one in PictureMaker(batch.about)(rows)}
+    made = {one.row.key: one for one in PictureMaker(batch.about, model=batch.model)(rows)}
     assert isinstance(made["1"].error, InputError)
     assert made["0"].error is None
     assert made["2"].error is None

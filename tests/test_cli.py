@@ -424,9 +424,11 @@ def test_an_interrupted_command_leaves_only_complete_pictures(tiny: Path, tmp_pa
     # Their stderr is a terminal: it shows a progress bar, and stdout is still one document.
     assert ESC.encode() in output
     assert b"error: interrupted" in output
+    seed = int(document["result"]["images"][-1]["seed"])
+    assert f"for the others: --seed {seed + 1} --count {9999 - len(paths)}".encode() in output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interruption_during_imports_is_reported(tiny: Path, tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "diffgen", "generate", "a", "-m", tiny, "--steps", "1000", "--json"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import shutil
 import socket
@@ -12,22 +13,26 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hostile import KINDS, Kind, corpus, good_files, read_fault, watched
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from training_runs import write_config
 
 import diffgen
 from diffgen.comparison.compare import without_folders
+from diffgen.environment import outdated
 from diffgen.errors import CannotWrite, InputError, UsageError, shortened
 from diffgen.images.lock import locked
 from diffgen.images.metadata import encode_png
-from diffgen.images.publish import publish
-from diffgen.images.read import read_image, read_kind
+from diffgen.images.publish import LOCK, publish, sweep
+from diffgen.images.read import MAX_CHUNK, MAX_CHUNKS, read_image, read_kind, read_texts
 from diffgen.prompts.styles import Style, apply_styles
 
 Command = Callable[..., tuple[int, str, str]]
@@ -43,6 +48,55 @@ def refused(result: tuple[int, str, str], code: int = 3) -> str:
     for name in ("Traceback", "Error:", "Exception", "--debug"):
         assert name not in err
     return err
+
+
+# The corpus
+
+
+@pytest.fixture(scope="module")
+def good(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A good file of each kind, made below a home of an odd name; not to be changed."""
+    home = tmp_path_factory.mktemp("h0me-of-Zoë")
+    (folder := home / "good").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("DIFFGEN_MODELS", str(folder / "models.toml"))
+        good_files(folder, tiny)
+        yield folder
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)), ids=lambda number: KINDS[number].name)
+def test_no_hostile_file_of_a_kind_does_harm(good: Path, number: int) -> None:
+    """A third of the corpus, in turn; `benchmarks/attack.py` has all of it, and bounds of time and memory."""
+    kind = KINDS[number]
+    usual = watched(kind.command, good)
+    assert usual.faults(kind.codes, math.inf, sys.maxsize) == {}
+    for case in [*corpus(good, 1, 3, (kind,))][number % 3 :: 3]:
+        with case.in_place(good):
+            faults = watched(case.command, good).faults(kind.codes, math.inf, sys.maxsize)
+        assert faults == {}, case.name
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_reader_raises_nothing_but_our_errors(good: Path, kind: Kind) -> None:
+    content = (good / kind.file).read_bytes()
+
+    @settings(max_examples=20, deadline=None, derandomize=True, database=None)
+    @given(st.integers(0, 2**32))
+    def read(seed: int) -> None:
+        assert read_fault(kind, good, content, seed).keys() <= {"over time"}
+
+    read()
+
+
+def test_what_is_passed_on_names_no_user_and_no_machine(good: Path) -> None:
+    """Runs, comparisons, batches, pictures: made below that home, they do not name it."""
+    names = [b"h0me-of", socket.gethostname().encode(), str(Path.home()).encode()]
+    files = [path for name in ("run", "c", "batch", "x.png") for path in [good / name, *(good / name).rglob("*")]]
+    assert len(files) > 30
+    for path in files:
+        content = path.read_bytes() if path.is_file() else b""
+        assert not [name for name in names if name in content or name in os.fsencode(path.relative_to(good))], path
 
 
 # Comparisons
@@ -161,6 +215,22 @@ def test_a_picture_with_a_very_long_side_is_refused_by_its_header(tmp_path: Path
     for read in (read_image, read_kind):
         with pytest.raises(InputError, match="too large"):
             read(path)
+
+
+def test_texts_are_read_without_the_pixels(tmp_path: Path) -> None:
+    """Before and behind the pixels, of which there are too few; a chunk that would cost memory is refused."""
+    path = tmp_path / "x.png"
+    late = (b"IDAT", b"no pixels"), (b"tEXt", b"b\0" + b"late"), (b"IEND", b"")
+    path.write_bytes(png_header(8192, 8192, (b"tEXt", b"a\0early"), *late))
+    assert read_texts(path) == {"a": "early", "b": "late"}
+    with pytest.raises(InputError, match="truncated or broken"):
+        read_image(path)
+    path.write_bytes(png_header(8, 8, (b"tEXt", b"a\0" + bytes(MAX_CHUNK)), *late))
+    with pytest.raises(InputError, match="at most 8388608"):
+        read_texts(path)
+    path.write_bytes(png_header(8, 8, *[(b"tEXt", b"a\0")] * MAX_CHUNKS, *late))
+    with pytest.raises(InputError, match="more than 100000 chunks"):
+        read_texts(path)
 
 
 def test_a_record_of_a_larger_picture_is_not_obeyed(tiny: Path, tmp_path: Path, diffgen_: Command) -> None:
@@ -306,6 +376,38 @@ def test_a_configuration_that_is_a_pipe_is_not_waited_for(diffgen_: Command) -> 
     assert "not a regular file" in refused(diffgen_("train", "digits", "-o", "r", "--config", "c.toml", "-q"))
 
 
+def test_a_size_far_from_the_models_own_is_warned_of_with_an_estimate(diffgen_: Command, tiny: Path) -> None:
+    """The tiny model was made for 32x32: 16 times the pixels take 16 to 256 times as long."""
+    command = ("generate", "a", "-m", tiny, "--dry-run", "--size")
+    assert "16 times the pixels of 32x32" in (err := diffgen_(*command, "128")[2])
+    assert "16 to 256 times as long" in err
+    assert "far from 32x32" in diffgen_(*command, "8")[2]
+    assert "32x32" not in diffgen_(*command, "64")[2].replace("64x64", "")
+
+
+def test_a_package_with_known_holes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "pillow-9.0.0.dist-info").mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 9.0.0\n")
+    assert outdated() == []
+    monkeypatch.syspath_prepend(tmp_path)
+    (warning,) = outdated()
+    assert warning.startswith("pillow 9.0.0 has known holes")
+    assert "pip install 'pillow>=12" in warning
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's limits")
+def test_out_of_address_space(tiny: Path, tmp_path: Path) -> None:
+    """While the libraries are loaded, long before there is a model."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (900_000 * 1024,) * 2)"
+    code = (
+        f"{limit}; import sys; sys.argv[1:] = ['generate', 'a', '-m', {str(tiny)!r}]; import diffgen.cli as c; c.main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (4, ""), process.stderr
+    assert "error: out of memory; raise the limit (ulimit -v)" in process.stderr
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_path_of_very_many_folders(diffgen_: Command, tiny: Path) -> None:
     refused(diffgen_("generate", "a", "-m", tiny, "-q", "-o", "a/" * 2000 + "x.png", "--steps", "1"), code=6)
 
@@ -352,6 +454,8 @@ def test_tune_begins_only_if_it_can_write(diffgen_: Command, tmp_path: Path) -> 
     began = time.process_time()
     refused(diffgen_(*command, "-o", "/proc/g.json"), code=6)
     refused(diffgen_("schedulers", "plot", "-o", "/proc/g.png"), code=6)
+    refused(diffgen_("models", "export", "emoji", "-o", "/proc/m"), code=6)
+    refused(diffgen_("models", "export", "emoji", "m", "-o", "m"), code=2)
     assert time.process_time() - began < 2
 
 
@@ -378,6 +482,34 @@ with locked(Path({str(tmp_path)!r}), "training"):
         holder.wait()
     with locked(tmp_path, "training"):
         assert stat.S_ISREG((tmp_path / ".lock").stat().st_mode)
+
+
+def test_a_process_can_wait_for_another(tmp_path: Path) -> None:
+    first, messages = locked(tmp_path, "training"), []
+    first.__enter__()
+
+    def waiting(message: str) -> None:
+        messages.append(message)
+        if len(messages) == 2:
+            first.__exit__(None, None, None)
+
+    with locked(tmp_path, "training", waiting):
+        assert messages == [messages[0]] * 2
+        assert f"process {os.getpid()} on" in messages[0]
+        with pytest.raises(CannotWrite, match="another process is training"), locked(tmp_path, "training"):
+            pass
+
+
+def test_a_folder_is_swept_if_nobody_holds_its_lock(tmp_path: Path) -> None:
+    left, living, other = (tmp_path / name for name in (".diffgen-left", ".diffgen-living", ".diffgen-other"))
+    other.mkdir()  # no lock in it: it belongs to something that is locked as a whole
+    with locked(living, "writing"):
+        with locked(left, "writing"):
+            (left / "half").write_bytes(b"x")
+        for folder in (left, living):
+            os.utime(folder / LOCK, (1, 1))
+        sweep(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == [living.name, other.name]
 
 
 def test_a_run_names_no_machine(diffgen_: Command) -> None:

@@ -32,7 +32,7 @@ class Crew:
     """Workers on this machine."""
 
     out: str
-    options: Mapping[str, Any]  # device, dtype, offline
+    options: Mapping[str, Any]  # device, dtype, offline, model
     workers: int = 1
     gpus: Sequence[str] = ()  # those that the workers share, in turn
     retries: int = 3  # how often a shard is tried again after its worker died

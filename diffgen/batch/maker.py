@@ -37,18 +37,23 @@ class PictureMaker:
     """A loaded model that makes rows."""
 
     def __init__(
-        self, about: Mapping[str, Any], device: str = "auto", dtype: str = "auto", offline: bool = False
+        self,
+        about: Mapping[str, Any],
+        device: str = "auto",
+        dtype: str = "auto",
+        offline: bool = False,
+        model: str | None = None,
     ) -> None:
-        """Load the model of a plan. Raises InputError if its weights are not those that were planned."""
+        """Load the model of a plan, from where `model` says. Raises InputError for other weights than planned."""
         environment.prepare(offline)
         warnings.simplefilter("ignore")  # of the libraries
         from diffgen.loading import load
         from diffgen.models.find import find, predicting
 
-        model = find(about["model"])
+        chosen = find(model or about["model"])
         if about.get("prediction"):
-            model = predicting(model, about["prediction"])
-        self.generator: Generator = load(model, device, dtype)
+            chosen = predicting(chosen, about["prediction"])
+        self.generator: Generator = load(chosen, device, dtype)
         self.options, self.metadata = dict(about["options"]), about["metadata"]
         if self.generator.model_hash != about.get("model_hash", self.generator.model_hash):
             raise InputError(
@@ -73,7 +78,7 @@ class PictureMaker:
         done = 0
         try:
             plans = self._plans(rows)
-            for row, picture in zip(rows, self.generator.pictures(plans), strict=True):
+            for row, picture in zip(rows, self.generator.pictures(plans, fill=True), strict=True):
                 done += 1
                 if picture.image is None:
                     yield Made(row, error=picture.error)

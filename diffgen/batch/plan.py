@@ -11,22 +11,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from diffgen.errors import CannotWrite, InputError
+from diffgen.generation import recorded
+from diffgen.images.metadata import LEVELS
 from diffgen.storage import Storage
 from diffgen.version import __version__
 
+from .formats import FORMATS
 from .rows import Row, canonical, parse_rows
 
 SCHEMA = "diffgen.batch/1"
 FILE = "plan.json"
 MAX_ROWS = 10**9
 MAX_SHARD = 100_000  # rows
+ABOUT: dict[str, recorded.Fits] = {  # the values of a plan.json
+    "model": recorded.text,
+    "prediction": recorded.optional(recorded.text),
+    "options": lambda value: isinstance(value, dict),
+    "metadata": lambda value: value in LEVELS,
+    "format": lambda value: isinstance(value, str) and value in FORMATS,
+    "shard_size": recorded.whole(1, MAX_SHARD),
+    "rows": recorded.whole(0, MAX_ROWS),
+    "shards": lambda value: isinstance(value, list) and all(map(recorded.sha256, value)),
+    "versions": lambda value: isinstance(value, dict),
+}
 VERSIONED = ("torch", "diffusers", "transformers")  # packages that change pixels
 
 
@@ -41,6 +57,12 @@ class BatchPlan:
     def shards(self) -> range:
         """The numbers of the shards."""
         return range(len(self.about["shards"]))
+
+    @property
+    def model(self) -> str:
+        """The planned model as `find` takes it: a path in a plan is relative to its folder."""
+        name = str(self.about["model"])
+        return os.path.abspath(os.path.join(self.store.root, name)) if name.startswith((".", "..")) else name
 
     def count(self, shard: int) -> int:
         """How many rows a shard has."""
@@ -60,6 +82,20 @@ class BatchPlan:
             hint = "another plan was written there, or a file has changed: plan again into an empty folder"
             raise InputError(f"{name} in {self.store.place} is not the one of its plan.json", hint)
         return parse_rows(data)
+
+
+def name_of(model: str, store: Storage) -> str:
+    """How a plan names its model: a path relative to the plan's folder, so that it names no user and no machine.
+
+    A folder that cannot be named so, as its path goes through a home that the plan is not in, has its own name alone:
+    `run` is told where it is. So has every path for a plan on a remote store.
+    """
+    if not os.path.exists(model):
+        return model
+    path = Path(os.path.relpath(model, "." if store.is_remote else store.root))
+    if store.is_remote or Path.home().name in path.parts or path.is_absolute():
+        return os.path.basename(os.path.abspath(model))
+    return path.as_posix() if path.parts[:1] == ("..",) else f"./{path.as_posix()}"
 
 
 def shard_file(shard: int) -> str:
@@ -127,6 +163,10 @@ def _read(store: Storage) -> dict[str, Any]:
             raise InputError(f"{where} has the schema {str(content['schema'])[:40]!r}, not {SCHEMA}", hint)
         if hashlib.sha256(canonical(content)).hexdigest() != own:
             raise InputError(f"{where} has changed since it was written", hint)
+        if wrong := next((key for key, fits in ABOUT.items() if not fits(content[key])), None):
+            raise InputError(f"{where} has an impossible {wrong}: {str(content[wrong])[:80]!r}", hint)
+        if len(content["shards"]) != -(-content["rows"] // content["shard_size"]):
+            raise InputError(f"{where} has {len(content['shards'])} shards for {content['rows']} rows", hint)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{where} is broken", hint) from error
     return {**content, "sha256": own}

@@ -19,7 +19,7 @@ from diffgen.storage import Storage
 
 from .formats import FORMATS
 from .maker import PictureMaker
-from .plan import MAX_SHARD, BatchPlan, write_plan
+from .plan import MAX_SHARD, BatchPlan, name_of, write_plan
 from .rows import Row, read_prompts, rows_of
 
 SAMPLE = 2  # pictures that are timed; one before them warms up
@@ -57,7 +57,7 @@ def plan(
 
     prompts     a file (text, JSON lines, CSV, parquet), here or on a store that fsspec knows, or its lines
     out         the folder, here or on such a store
-    model       what `diffgen.load` takes; a path must be that of the model on every machine
+    model       what `diffgen.load` takes; a path is recorded relative to `out`, or `run` is told where it is
     shard_size  rows in a shard: a killed worker loses at most one shard
     format      files, webdataset or parquet
     options     those of `generate`; a row's own replace them
@@ -80,7 +80,7 @@ def plan(
         return None, Estimate(count, -(-count // shard_size), None, None)
     planned = {name: value for name, value in options.items() if name not in ("seed", "seeds", "count", "wildcards")}
     about = {
-        "model": os.path.abspath(model) if model and os.path.exists(model) else model or DEFAULT,
+        "model": name_of(model or DEFAULT, store),
         "prediction": prediction,
         "options": planned,
         "metadata": metadata,
@@ -88,7 +88,7 @@ def plan(
         "shard_size": shard_size,
     }
     first = list(islice(rows, 1 + SAMPLE))
-    maker = PictureMaker(about, device, dtype, offline)
+    maker = PictureMaker(about, device, dtype, offline, model or DEFAULT)
     about["model_hash"] = maker.generator.model_hash
     seconds, size = _sample(maker, first)
     written = write_plan(store, _joined(first, rows), about)

@@ -14,13 +14,14 @@ from typing import Any
 
 from diffgen.errors import DiffgenError, UsageError
 from diffgen.generation.checks import check_int
+from diffgen.images.publish import sweep
 from diffgen.storage import Storage
 
 from . import ray
 from .local import Crew, in_turn, visible_gpus
 from .maker import Maker, PictureMaker
 from .plan import check_versions, read_plan, versions
-from .shards import Shards, find_shards, make_shard, sweep
+from .shards import Shards, find_shards, make_shard
 
 ENGINES = ("local", "ray")
 MAX_WORKERS = 4096
@@ -41,6 +42,7 @@ def run(
     part: tuple[int, int] | None = None,
     address: str | None = None,
     retries: int = 3,
+    model: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
@@ -52,6 +54,7 @@ def run(
     workers   processes, or (smallest, largest) number for Ray; by default one for each GPU, or one
     part      (I, N): make the shards with number ≡ I mod N in this process
     retries   how often a shard is tried again after its worker died
+    model     where the planned model is, if it is not where the plan says
     maker     makes the rows in this process instead of the plan's model
     report    is called after each shard
 
@@ -72,14 +75,16 @@ def run(
     todo = before.missing if part is None else list(in_turn(before.missing, *part))
     if not todo:
         return before
-    sweep(store)
+    if not store.is_remote:
+        sweep(store.path(""))
     stats = dict(before.stats)
 
     def finished(one: dict[str, Any]) -> None:
         stats[one["shard"]] = one
         report(Shards(plan, stats))
 
-    options: Mapping[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    place_of_model = os.path.abspath(model) if model and os.path.exists(model) else model or plan.model
+    options: Mapping[str, Any] = {"device": device, "dtype": dtype, "offline": offline, "model": place_of_model}
     if part is not None or maker is not None:
         maker = maker or PictureMaker(plan.about, **options)
         for shard in todo:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from diffgen.errors import InputError
-from diffgen.images.publish import TEMPORARY
-from diffgen.storage import FOLDER, Storage
+from diffgen.generation import recorded
+from diffgen.storage import FOLDER
 
 from .formats import FORMATS
 from .maker import Maker
-from .plan import BatchPlan
+from .plan import MAX_ROWS, MAX_SHARD, BatchPlan
 
 STATS = "stats"
 
@@ -57,7 +56,6 @@ def make_shard(plan: BatchPlan, shard: int, maker: Maker) -> dict[str, Any]:
         "files": files,
         "started": round(started, 3),
         "seconds": round(finished - started, 3),
-        "host": socket.gethostname(),
         "process": os.getpid(),
         **getattr(maker, "where", {}),
     }
@@ -145,11 +143,28 @@ def find_shards(plan: BatchPlan, only: Iterable[int] | None = None) -> Shards:
     return Shards(plan, stats_of)
 
 
+def _is_failed(row: Any) -> bool:
+    """A row that failed, as statistics have it."""
+    parts = ((row, "key", str), (row, "prompt", dict), (row["error"], "code", int), (row["error"], "message", str))
+    return all(type(table[key]) is kind for table, key, kind in parts)
+
+
+STATISTICS: dict[str, recorded.Fits] = {  # the values that are read
+    "shard": recorded.whole(0, MAX_ROWS),
+    "plan": recorded.sha256,
+    "count": recorded.whole(0, MAX_SHARD),
+    "failed": lambda value: isinstance(value, list) and all(map(_is_failed, value)),
+    "files": lambda value: isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()),
+    "started": recorded.number(0, 2**40),
+    "seconds": recorded.number(0, 2**40),
+}
+
+
 def _parsed(data: bytes) -> dict[str, Any] | None:
     try:
         stats = json.loads(data)
-        return stats if {"shard", "plan", "count", "failed", "files", "started", "seconds"} <= stats.keys() else None
-    except (ValueError, AttributeError):
+        return stats if all(fits(stats[key]) for key, fits in STATISTICS.items()) else None
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 
@@ -166,17 +181,3 @@ def forget(plan: BatchPlan, shard: int) -> None:
     plan.store.remove(stats_file(shard))
     for name in FORMATS[plan.about["format"]].names(shard, len(plan.shards)):
         plan.store.remove(name)
-
-
-def sweep(store: Storage, older: float = 3600.0) -> None:
-    """Remove scratch folders that a killed worker left here more than so many seconds ago."""
-    import shutil
-
-    if store.is_remote or not store.path("").is_dir():
-        return
-    for path in store.path("").glob(f"{TEMPORARY}*"):
-        try:
-            if time.time() - path.stat().st_mtime > older:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        except OSError:  # somebody else was faster
-            continue

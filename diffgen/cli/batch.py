@@ -134,6 +134,10 @@ def run_batch(
     address: Annotated[
         str | None, option(ENGINE, "Ray cluster: auto or HOST:PORT. \\[start Ray here]", metavar="ADDRESS")
     ] = None,
+    model: Annotated[
+        str | None,
+        option(ENGINE, "Where the model is here. \\[where the plan says]", "--model", "-m", metavar="NAME|PATH|ID"),
+    ] = None,
     retries: Annotated[int, option(ENGINE, "Tries after workers died over a shard.", metavar="N", default=True)] = 3,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -144,7 +148,8 @@ def run_batch(
 ) -> None:
     """A finished plan is left as it is. Run the same command again after anything ended it."""
     say = Output("batch run", json, quiet)
-    refuse_empty({"OUT": out, "workers": workers, "part": part, "address": address}, {"OUT": "OUT"})
+    values = {"OUT": out, "workers": workers, "part": part, "address": address, "model": model}
+    refuse_empty(values, {"OUT": "OUT"})
     device, dtype = device_name(device), dtype_name(dtype)
     environment.prepare(offline)
     own = None if part is None else run.parse_part(part)
@@ -169,6 +174,7 @@ def run_batch(
                 part=own,
                 address=address,
                 retries=retries,
+                model=model,
                 device=device,
                 dtype=dtype,
                 offline=offline,

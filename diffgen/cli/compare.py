@@ -10,7 +10,7 @@ import typer
 
 from diffgen.errors import DiffgenError, UsageError
 
-from .options import Device, Dtype, Offline
+from .options import Device, Dtype, Offline, Wait
 from .output import Debug, Json, Output, Quiet, UnfinishedError, printable, table, time_text
 from .signals import first_signal
 
@@ -105,6 +105,7 @@ def compare(
     offline: Offline = False,
     out: Folder = None,
     resume: Resume = False,
+    wait: Wait = False,
     report: Report = None,
     dry_run: DryRun = False,
     json: Json = False,
@@ -141,6 +142,7 @@ def compare(
             prompt or (),
             out=out,
             resume=resume,
+            on_wait=say.warn if wait else None,
             on_start=lambda estimate: _announce(say, estimate),
             on_step=on_step,
             stop=stop,

@@ -21,6 +21,8 @@ ParserError: type[Exception] = typer.BadParameter.__mro__[2]
 
 NO_MEMORY = ("Cannot allocate memory", "failed to map segment", "can't allocate memory")  # said by the system and torch
 
+INTERRUPTIONS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
 GROUPS = {name for name, command in COMMANDS.items() if command.commands}
 
 
@@ -47,7 +49,7 @@ def error_and_code(error: BaseException, command: str) -> tuple[DiffgenError, in
     """The error to print for an exception that ended a command, and the exit code."""
     number = first_signal()
     if number is not None:  # whichever exception: imports and C code turn Stopped into other errors
-        return DiffgenError("interrupted" if number == signal.SIGINT else "terminated"), 128 + number
+        return DiffgenError(INTERRUPTIONS.get(number, "the terminal was closed")), 128 + number
     if isinstance(error, DiffgenError):
         return error, error.code
     if isinstance(error, ParserError):

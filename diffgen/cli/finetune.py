@@ -9,7 +9,7 @@ import typer
 
 import diffgen
 
-from .options import Device, option
+from .options import Device, Wait, option
 from .output import Debug, Json, Quiet
 from .train import (
     RUN,
@@ -60,6 +60,7 @@ def finetune(
     device: Device = "auto",
     compiled: Compiled = None,
     parallel: Parallel = None,
+    wait: Wait = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -78,6 +79,7 @@ def finetune(
         "resume": resume,
         "init": init,
         "device": device,
+        "wait": wait,
         "dry_run": dry_run,
     }
     start = partial(diffgen.finetune, model, data, out, **options)

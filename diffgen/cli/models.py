@@ -13,7 +13,7 @@ from diffgen import environment
 from diffgen.devices import dtype_name
 from diffgen.errors import InputError, UsageError
 from diffgen.generation import needs
-from diffgen.images.publish import Exists, publish
+from diffgen.images.publish import Exists, check_writable, publish
 from diffgen.models import cache, find, gate, hub, known, listed
 from diffgen.models.info import compositions_in_words, defaults_in_words
 from diffgen.models.info import info as about
@@ -21,7 +21,7 @@ from diffgen.training.job import JOBS
 from diffgen.training.run import read_run
 
 from .options import Dtype, Offline
-from .output import Debug, Json, Output, Quiet, UnfinishedError, table
+from .output import Debug, Json, Output, Quiet, UnfinishedError, refuse_empty, table
 
 NAME = "A bundled model, a folder, a .safetensors checkpoint, a name in your list, or the org/name of a hub."
 COLUMNS = ("name", "family", "variant", "source", "bytes", "licence", "resolution", "folder")
@@ -185,6 +185,7 @@ def export(
     say = Output("models export", json, quiet)
     model = find.find(name)
     is_run = model.is_run
+    refuse_empty({"FOLDER": folder, "out": out}, {"FOLDER": "FOLDER", "out": "-o"})
     if (folder is None) == (out is None):
         raise UsageError("models export needs the path to write, once", "diffgen models export RUN -o PATH")
     folder = folder or out or ""
@@ -198,6 +199,7 @@ def export(
     place = Path(folder)
     if os.path.lexists(place):
         raise Exists(place)
+    check_writable(place)
     environment.prepare(offline=True)
     from diffgen.pipelines.generate import ImageGenerator
     from diffgen.pipelines.training.export import save_run

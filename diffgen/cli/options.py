@@ -21,4 +21,5 @@ RecordedDevice = Annotated[
     option(MACHINE, "Where to compute.", metavar=_DEVICE, default="the recorded device, if this machine has it"),
 ]
 Dtype = Annotated[str, option(MACHINE, "float32, float16 or bfloat16.", metavar="FORMAT", default=True)]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process works there.", rich_help_panel="Output")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diffgen.environment import outdated
 from diffgen.errors import DiffgenError, UsageError, shortened
 
 SCHEMA = "diffgen.result/1"
@@ -63,11 +64,13 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self, what: str, above: Any = None) -> Iterator[Callable[..., None] | None]:
-        """Show a progress bar with the remaining time on a terminal.
+        """Show a progress bar with the remaining time on a terminal, and before it what is outdated.
 
         Yields `on_step(done, total, text)`, which moves the bar; None without a terminal. `above` is an `observe.View`
         that is drawn above the bar.
         """
+        for warning in outdated():
+            self.warn(warning)
         if self.quiet or not sys.stderr.isatty():
             yield None
             return

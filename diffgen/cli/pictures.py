@@ -28,7 +28,7 @@ from diffgen.prompts.files import Line
 from . import loaded, models
 from .observe import View, view_of
 from .output import Output, UnfinishedError, refuse_empty
-from .signals import uninterrupted
+from .signals import first_signal, uninterrupted
 
 
 def make_pictures(arguments: Mapping[str, Any]) -> None:
@@ -105,6 +105,8 @@ def make_pictures(arguments: Mapping[str, Any]) -> None:
         written.raise_failures()
     except BaseException as error:
         failed = [entry for entry, _ in written.failed]
+        if first_signal() is not None and written.images:
+            say.note(_rest(plans, len(written.images)))
         raise UnfinishedError(error, written.as_json() | {"failed": failed, "inside": written.inside}) from error
     say.result(written.as_json() | {"adapters": generator.fits, "inside": written.inside})
 
@@ -172,6 +174,16 @@ class Reporter(Listener):
 
     def uninterrupted(self) -> AbstractContextManager[None]:
         return uninterrupted()
+
+
+def _rest(plans: Sequence[Plan], done: int) -> str:
+    """Where an interrupted command is, and how to make the other pictures."""
+    total = sum(map(len, plans))
+    text = f"{done} of {total} pictures are written"
+    plan = plans[0]
+    if len(plan) < total or len(plan.prompts) > 1 or plan.seeds or done == total:
+        return text
+    return f"{text}; for the others: --seed {plan.seed + done} --count {total - done}"
 
 
 def _summary(plan: Plan) -> str:

@@ -109,7 +109,7 @@ class Session:
                     words = self.words(line)
                     code = _generate(words)
         except BaseException as error:
-            if first_signal() == signal.SIGTERM:
+            if first_signal() not in (None, signal.SIGINT):
                 raise
             with contextlib.redirect_stdout(written) if self.say.as_json else contextlib.nullcontext():
                 code = report(error, words)
@@ -210,7 +210,7 @@ def _lines(session: Session) -> Iterator[str]:
         except EOFError:
             return
         except Stopped:
-            if not terminal or first_signal() == signal.SIGTERM:
+            if not terminal or first_signal() != signal.SIGINT:
                 raise
             forget_signals()  # Ctrl-C at the prompt drops the line
             print(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Signals: Ctrl-C and SIGTERM stop a command, at once or where it is safe."""
+"""Signals: Ctrl-C, SIGTERM and the end of the terminal stop a command, at once or where it is safe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from diffgen.errors import DiffgenError
 
 
 class Stopped(BaseException):
-    """Raised when SIGINT or SIGTERM arrives."""
+    """Raised when one of STOPPING arrives."""
+
+
+STOPPING = [signal.SIGINT, signal.SIGTERM]
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    STOPPING.append(signal.SIGHUP)
 
 
 _received: list[int] = []  # numbers of the signals, oldest first
@@ -20,14 +25,15 @@ _polled = False  # inside `interruptible`
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM: both raise Stopped in the main thread."""
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
+    """Handle the signals of STOPPING: they raise Stopped in the main thread. What `nohup` ignores stays ignored."""
+    for number in STOPPING:
+        if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
 
 
 def ignore() -> None:
     """Ignore further signals, so that a second Ctrl-C cannot cut the last message off."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         if signal.getsignal(number) is _stop:
             signal.signal(number, signal.SIG_IGN)
 

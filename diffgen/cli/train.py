@@ -18,7 +18,7 @@ import diffgen
 from diffgen.errors import FailedElsewhere
 from diffgen.training.listener import Listener
 
-from .options import Device, option
+from .options import Device, Wait, option
 from .output import Debug, Json, Output, Quiet, UnfinishedError, time_text
 from .signals import first_signal, interruptible
 
@@ -90,6 +90,7 @@ def train(
     device: Device = "auto",
     compiled: Compiled = None,
     parallel: Parallel = None,
+    wait: Wait = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -111,6 +112,7 @@ def train(
         "resume": resume,
         "init": init,
         "device": device,
+        "wait": wait,
         "dry_run": dry_run,
     }
     run_training("train", partial(diffgen.train, data, out, **options), out, dry_run, json, quiet, debug)

@@ -172,6 +172,7 @@ def compare(
     *,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    on_wait: Callable[[str], None] | None = None,
     on_start: Callable[[Estimate], None] | None = None,
     on_step: Progress | None = None,
     stop: Callable[[], bool] | None = None,
@@ -199,16 +200,17 @@ def compare(
     device, dtype, offline
     command     the words of a command line, recorded without absolute paths; by default that of the same comparison
 
-    `on_start(estimate)` is called before the first cell, `on_step(done, total, text)` after each; `stop()` is asked
-    between cells, and if it is true, the results are those of the finished cells. An exception in a callback ends the
-    comparison; the finished cells stay for `resume`.
+    `on_wait(message)` is called again and again while another process compares in the folder; without it, CannotWrite
+    is raised then. `on_start(estimate)` is called before the first cell, `on_step(done, total, text)` after each;
+    `stop()` is asked between cells, and if it is true, the results are those of the finished cells. An exception in a
+    callback ends the comparison; the finished cells stay for `resume`.
 
     Raises UsageError for an option, InputError for a model, grid file or data, CannotWrite for the folder.
     """
     folder = _folder(out, resume)
     prepared = prepare(prompts, folder=folder, **options)
     words = _command(prompts, folder, options) if command is None else list(command)
-    with locked(folder, "comparing"):
+    with locked(folder, "comparing", on_wait):
         estimate = prepared.estimate()
         if on_start is not None:
             on_start(estimate)
@@ -271,7 +273,7 @@ def rewrite_report(folder: Path) -> Path:
     try:
         html = page(Results.from_json(content, folder), folder)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, TemplateError) as error:
-        raise InputError(f"{folder}: damaged: {type(error).__name__}: {error}") from error
+        raise InputError(f"{folder}: damaged: {error}") from error
     _write(folder, "report.html", html.encode())
     return folder / "report.html"
 

@@ -71,7 +71,8 @@ class Generator(Loaded, Protocol):
         Pictures of plans with equal `Plan.batch_key` are made together, whatever their prompts and seeds, up to the
         plan's batch size; `picture.shot.plan` is the plan of each. `on_step(done, total)` is called after each
         evaluation of the network, `on_denoised(shots, i, x0)` with what evaluation i predicts for a batch. With `fill`,
-        copies of its last picture fill an incomplete batch: then pixels do not depend on how many pictures there are.
+        copies of its last picture fill an incomplete batch, if the plan names a batch size: then pixels do not depend
+        on how many pictures there are, nor on their order.
         """
 
     def generate(

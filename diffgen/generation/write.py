@@ -149,7 +149,7 @@ def write_pictures(
 
     with ThreadPoolExecutor(1) as encoding:
         try:
-            for picture in generator.pictures(plans, on_step, on_denoised):
+            for picture in generator.pictures(plans, on_step, on_denoised, fill=True):
                 result.nfe = result.nfe or picture.record["nfe"]
                 for fit in generator.fits:
                     if fit not in noted:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -40,7 +41,8 @@ REASONS = {
 
 
 TEMPORARY = ".diffgen-"  # how names of unfinished files and folders begin
-YOUNG = 2.0  # seconds: a file so new may be one that its process has not locked yet
+YOUNG = 2.0  # seconds: something so new may not be locked by its process yet
+LOCK = ".lock"  # the file in a folder that is locked
 _swept: set[str] = set()  # folders that were searched for what killed processes left
 
 
@@ -117,7 +119,7 @@ def _written(path: Path, data: bytes) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in a folder, where the system has locks."""
+    """Remove the unfinished files and folders that killed processes left in a folder, where the system has locks."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name.startswith(TEMPORARY):
@@ -125,12 +127,14 @@ def sweep(folder: Path) -> None:
 
 
 def _remove_if_left(path: Path) -> None:
+    """Remove something unfinished if its lock is free: that of the file, or of the file LOCK in the folder."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        is_folder = stat.S_ISDIR(path.lstat().st_mode)
+        descriptor = os.open(path / LOCK if is_folder else path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             status = os.fstat(descriptor)
             if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > YOUNG and try_lock(descriptor):
-                path.unlink()
+                shutil.rmtree(path) if is_folder else path.unlink()
         finally:
             os.close(descriptor)
 

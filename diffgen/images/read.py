@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngImageFile
 
 from diffgen.errors import InputError
 
@@ -22,6 +23,12 @@ MAX_READ_SIDE = 2**15
 MAX_BYTES = 512 * 2**20  # of the file
 
 MAX_TEXT = 4 * 2**20  # characters of one text that a picture carries
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CHUNK_HEAD, CHUNK_SUM = 8, 4  # bytes: size and kind before a chunk's data, the check sum behind it
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
+MAX_CHUNK = 8 * 2**20  # bytes of a chunk that holds no pixels
+MAX_CHUNKS = 100_000
 
 ORIENTATION = 0x0112  # EXIF; from 5 on the stored picture lies on its side
 EXIF_FOLDER, USER_COMMENT, MAKER_NOTE = 0x8769, 0x9286, 0x927C
@@ -98,10 +105,45 @@ def exif_text(value: str | bytes) -> str:
 
 
 def read_texts(path: Source) -> dict[str, str]:
-    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks). Checks as `read_image` does."""
+    """The texts that a picture carries beside its pixels, by keyword (PNG text chunks).
+
+    The same checks as `read_image`, except that the pixels are not decoded.
+    """
     with _opened(path) as image:
-        image.load()  # text chunks may also follow the pixels
+        if isinstance(image, PngImageFile):
+            _read_late_texts(image)
         return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+
+
+def _read_late_texts(image: PngImageFile) -> None:
+    """Read the texts that follow the pixels of a PNG file, which are skipped, into its `info`."""
+    chunks, file = image.png, image.fp
+    assert chunks is not None
+    assert file is not None
+    file.seek(image.tile[0].offset - CHUNK_HEAD)
+    while (chunk := chunks.read())[0] != b"IEND":
+        kind, _, size = chunk
+        if kind in TEXT_CHUNKS:
+            chunks.call(*chunk)
+        else:
+            file.seek(size, os.SEEK_CUR)
+        file.seek(CHUNK_SUM, os.SEEK_CUR)
+
+
+def _check_chunks(file: BinaryIO, name: str) -> None:
+    """Raise InputError for a PNG file with very many chunks, or one beside the pixels that would cost much memory."""
+    if file.read(len(PNG_SIGNATURE)) == PNG_SIGNATURE:
+        for _ in range(MAX_CHUNKS):
+            head = file.read(CHUNK_HEAD)
+            size, kind = int.from_bytes(head[:4]), head[4:]
+            if len(head) < CHUNK_HEAD or kind == b"IEND":
+                break
+            if kind != b"IDAT" and size > MAX_CHUNK:
+                raise InputError(f"cannot read {name}: it carries {size} bytes of {kind!r}, at most {MAX_CHUNK}")
+            file.seek(size + CHUNK_SUM, os.SEEK_CUR)
+        else:
+            raise InputError(f"cannot read {name}: it has more than {MAX_CHUNKS} chunks")
+    file.seek(0)
 
 
 @contextlib.contextmanager
@@ -112,6 +154,7 @@ def _opened(source: Source, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
     with _file(source, hint) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large pictures (our limit is lower) and of broken metadata
         try:
+            _check_chunks(file, name)
             image = Image.open(file, formats=FORMATS)
             width, height = image.size
             if width * height > max_pixels or max(width, height) > MAX_READ_SIDE:

@@ -476,15 +476,20 @@ def _check_shards(folder: Path, index: Path) -> tuple[tuple[Path, ...], dict[str
     return tuple(folder / shard for shard in shards), tensors
 
 
+def open_file(path: str | Path) -> BufferedReader:
+    """Open a regular file (or a link to one) for reading; never waits on a pipe. Raises InputError, OSError."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a folder cannot even be opened as a file
+        os.close(descriptor)
+        raise InputError(f"{path}: not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[BufferedReader]:
-    """Open a regular file (or a link to one) for reading; never waits on a pipe."""
+    """Open a regular file for reading. Raises InputError for every refusal of the system, while it is read too."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # a folder cannot even be opened as a file
-            os.close(descriptor)
-            raise InputError(f"{path}: not a regular file")
-        with os.fdopen(descriptor, "rb") as file:
+        with open_file(path) as file:
             yield file
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

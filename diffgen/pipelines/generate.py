@@ -40,7 +40,7 @@ class ImageGenerator(LoadedModel):
         called after each evaluation of the network. `metadata` is full, params (without our own record) or none.
         Raises UsageError (a number, name or combination), InputError (a file), OutOfMemory, InvalidOutput (not finite).
         """
-        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
+        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step, fill=True), metadata)
 
     @torch.inference_mode()
     def pictures(

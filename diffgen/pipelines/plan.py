@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
@@ -219,7 +219,7 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
         **fitted,
     )
     _check_together(plan)
-    return plan
+    return replace(plan, notes=(*plan.notes, *sizes.size_notes(plan.final_size, model, about, checked)))
 
 
 def _check_together(plan: Plan) -> None:

@@ -11,6 +11,7 @@ from diffgen.models.families import FAMILIES
 from diffgen.models.find import Model
 from diffgen.models.gate import Checked
 
+FAR = 5.0  # times the pixels
 LEVELS = ("block_out_channels", "dim_mult", "encoder_block_out_channels")  # an entry for each level, in some class
 
 
@@ -56,4 +57,25 @@ def round_size(wanted: tuple[int, int], checked: Checked) -> tuple[tuple[int, in
         return wanted, []
     return (width, height), [
         f"size {wanted[0]}x{wanted[1]} rounded to {width}x{height}: this model makes multiples of {factor}"
+    ]
+
+
+def size_notes(size: tuple[int, int], model: Model, about: Mapping[str, Any], checked: Checked) -> list[str]:
+    """A note for a picture with many more or many fewer pixels than those that the model was trained on.
+
+    The network's time grows with the pixels where it convolves, with their square where it attends.
+    """
+    try:
+        own, name = own_size(model, about, checked), model.name
+    except InputError:  # nothing says what it was made for
+        return []
+    ratio = size[0] * size[1] / (own[0] * own[1])
+    if 1 / FAR <= ratio <= FAR:
+        return []
+    here, there = ("x".join(map(str, sides)) for sides in (size, own))
+    if ratio < 1:
+        return [f"{here} is far from {there}, for which {name} was made: the picture may not show what it should"]
+    return [
+        f"{here} has {ratio:.3g} times the pixels of {there}, for which {name} was made: a step takes about "
+        f"{ratio:.3g} to {ratio**2:.3g} times as long and as much memory, and things may appear twice"
     ]

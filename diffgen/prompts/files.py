@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 import sys
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffgen.errors import InputError, UsageError
+from diffgen.models.gate import open_file
 
 from .words import MAX_BYTES
+
+MAX_PROMPTS = 100_000  # that are held in memory; a batch reads any number, one by one
 
 Types = Mapping[str, tuple[type, ...]]  # the options that a line may set: the types of their JSON values
 
@@ -39,16 +43,25 @@ def read_lines(source: str, options: Types) -> list[Line]:
         if source == "-":
             if sys.stdin is None:
                 raise ValueError("it is closed")
-            lines = list(iterate_lines(sys.stdin.buffer, name, options))
+            lines = _first_lines(iterate_lines(sys.stdin.buffer, name, options), name)
         else:
-            with Path(source).open("rb") as file:
-                lines = list(iterate_lines(file, name, options))
+            piped = source.startswith(("/dev/fd/", "/dev/stdin"))  # <(COMMAND) of a shell, which does write
+            with Path(source).open("rb") if piped else open_file(source) as file:
+                lines = _first_lines(iterate_lines(file, name, options), name)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"cannot read prompts from {name}: {reason}") from error
     if not lines:
         raise UsageError(f"{name} has no prompt", "write one prompt a line; lines that begin with # are skipped")
     return lines
+
+
+def _first_lines(lines: Iterator[Line], name: str) -> list[Line]:
+    """All of the lines. Raises UsageError for more than MAX_PROMPTS."""
+    first = list(itertools.islice(lines, MAX_PROMPTS + 1))
+    if len(first) > MAX_PROMPTS:
+        raise UsageError(f"{name} has more than {MAX_PROMPTS} prompts", "diffgen batch reads any number of them")
+    return first
 
 
 def iterate_lines(file: BinaryIO, name: str, options: Types) -> Iterator[Line]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import platformdirs
 
 from diffgen.errors import InputError, UsageError
+from diffgen.models.gate import open_file
 
 from .wildcards import MAX_TEXT
 
@@ -83,7 +84,7 @@ def _put(style: str, text: str) -> str:
 
 def _read(path: Path) -> dict[str, Style]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_STYLES_FILE + 1)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

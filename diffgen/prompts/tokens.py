@@ -13,9 +13,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from diffgen.errors import InputError
-from diffgen.models.gate import MAX_TOKENIZER_FILE, read_json
+from diffgen.models.gate import MAX_TOKENIZER_FILE, read_bytes, read_json
 
 from .syntax import Part
+
+MAX_TOKENS = 600_000  # of a vocabulary, and merges: twice what the largest known ones have
 
 COMMA_REACH = 20  # tokens: AUTOMATIC1111's "comma padding backtrack"
 
@@ -88,7 +90,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         vocabulary, merges = (model.get("vocab"), model.get("merges")) if isinstance(model, dict) else (None, None)
     else:
         path = folder / "vocab.json"
-        lines = (folder / "merges.txt").read_text("utf-8", "replace").splitlines()
+        lines = read_bytes(folder / "merges.txt", MAX_TOKENIZER_FILE).decode("utf-8", "replace").splitlines()
         merges = [line for line in lines if line and not line.startswith("#version")]
         if path.exists():
             vocabulary = read_json(path, MAX_TOKENIZER_FILE)
@@ -99,6 +101,8 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         raise InputError(f"{path}: not a table of tokens and numbers")
     if not isinstance(merges, list):
         raise InputError(f"{path}: not a list of merges")
+    if max(len(vocabulary), len(merges)) > MAX_TOKENS:
+        raise InputError(f"{path}: {len(vocabulary)} tokens and {len(merges)} merges, at most {MAX_TOKENS} are read")
     pairs = [tuple(m.split(" ") if isinstance(m, str) else m if isinstance(m, list) else ()) for m in merges]
     if not all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs):
         raise InputError(f"{folder}: a merge is not a pair of texts")

@@ -28,6 +28,7 @@ from random import Random
 import platformdirs
 
 from diffgen.errors import InputError, UsageError
+from diffgen.models.gate import open_file
 
 MAX_DEPTH = 20  # choices inside choices, and files inside files
 MAX_CHOICES = 10_000  # for one prompt
@@ -287,7 +288,7 @@ def _braces(text: str, start: int, depth: int) -> tuple[_Braces, int]:
 def _read(path: Path, name: str) -> _Options:
     """Read a wildcards file. Raises InputError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_WILDCARDS_FILE + 1)
         if len(data) > MAX_WILDCARDS_FILE:
             raise InputError(f"{path}: larger than {MAX_WILDCARDS_FILE} bytes")
@@ -304,6 +305,8 @@ def _read(path: Path, name: str) -> _Options:
         line = line.strip()
         if not line or line.startswith("#"):
             continue
+        if len(line) > MAX_TEXT:
+            raise InputError(f"{path}, line {number}: longer than {MAX_TEXT} characters")
         weight = _WEIGHT.match(line)
         try:
             options.append((float(weight[1]) if weight else 1.0, _parse(line[weight.end() if weight else 0 :].strip())))

@@ -21,6 +21,7 @@ from diffgen.errors import DiffgenError, ExitCode, InputError, InvalidOutput, Ou
 from diffgen.generation.checks import MAX_SEED
 from diffgen.generation.options import OPTIONS
 from diffgen.images.naming import Outputs
+from diffgen.models.gate import open_file
 from diffgen.prompts.files import Line
 
 ERRORS = {cls.code: cls for cls in (UsageError, InputError, OutOfMemory, InvalidOutput)}
@@ -126,7 +127,8 @@ def jobs_of(lines: Sequence[Line], options: Mapping[str, Any], model: str | None
             if values.get(name) is not None:
                 path = Path(values[name])
                 try:
-                    fields[name] = base64.b64encode(path.read_bytes()).decode()
+                    with open_file(path) as file:
+                        fields[name] = base64.b64encode(file.read()).decode()
                 except OSError as error:
                     raise InputError(f"cannot read the picture {path}: {error.strerror}") from error
                 fields[f"{name}_name"] = path.name

@@ -75,7 +75,7 @@ class RunGenerator:
         params or none.
         Raises UsageError (a number or name), OutOfMemory, InvalidOutput (not finite).
         """
-        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step), metadata)
+        return finished(self.pictures(make_plan(self.model, prompt, **options), on_step, fill=True), metadata)
 
     def scheduler(self, plan: RunPlan) -> Scheduler:
         """The plan's scheduler for this run's noise and prediction, x̂0 kept in the range of pixels.
@@ -152,7 +152,7 @@ class _Batches:
         self.generator, self.plan, self.progress, self.on_denoised = generator, plan, progress, on_denoised
         self.scheduler = generator.scheduler(plan)
         self.size = plan.batch_size or plan.fitting
-        self.fill = fill
+        self.fill = fill and plan.batch_size is not None
 
     def kind(self, shot: Shot) -> None:
         """Classes of any kind fit into one batch."""

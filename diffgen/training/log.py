@@ -21,6 +21,7 @@ from diffgen.errors import InputError
 from diffgen.images.metadata import encode_png
 from diffgen.images.publish import cannot_write, publish
 from diffgen.images.sheet import labelled_sheet
+from diffgen.models.gate import open_file
 
 from .board import Board
 from .config import Train
@@ -60,7 +61,10 @@ class Log:
 
     def _remember(self, path: Path, size: int) -> None:
         """Read the values that earlier starts logged, up to the checkpoint. Raises InputError for a damaged file."""
-        content = path.read_bytes()[:size] if path.exists() else b""
+        content = b""
+        if path.exists():
+            with open_file(path) as file:
+                content = file.read(size)
         hint = "move it away: the training then goes on without the earlier figures"
         if content and not content.endswith(b"\n"):
             raise InputError(f"{path} is damaged: the checkpoint ends within a line", hint)

@@ -195,7 +195,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: the file is missing", "use an older checkpoint")
-        with file.open("rb") as opened:
+        with gate.open_file(file) as opened:
             size = os.fstat(opened.fileno()).st_size
             digest = hashlib.file_digest(opened, "sha256").hexdigest() if size == record.get("bytes") else ""
         if digest != record.get("sha256"):

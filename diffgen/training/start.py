@@ -46,6 +46,7 @@ class TrainRequest:
     config: Any  # of any job: it has the tables `train` and `sample`
     resume: bool = False
     init: Path | None = None  # initial weights: a run, a weights file, or a folder that the job can read
+    wait: bool = False  # while another process trains in the folder
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,14 @@ def execute(
         stack.enter_context(enough_memory())
         stack.enter_context(ranks.watched())
 
+        def waiting(message: str) -> None:
+            listener.warn(message)
+            if stopping():
+                raise KeyboardInterrupt
+
         def claim() -> None:
             about = describe(request, job)
-            stack.enter_context(locked(request.folder, "training"))
+            stack.enter_context(locked(request.folder, "training", waiting if request.wait else None))
             place(request, about)
             for name, data in job.files().items():
                 (path := request.folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,7 @@ def train(
     resume: bool = False,
     init: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    wait: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
     stopping: AbstractContextManager[Callable[[], bool]] | None = None,
@@ -71,6 +72,7 @@ def train(
     resume     continue from the newest checkpoint, if the folder is a run
     init       a run, a weights file or a model's folder with the initial weights
     device     auto, cpu, cuda, cuda:N, mps or xpu
+    wait       wait while another process trains in the folder
     dry_run    run a few steps, return a TrainEstimate, and write nothing
     listener   gets reports of progress
     stopping   a context manager, entered before the first step, of a function: once it returns True, the training
@@ -94,6 +96,7 @@ def train(
         resume=resume,
         init=init,
         device=device,
+        wait=wait,
         dry_run=dry_run,
         listener=listener,
         stopping=stopping,
@@ -112,6 +115,7 @@ def launch(
     resume: bool,
     init: str | os.PathLike[str] | None,
     device: str,
+    wait: bool,
     dry_run: bool,
     listener: Listener | None,
     stopping: AbstractContextManager[Callable[[], bool]] | None,
@@ -130,7 +134,7 @@ def launch(
     from . import start
     from .parallel import Ranks
 
-    request = start.TrainRequest(folder, chosen, resume, None if init is None else Path(init))
+    request = start.TrainRequest(folder, chosen, resume, None if init is None else Path(init), wait)
     if not dry_run and os.environ.get("RANK", "0") == "0":
         start.check_folder(folder, resume)  # before the data are opened, which can take long
     ranks = Ranks(device)

@@ -48,14 +48,15 @@ def nfe_of(loaded: LoadedModel, plan: Plan) -> int:
 class Batches:
     """Makes the pictures of the plans that share the batch key of `plan`.
 
-    `size` pictures at once, fewer where memory runs out. With `fill`, copies of the last picture fill a batch of fewer.
+    `size` pictures at once, fewer where memory runs out. With `fill`, copies of the last picture fill a batch of fewer,
+    if the plan names its size.
     """
 
     def __init__(
         self, loaded: LoadedModel, plan: Plan, progress: Progress, on_denoised: Watch | None, fill: bool = False
     ) -> None:
         self.loaded, self.plan, self.progress, self.on_denoised = loaded, plan, progress, on_denoised
-        self.device, self.dtype, self.fill = loaded.device, loaded.dtype, fill
+        self.device, self.dtype, self.fill = loaded.device, loaded.dtype, fill and plan.batch_size is not None
         self.scheduler = loaded.scheduler(plan)
         self.count = 0  # evaluations for the current batch
         self.short_of_memory = False

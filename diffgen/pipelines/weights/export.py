@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from diffgen import networks
 from diffgen.errors import InputError
-from diffgen.images.publish import Exists, cannot_write, sync_folder, temporary_in
+from diffgen.images.lock import locked
+from diffgen.images.publish import LOCK, Exists, cannot_write, check_writable, sweep, sync_folder, temporary_in
 from diffgen.models.gate import Checked
 
 from .packed import unpack
@@ -177,14 +178,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name when all is in it. Raises CannotWrite."""
     if os.path.lexists(folder):
         raise Exists(folder)
+    check_writable(folder)
+    sweep(folder.parent)
     temporary = temporary_in(folder.parent)
     try:
-        temporary.mkdir()
-        yield temporary
-        mode = next(file for file in temporary.iterdir() if file.suffix == ".json").stat().st_mode & 0o777
-        for file in temporary.rglob("*.safetensors"):
-            file.chmod(mode)  # which safetensors makes 0600
-        os.rename(temporary, folder)
+        with locked(temporary, "writing"):
+            yield temporary
+            mode = next(file for file in temporary.iterdir() if file.suffix == ".json").stat().st_mode & 0o777
+            for file in temporary.rglob("*.safetensors"):
+                file.chmod(mode)  # which safetensors makes 0600
+            (temporary / LOCK).unlink()
+            os.rename(temporary, folder)
     except SafetensorError as error:  # it carries the system's refusal as text alone
         code = re.search(r"os error (\d+)", str(error))
         if code is None:

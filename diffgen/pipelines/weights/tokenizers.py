@@ -21,7 +21,7 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
 from diffgen.errors import InputError
-from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_json, short
+from diffgen.models.gate import MAX_TOKENIZER_FILE, Component, read_bytes, read_json, short
 from diffgen.prompts.tokens import read_vocabulary
 from diffgen.prompts.tokens import special_tokens as tokens_of
 
@@ -217,7 +217,7 @@ def _from_sentencepiece(path: Path) -> tuple[list[tuple[str, float]], bytes | No
     pieces: list[tuple[str, float]] = []
     normalization = None
     try:
-        for number, value in _fields(path.read_bytes()):
+        for number, value in _fields(read_bytes(path, MAX_TOKENIZER_FILE)):
             if number == 1:
                 piece: dict[int, Any] = {1: b"", 2: b"\0\0\0\0"} | dict(_fields(value))
                 pieces.append((piece[1].decode("utf-8"), struct.unpack("<f", piece[2])[0]))

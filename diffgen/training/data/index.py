@@ -26,6 +26,7 @@ from safetensors.numpy import save
 
 from diffgen.errors import InputError, UsageError
 from diffgen.images.read import read_image, read_kind
+from diffgen.models.gate import open_file
 from diffgen.storage import FOLDER, Storage
 
 from .dataset import Captions, Progress, digests_of
@@ -206,7 +207,7 @@ def open_index(store: Storage, local: Callable[[str], Path]) -> Index | None:
 def _mapped(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(the description, the arrays) of a safetensors file; the arrays are mapped."""
     kinds = {"I32": "<i4", "I64": "<i8", "U64": "<u8", "U8": "u1"}
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     arrays = {}
