@@ -85,6 +85,35 @@ def _to_safetensors(tree: Any) -> bytes:
     return len(header).to_bytes(8, "little") + header + content
 
 
+def _to_gguf(tree: Any) -> bytes:
+    """A GGUF file of the version 3, by its tree: {"keys": {name: text}, "tensors": [[name, shape, type, offset]]}."""
+
+    def text(value: Any) -> bytes:
+        data = str(value).encode("utf-8", "replace")
+        return struct.pack("<Q", len(data)) + data
+
+    keys, tensors = dict(tree["keys"]), list(tree["tensors"])
+    head = b"GGUF" + struct.pack("<IQQ", int(tree["version"]), len(tensors), len(keys))
+    for key, value in keys.items():
+        head += text(key) + struct.pack("<I", 8) + text(value)
+    for name, shape, kind, offset in tensors:
+        head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+    return head + bytes(-len(head) % 32) + bytes(256)
+
+
+def _from_gguf(data: bytes) -> Any:
+    """The tree of the good file."""
+    assert data == _to_gguf(GOOD_GGUF)
+    return GOOD_GGUF
+
+
+GOOD_GGUF: dict[str, Any] = {
+    "version": 3,
+    "keys": {"general.architecture": "flux", "tokenizer.chat_template": "{{ x }}"},
+    "tensors": [["double_blocks.0.img_attn.qkv.weight", [8, 4], 0, 0], ["img_in.weight", [32, 2], 0, 128]],
+}
+
+
 def _from_png(data: bytes) -> Any:
     with Image.open(io.BytesIO(data)) as image:
         image.load()
@@ -136,6 +165,7 @@ LINES: Form = (_from_lines, _to_lines)
 TOML: Form = (lambda data: tomllib.loads(data.decode()), _to_toml)
 SAFETENSORS: Form = (_from_safetensors, _to_safetensors)
 PNG: Form = (_from_png, _to_png)
+GGUF: Form = (_from_gguf, _to_gguf)
 PLAN: Form = (json.loads, _to_plan)
 STATE: Form = (json.loads, _to_state)
 
@@ -334,6 +364,8 @@ KINDS: tuple[Kind, ...] = (
         "checkpoint", "checkpoint.safetensors", ("models", "info", "checkpoint.safetensors"), _read_model_file,
         SAFETENSORS,
     ),
+    Kind("GGUF", "x.gguf", ("models", "info", "x.gguf"), _read_model_file, GGUF),
+    Kind("8-bit weights", "fp8.safetensors", ("models", "info", "fp8.safetensors"), _read_model_file, SAFETENSORS),
     Kind(
         "adapter", "lora.safetensors", (*GENERATE, "--lora", "lora.safetensors"),
         _reader("models.single_file:recognise"), SAFETENSORS,
@@ -411,6 +443,10 @@ def good_files(folder: Path, model: Path) -> None:
             Path(f"{tool}.png").write_bytes(_to_png(carried))
         key = "model.diffusion_model.input_blocks.0.0.weight"
         save_file({key: torch.zeros(4, 4, 3, 3), "first_stage_model.x": torch.zeros(2)}, "checkpoint.safetensors")
+        eight = torch.zeros(4, 4, 3, 3, dtype=torch.float8_e4m3fn)
+        marks = {"scaled_fp8": torch.zeros(0), key.replace("weight", "scale_weight"): torch.ones(1)}
+        save_file({key: eight, **marks}, "fp8.safetensors")
+        Path("x.gguf").write_bytes(_to_gguf(GOOD_GGUF))
         name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
         save_file(
             {f"{name}.lora_down.weight": torch.zeros(2, 8), f"{name}.lora_up.weight": torch.zeros(8, 2)},
@@ -656,7 +692,14 @@ def mutated(kind: Kind, good: bytes, seed: int) -> bytes:
     read, write = kind.form
     try:
         return write(changed_tree(read(good), random_))
-    except (ValueError, TypeError, AttributeError):  # the form cannot say that
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        struct.error,
+    ):  # the form cannot say that
         return changed_bytes(good, random_)
 
 
