@@ -98,7 +98,7 @@ def _to_gguf(tree: Any) -> bytes:
         head += text(key) + struct.pack("<I", 8) + text(value)
     for name, shape, kind, offset in tensors:
         head += text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
-    return head + bytes(-len(head) % 32) + bytes(256)
+    return head + bytes(-len(head) % 32) + bytes(384)
 
 
 def _from_gguf(data: bytes) -> Any:
