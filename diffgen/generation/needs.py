@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffgen.devices import LARGE, main_memory
+from diffgen.errors import InputError
 from diffgen.models import families
 from diffgen.models.gate import Checked, Tensor
 from diffgen.models.gguf import BLOCKS
@@ -54,7 +55,10 @@ class Needs:
 def needs(
     checked: Checked, size: tuple[int, int], dtype: str = "bfloat16", quantize: str = "none", *, guided: bool = True
 ) -> Needs:
-    """What a picture of `size` (width, height) needs, everything on the device; `dtype` is that of the weights."""
+    """What a picture of `size` (width, height) needs, everything on the device; `dtype` is that of the weights.
+
+    Raises InputError for a configuration that is no network's.
+    """
     parts = {
         name: sum(
             _bytes(key, tensor, dtype, quantize if name != "vae" else "none") for key, tensor in part.tensors.items()
@@ -63,9 +67,12 @@ def needs(
         if part.tensors
     }
     device, free = device_memory()
-    activations = _activations(checked, size, guided) * BYTES[dtype]
     vae = checked.components.get("vae")
-    decoder = 0 if vae is None else decoder_values(vae.config, size) * BYTES[dtype]
+    try:
+        activations = int(_activations(checked, size, guided) * BYTES[dtype])
+        decoder = 0 if vae is None else int(decoder_values(vae.config, size) * BYTES[dtype])
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{checked.folder}: the configuration of its network or VAE is incomplete") from error
     return Needs(parts, activations, decoder, device, free)
 
 
