@@ -35,15 +35,15 @@ PRELOADED = [
 Faults = dict[str, str]
 Add = Callable[[str, Faults], None]
 
-# What each command needs, and what it writes: everything stands below "out". {good} is the folder of good files.
+# What each command needs, and what it writes: everything stands below "made". {good} is the folder of good files.
 WORK: dict[str, list[str]] = {
-    "generate": ["generate", "a", "-n", "60", "-m", "{good}/model", "--steps", "1", "--seed", "1", "-o", "out/"],
-    "train": ["train", "{good}/data", "-o", "out", "--config", "long.toml"],
-    "compare": ["compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "4", "--seeds", "0-15", "-o", "out"],
+    "generate": ["generate", "a", "-n", "60", "-m", "{good}/model", "--steps", "1", "--seed", "1", "-o", "made/"],
+    "train": ["train", "{good}/data", "-o", "made", "--config", "long.toml"],
+    "compare": ["compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "4", "--seeds", "0-15", "-o", "made"],
     "tune": ["tune", "-m", "mixture", "--scheduler", "dpmpp_2m", "--nfe", "3", "--noises", "8", "--iterations", "8",
-             "-o", "out/g.json"],
-    "batch": ["batch", "run", "out", "--part", "0/1"],
-    "export": ["models", "export", "{good}/model", "-o", "out/model"],
+             "-o", "made/g.json"],
+    "batch": ["batch", "run", "made", "--part", "0/1"],
+    "export": ["models", "export", "{good}/model", "-o", "made/model"],
 }  # fmt: skip
 RESUMED = ("train", "compare")  # with --resume
 
@@ -79,9 +79,9 @@ def prepare(folder: Path, good: Path, work: str) -> list[str]:
         rows = "".join(f"picture {i}\n" for i in range(24))
         (folder / "p.txt").write_text(rows)
         options = ("--steps", "1", "--size", "16", "--shard-size", "2", "--seed", "1")
-        finish(folder, "batch", "plan", "p.txt", "-o", "out", "-m", f"{good}/model", *options)
+        finish(folder, "batch", "plan", "p.txt", "-o", "made", "-m", f"{good}/model", *options)
     if work in ("tune", "export"):
-        (folder / "out").mkdir()
+        (folder / "made").mkdir()
     return [word.format(good=good) for word in WORK[work]]
 
 
@@ -125,7 +125,7 @@ def finished_files(folder: Path) -> list[Path]:
 
 def result_of(work: str, folder: Path) -> Any:
     """What a command made, for a comparison with the same command that was not disturbed."""
-    out = folder / "out"
+    out = folder / "made"
     if work == "train":
         return contents(out)
     if work == "compare":
@@ -165,12 +165,12 @@ def attack_kills(good: Path, seed: int, count: int, add: Add) -> None:
             process.join(moment := choose.random() * seconds)
             process.kill()
             process.join()
-            before = finished_files(folder / "out")
+            before = finished_files(folder / "made")
             faults = partials(before)
             pictures = {path: path.read_bytes() for path in before if path.suffix == ".png" and work == "generate"}
             age(folder)
             if work in ("tune", "export") and before:
-                for path in (folder / "out").iterdir():
+                for path in (folder / "made").iterdir():
                     if not path.name.startswith(TEMPORARY):
                         shutil.rmtree(path) if path.is_dir() else path.unlink()
             code, err = finish(folder, *words, *["--resume"] * (work in RESUMED))
@@ -206,25 +206,25 @@ def attack_disks(good: Path, seed: int, count: int, add: Add) -> None:
     for work in WORK:
         reference = good.parent / "reference"
         finish(reference, *prepare(reference, good, work))
-        needed = sum(-(-path.stat().st_size // 4096) * 4 for path in (reference / "out").rglob("*") if path.is_file())
+        needed = sum(-(-path.stat().st_size // 4096) * 4 for path in (reference / "made").rglob("*") if path.is_file())
         for _ in range(-(-count // len(WORK))):
             size = choose.randrange(4, max(needed * 9 // 10, 8), 4)
             folder = good.parent / "full"
             words = prepare(folder, good, work)
             aside = good.parent / "aside"
             shutil.rmtree(aside, ignore_errors=True)
-            if (folder / "out").exists():
-                shutil.copytree(folder / "out", aside)
-                shutil.rmtree(folder / "out")
+            if (folder / "made").exists():
+                shutil.copytree(folder / "made", aside)
+                shutil.rmtree(folder / "made")
             try:
-                with disk(folder / "out", size):
+                with disk(folder / "made", size):
                     if aside.exists():
                         with contextlib.suppress(shutil.Error, OSError):
-                            shutil.copytree(aside, folder / "out", dirs_exist_ok=True)
-                    if work == "batch" and partial(folder / "out/plan.json"):
+                            shutil.copytree(aside, folder / "made", dirs_exist_ok=True)
+                    if work == "batch" and partial(folder / "made/plan.json"):
                         continue  # not even the plan fits
                     code, err = finish(folder, *words)
-                    files = finished_files(folder / "out")
+                    files = finished_files(folder / "made")
                     faults = partials(files)
                     if code != 6 or "disk is full" not in err:
                         faults["wrong codes"] = f"{code}: {err[-300:]}"
@@ -244,7 +244,7 @@ def attack_pairs(good: Path, seed: int, count: int, add: Add) -> None:
     both = [start(folder, *words) for _ in range(2)]
     for process in both:
         process.join(300)
-    files = finished_files(folder / "out")
+    files = finished_files(folder / "made")
     faults = partials(files)
     if len(files) != 400 or any(process.exitcode for process in both):
         faults["lost"] = f"{len(files)} of 400 pictures, {[process.exitcode for process in both]}"
@@ -252,7 +252,7 @@ def attack_pairs(good: Path, seed: int, count: int, add: Add) -> None:
     for work in ("train", "compare"):
         words = prepare(folder, good, work)
         first = start(folder, *words)
-        while not list((folder / "out").glob("*.json*")) and not list((folder / "out").glob("cells/*")):
+        while not list((folder / "made").glob("*.json*")) and not list((folder / "made").glob("cells/*")):
             first.join(0.01)
         second, err = finish(folder, *words, "--resume")
         faults = {}
@@ -280,7 +280,7 @@ def attack_signals(good: Path, seed: int, count: int, add: Add) -> None:
         os.kill(process.pid, sent)
         begin = time.monotonic()
         process.join(60)
-        faults = partials(finished_files(folder / "out"))
+        faults = partials(finished_files(folder / "made"))
         if process.exitcode != 128 + sent:
             faults["wrong codes"] = f"{process.exitcode}: {(folder / 'err').read_text()[-300:]}"
         if time.monotonic() - begin > 20:
@@ -358,16 +358,16 @@ def attack_privacy(good: Path, seed: int, count: int, add: Add) -> None:
     words = {work: prepare(home / work, home / "good", work) for work in WORK}
     words["evaluate"] = [
         "evaluate",
-        f"{home}/train/out",
+        f"{home}/train/made",
         "--data",
         f"{home}/good/data",
         "-o",
-        f"{home}/evaluate/out.json",
+        f"{home}/evaluate/made.json",
     ]
     for work, line in words.items():
         folder = home / work
         folder.mkdir(exist_ok=True)
-        code, err = finish(folder, *(word.replace("out", f"{folder}/out") if word == "out" else word for word in line),
+        code, err = finish(folder, *(word.replace("made", f"{folder}/made") if word == "made" else word for word in line),
                            environment=environment)  # fmt: skip
         faults = {} if code == 0 else {"wrong codes": f"{code}: {err}"}
         secrets = (home.name, "zoë-secret", "hf_secret", socket.gethostname())
