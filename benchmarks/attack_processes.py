@@ -39,7 +39,7 @@ Add = Callable[[str, Faults], None]
 WORK: dict[str, list[str]] = {
     "generate": ["generate", "a", "-n", "60", "-m", "{good}/model", "--steps", "1", "--seed", "1", "-o", "made/"],
     "train": ["train", "{good}/data", "-o", "made", "--config", "long.toml"],
-    "compare": ["compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "4", "--seeds", "0-15", "-o", "made"],
+    "compare": ["compare", "-m", "mixture", "--schedulers", "euler,heun", "--nfe", "4", "--seeds", "0-9", "-o", "made"],
     "tune": ["tune", "-m", "mixture", "--scheduler", "dpmpp_2m", "--nfe", "3", "--noises", "8", "--iterations", "8",
              "-o", "made/g.json"],
     "batch": ["batch", "run", "made", "--part", "0/1"],
@@ -367,8 +367,8 @@ def attack_privacy(good: Path, seed: int, count: int, add: Add) -> None:
     for work, line in words.items():
         folder = home / work
         folder.mkdir(exist_ok=True)
-        code, err = finish(folder, *(word.replace("made", f"{folder}/made") if word == "made" else word for word in line),
-                           environment=environment)  # fmt: skip
+        line = [f"{folder}/made" if word == "made" else word for word in line]
+        code, err = finish(folder, *line, environment=environment)
         faults = {} if code == 0 else {"wrong codes": f"{code}: {err}"}
         secrets = (home.name, "zoë-secret", "hf_secret", socket.gethostname())
         for path in (path for path in folder.rglob("*") if path.is_file() and path.name not in ("err", "out", "p.txt")):
