@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import platform
 import shutil
 import socket
 import stat
@@ -52,6 +53,8 @@ def refused(result: tuple[int, str, str], code: int = 3) -> str:
 
 # The corpus
 
+HOST = "h0st-of-zoe"
+
 
 @pytest.fixture(scope="module")
 def good(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -60,6 +63,8 @@ def good(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]
     (folder := home / "good").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
+        patch.setattr(socket, "gethostname", lambda: HOST)
+        patch.setattr(platform, "node", lambda: HOST)
         patch.setenv("DIFFGEN_MODELS", str(folder / "models.toml"))
         good_files(folder, tiny)
         yield folder
@@ -91,7 +96,7 @@ def test_a_reader_raises_nothing_but_our_errors(good: Path, kind: Kind) -> None:
 
 def test_what_is_passed_on_names_no_user_and_no_machine(good: Path) -> None:
     """Runs, comparisons, batches, pictures: made below that home, they do not name it."""
-    names = [b"h0me-of", socket.gethostname().encode(), str(Path.home()).encode()]
+    names = [b"h0me-of", HOST.encode()]
     files = [path for name in ("run", "c", "batch", "x.png") for path in [good / name, *(good / name).rglob("*")]]
     assert len(files) > 30
     for path in files:

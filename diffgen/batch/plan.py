@@ -60,9 +60,9 @@ class BatchPlan:
 
     @property
     def model(self) -> str:
-        """The planned model as `find` takes it: a path in a plan is relative to its folder."""
-        name = str(self.about["model"])
-        return os.path.abspath(os.path.join(self.store.root, name)) if name.startswith((".", "..")) else name
+        """The planned model as `find` takes it: a path in a plan is relative to its folder, or to the home."""
+        name = os.path.expanduser(str(self.about["model"]))
+        return os.path.abspath(os.path.join(self.store.root, name)) if name.startswith("./") else name
 
     def count(self, shard: int) -> int:
         """How many rows a shard has."""
@@ -85,17 +85,17 @@ class BatchPlan:
 
 
 def name_of(model: str, store: Storage) -> str:
-    """How a plan names its model: a path relative to the plan's folder, so that it names no user and no machine.
+    """How a plan names its model: a path from the plan's folder, else from the home, so that it names no user.
 
-    A folder that cannot be named so, as its path goes through a home that the plan is not in, has its own name alone:
-    `run` is told where it is. So has every path for a plan on a remote store.
+    A path outside the home stays as it is for a plan on a remote store.
     """
     if not os.path.exists(model):
         return model
-    path = Path(os.path.relpath(model, "." if store.is_remote else store.root))
-    if store.is_remote or Path.home().name in path.parts or path.is_absolute():
-        return os.path.basename(os.path.abspath(model))
-    return path.as_posix() if path.parts[:1] == ("..",) else f"./{path.as_posix()}"
+    path, home = Path(os.path.abspath(model)), Path.home()
+    from_plan = path if store.is_remote else Path(os.path.relpath(path, store.root))
+    if not from_plan.is_absolute() and home.name not in from_plan.parts:
+        return f"./{from_plan.as_posix()}"
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
 
 
 def shard_file(shard: int) -> str:

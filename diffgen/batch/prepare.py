@@ -57,7 +57,7 @@ def plan(
 
     prompts     a file (text, JSON lines, CSV, parquet), here or on a store that fsspec knows, or its lines
     out         the folder, here or on such a store
-    model       what `diffgen.load` takes; a path is recorded relative to `out`, or `run` is told where it is
+    model       what `diffgen.load` takes; a path is recorded from `out` or from the home; `run` can be told another
     shard_size  rows in a shard: a killed worker loses at most one shard
     format      files, webdataset or parquet
     options     those of `generate`; a row's own replace them
