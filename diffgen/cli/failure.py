@@ -56,14 +56,17 @@ def error_and_code(error: BaseException, command: str) -> tuple[DiffgenError, in
         context = getattr(error, "ctx", None)  # the innermost command that exists; None if a value is missing
         hint = f"see: {context.command_path if context else f'diffgen {command}'} --help"
         return UsageError(error.format_message(), hint), ExitCode.USAGE  # type: ignore[attr-defined]
-    if isinstance(error, MemoryError):
-        return OutOfMemory("out of memory", "make something smaller, or close other programs"), ExitCode.MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # on stdout
         return CannotWrite(f"cannot write: {error.strerror}", "make room"), ExitCode.WRITE
-    if any(text in str(cause) for cause in _chain(error) for text in NO_MEMORY):
-        return OutOfMemory("out of memory", "raise the limit (ulimit -v), or close other programs"), ExitCode.MEMORY
+    if any(_lacks_memory(cause) for cause in _chain(error)):
+        hint = "make something smaller, raise the limit (ulimit -v), or close other programs"
+        return OutOfMemory("out of memory", hint), ExitCode.MEMORY
     message = f"{type(error).__name__}: {shortened(str(error))}"
     return DiffgenError(message, "add --debug for the traceback"), ExitCode.FAILED
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
