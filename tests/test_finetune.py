@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -382,7 +383,7 @@ def test_every_optimizer_resumes_to_the_bit(
         plain = trained(4, **{**options, "optimizer": "adamw"})
         moments = [sum(x.nbytes for n, x in f.items() if n.startswith("optimizer.")) for f in (whole, plain)]
         large = "optimizer.exp_avg.layers.mid_block/resnets/0/conv1.A"
-        assert whole[large].dtype == torch.uint8
+        assert whole[large].dtype == torch.float16  # whole numbers from 0 to 255, as a file may hold them
         assert moments[0] < 0.7 * moments[1]
         name = "model.layers.mid_block/resnets/0/conv1.B"
         assert torch.nn.functional.cosine_similarity(whole[name].flatten(), plain[name].flatten(), 0) > 0.98
@@ -444,3 +445,27 @@ def test_other_programs_kinds_are_read() -> None:
     changed = weight + delta
     expected = magnitude * changed / changed.norm(dim=0, keepdim=True)
     torch.testing.assert_close(weight + deltas.decomposed(weight, delta, magnitude), expected)
+
+
+def test_a_run_is_measured_against_its_base(tiny: Path, pictures: Path, tmp_path: Path) -> None:
+    """Zero steps change nothing: every figure is its floor. A trained run has another fit, and drifts."""
+    tables = {**QUICK, "prior": {"captions": ["a green circle", "a blue square"]}, "data": {"held_out": 0.3}}
+    still = {**tables, "train": {**QUICK["train"], "learning_rate": 0.0}}
+    moved = {**tables, "train": {**QUICK["train"], "learning_rate": 0.1}}
+    metrics = []
+    for name, config in (("still", still), ("moved", moved)):
+        config = {**config, "prior": {**config["prior"], "target": "model"}}
+        diffgen.finetune(tiny, pictures, tmp_path / name, config=config, steps=2, rank=4, device="cpu")
+        metrics.append(diffgen.evaluate(tmp_path / name, pictures, samples=2, device="cpu").metrics)
+    unchanged, changed = metrics
+    assert set(unchanged) == {"fit", "drift", "subject_rank", "copying", "diversity", "prompts_kept"}
+    assert unchanged["fit"].value == unchanged["fit"].floor
+    assert unchanged["drift"].value == unchanged["drift"].ceiling == 0
+    assert unchanged["diversity"].value == 1
+    assert unchanged["prompts_kept"].value == unchanged["prompts_kept"].ceiling
+    assert changed["fit"].value != changed["fit"].floor == unchanged["fit"].floor
+    assert changed["drift"].value > 0
+    shutil.copytree(pictures, tmp_path / "other")
+    (tmp_path / "other/0.txt").write_text("another caption")
+    with pytest.raises(InputError, match="not the pictures of this run"):
+        diffgen.evaluate(tmp_path / "still", tmp_path / "other", samples=2)

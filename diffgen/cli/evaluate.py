@@ -31,7 +31,7 @@ SILENCE = 10.0  # seconds between two lines where there is no bar
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run of `diffgen train`.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run of `diffgen train` or `finetune`.")],
     data: Annotated[str, typer.Option(metavar="DATA", help="The data of the run: `digits`, or a folder.")],
     samples: Annotated[
         int | None, typer.Option(metavar="N", help="\\[1000 with classes, else 500]", rich_help_panel=SAMPLING)
@@ -104,14 +104,14 @@ def evaluate(
         )
     document = asdict(result)
     missing = [f"{name} is left out: {reason}" for name, reason in result.left_out.items()]
-    say.result(document, [*table(list(_rows(document))), *missing, *result.files])
+    say.result(document, [*table(list(_rows(document))), *missing, *document.get("files", [])])
 
 
 def _rows(result: dict[str, Any]) -> Iterator[list[str]]:
     """The table of the metrics."""
     yield ["metric", "value", "floor", "ceiling", "better"]
     for name, figures in result["metrics"].items():
-        deviation = result["floor_deviation"].get(name)
+        deviation = result.get("floor_deviation", {}).get(name)
         floor = f"{figures['floor']:.4g}" + ("" if deviation is None else f" ± {deviation:.2g}")
         yield [name, f"{figures['value']:.4g}", floor, f"{figures['ceiling']:.4g}", result["better"][name]]
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,31 @@ from typing import TYPE_CHECKING, Any
 from diffgen import environment
 from diffgen.devices import device_name
 from diffgen.errors import UsageError, checked_arguments
+from diffgen.generation.checks import MAX_PICTURES, check_int
 from diffgen.images.publish import Exists, cannot_write, publish
 
 from .evaluate_plan import OPTIONS, make_evaluation_plan
+from .job import JOBS
 from .listener import Listener
+from .run import is_run, read_run
 
 if TYPE_CHECKING:
     from .data.dataset import DataSet
-    from .evaluation import EvaluationResult
+    from .evaluation import EvaluationResult, Figures
+
+
+@dataclass(frozen=True)
+class FineTuneMeasures:
+    """What `evaluate` measures of a run of `diffgen finetune`."""
+
+    run: str
+    job: str
+    step: int
+    samples: int
+    seed: int
+    metrics: dict[str, Figures]
+    better: dict[str, str]
+    left_out: dict[str, str]  # why metrics are missing
 
 
 @checked_arguments(*OPTIONS)
@@ -38,7 +56,7 @@ def evaluate(
     device: str = "auto",
     listener: Listener | None = None,
     **options: Any,
-) -> EvaluationResult:
+) -> EvaluationResult | FineTuneMeasures:
     """Measure samples of a run, and its losses, on pictures that were held out of its training.
 
     data      what the run was trained on: `digits`, a folder, or an open data set
@@ -57,6 +75,8 @@ def evaluate(
     match it, CannotWrite, OutOfMemory, InvalidOutput if a sample is not finite.
     """
     device, listener = device_name(device), listener or Listener()
+    if measured := _measured(run, data, options, device, listener):
+        return measured
     picture_file, figures_file = _files(out, overwrite)
     plan = make_evaluation_plan(run, **options)
 
@@ -83,6 +103,31 @@ def evaluate(
     if figures_file is not None:
         _write(figures_file, (json.dumps(asdict(result), indent=1) + "\n").encode(), overwrite)
     return result
+
+
+def _measured(
+    run: str | os.PathLike[str], data: Any, options: dict[str, Any], device: str, listener: Listener
+) -> FineTuneMeasures | None:
+    """The measures of a run of `diffgen finetune`; None for another run. Raises UsageError for other options."""
+    folder = Path(run)
+    if not is_run(folder) or not (kind := JOBS.get(read_run(folder).job)) or not kind.measure:
+        return None
+    neutral = {"seed": 0, "any_data": False, "bits": True, "ode": False}
+    given = {name: value for name, value in options.items() if value is not None and value != neutral.get(name)}
+    samples, seed = given.pop("samples", 16), given.pop("seed", 0)
+    if given:
+        raise UsageError(f"{sorted(given)[0]} is not for a run of `diffgen finetune`", "leave it out")
+    check_int("--samples", samples, 2, MAX_PICTURES)
+    environment.prepare()
+    progress = partial(_report, listener)
+    measures: FineTuneMeasures = kind.load("measure")(
+        folder, os.fspath(data), samples=samples, seed=seed, device=device, progress=progress
+    )
+    return measures
+
+
+def _report(listener: Listener, done: int, total: int) -> None:
+    listener.progress(done, total, "measuring base and tuned model")
 
 
 def _files(out: str | os.PathLike[str] | None, overwrite: bool) -> tuple[Path | None, Path | None]:

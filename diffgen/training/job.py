@@ -35,6 +35,7 @@ class JobKind:
     command: str = "train"  # which command starts it
     defaults: str = ""  # fills in the values of its configuration that depend on a model: called with (tables, where)
     data: str = ""  # opens its data: called with (folder, config, where, progress); empty: `data.open_training_data`
+    measure: str = ""  # measures a run: called with (folder, data, samples=, seed=, device=, progress=)
     product: str = ""  # the file or folder of a run that other commands read, rewritten with each checkpoint
 
     def load(self, field: str) -> Any:
@@ -48,6 +49,7 @@ _FINETUNE: dict[str, Any] = {
     "command": "finetune",
     "defaults": "diffgen.pipelines.training.finetune_config:open_base",
     "data": "diffgen.pipelines.training.pictures:open_pictures",
+    "measure": "diffgen.pipelines.training.measures:measure",
 }
 JOBS = {
     "pixels": JobKind(

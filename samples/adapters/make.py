@@ -1,61 +1,51 @@
-"""Train a textual inversion, a LoRA and a ControlNet for a model, on a folder of captioned pictures.
+"""Train a textual inversion, a LoRA and a ControlNet for a model: three calls of `diffgen finetune`.
 
-    python samples/adapters/make.py diffgen/models/bundled/emoji work/data samples/adapters
+    python samples/adapters/make.py diffgen/models/bundled/emoji samples/emoji/work/data samples/adapters
 
-The data is a folder that samples/emoji/make.py leaves in its work folder. Files that exist in OUT are not trained
-again, so the same command continues after an interruption.
+The data is a folder that samples/emoji/make.py leaves in its work folder. pictures.py makes a folder of pictures for
+each adapter; lora.toml, embedding.toml and control.toml say how it is trained. Files that exist in OUT are not trained
+again, and an interrupted training continues.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: idle threads must not slow down other processes
-
 import argparse
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import control
-import embedding
-import lora
-import torch
-from model import Frozen
+import pictures
 
-from diffgen.errors import DiffgenError, InputError
-from diffgen.training.data import open_data
+import diffgen
+from diffgen.errors import DiffgenError
+from diffgen.pipelines.training.export import save_run
+from diffgen.training.run import read_run
 
-ADAPTERS: dict[str, Callable[..., None]] = {
-    "dropling.safetensors": embedding.train,
-    "delft.safetensors": lora.train,
-    "canny": control.train,
+HERE = Path(__file__).resolve().parent
+ADAPTERS = {  # the file or folder in OUT: its configuration, and what makes its pictures
+    "dropling.safetensors": ("embedding.toml", pictures.droplings),
+    "delft.safetensors": ("lora.toml", pictures.delft),
+    "canny": ("control.toml", pictures.transformed),
 }
 
 
-def main(model: str, folder: str, out: Path, steps: int | None = None) -> None:
+def main(model: str, data: str, out: Path, steps: int | None = None) -> None:
     """Train the adapters that `out` lacks; `steps` replaces the number of steps of each. Raises InputError."""
     missing = [name for name in ADAPTERS if not (out / name).exists()]
     if not missing:
         print(f"all exist: {', '.join(str(out / name) for name in ADAPTERS)}")
         return
-    data = open_data(folder, size=Frozen(model).side, channels=3)
-    if data.captions is None:
-        raise InputError(f"{folder} has no captions", "add a metadata.jsonl with captions to the folder")
-    out.mkdir(parents=True, exist_ok=True)
     for name in missing:
-        start, new = time.monotonic(), out / f"{name}.tmp"
-        print(f"{name}: preparing pictures", file=sys.stderr, flush=True)
-        shutil.rmtree(new, ignore_errors=True)
-        torch.manual_seed(0)
-        options: dict[str, Any] = {} if steps is None else {"steps": steps}
-        ADAPTERS[name](Frozen(model), data, new, **options)
-        new.rename(out / name)
-        size = sum(file.stat().st_size for file in [out / name, *(out / name).glob("*")] if file.is_file())
-        print(f"{out / name}: {size / 1e6:.2f} MB, {time.monotonic() - start:.0f} s", flush=True)
+        config, make = ADAPTERS[name]
+        work = out / "work" / Path(config).stem
+        if not (work / "pictures").exists():
+            make(Path(data), work / "pictures")
+        diffgen.finetune(model, work / "pictures", work / "run", config=HERE / config, steps=steps, resume=True)
+        options = {"dtype": "float16"} if name == "delft.safetensors" else {}
+        save_run(read_run(work / "run"), out / name, **options)
+        shutil.rmtree(work)
+        print(out / name, flush=True)
+    shutil.rmtree(out / "work", ignore_errors=True)
 
 
 if __name__ == "__main__":

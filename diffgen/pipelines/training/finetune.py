@@ -463,7 +463,7 @@ class FineTune(ABC):
 
     def samples(self, networks: Networks) -> list[Image.Image]:
         """Each prompt twice from the same noise: by the tuned model, and by the base."""
-        tuned = self._sheet(networks)
+        tuned = self.sheet(networks, self._prompts(), self.config.sample.seed)
         return [picture for pair in zip(tuned, self._base_sheet, strict=True) for picture in pair]
 
     def sample_names(self) -> Sequence[str]:
@@ -473,20 +473,19 @@ class FineTune(ABC):
     def _base_sheet(self) -> list[Image.Image]:
         if not hasattr(self, "_base_pictures"):
             with self.base_only():
-                self._base_pictures = self._sheet(None)
+                self._base_pictures = self.sheet(None, self._prompts(), self.config.sample.seed)
         return self._base_pictures
 
-    def _sheet(self, networks: Networks | None) -> list[Image.Image]:
-        """A picture of each prompt; without networks, by the base."""
+    def sheet(self, networks: Networks | None, prompts: Sequence[tuple[str, int]], seed: int) -> list[Image.Image]:
+        """Pictures of (prompt, training picture), the i-th of the seed `seed` + i; without networks, by the base."""
         s = self.config.sample
-        prompts = self._prompts()
         options = {key: value for key in ("steps", "guidance") if (value := getattr(s, key)) is not None}
         size = (self.data.square,) * 2
-        plan = make_plan(self.loaded.model, [text for text, _ in prompts], count=1, seed=s.seed, size=size, **options)
+        plan = make_plan(self.loaded.model, [text for text, _ in prompts], count=1, seed=seed, size=size, **options)
         scheduler = self.loaded.scheduler(plan, size)
         pictures = []
         for i, (prompt, picture) in enumerate(prompts):
-            g = torch.Generator().manual_seed(s.seed + i)
+            g = torch.Generator().manual_seed(seed + i)
             noise = normal((1, *self.coder.shape(size)), g).to(self.device)
             with self.autocast():
                 pick = Pick(picture, prompt, 0, noise[0])

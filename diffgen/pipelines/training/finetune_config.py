@@ -13,7 +13,7 @@
     steps = 500
 
 Missing keys have the defaults below; those of a model (learning rate, caption dropout) are filled in by `defaults`.
-`samples/configs/` has a commented file for each job.
+`samples/adapters/` has a commented file for each job.
 """
 
 from __future__ import annotations
