@@ -12,6 +12,7 @@ import diffgen
 from .options import Device, Wait, option
 from .output import Debug, Json, Quiet
 from .train import (
+    DATA,
     RUN,
     TRAINING,
     BatchSize,
@@ -56,7 +57,13 @@ def finetune(
     rank: Annotated[int | None, option(TRAINING, "The rank of the adapter. \\[16]")] = None,
     steps: Steps = None,
     batch_size: BatchSize = None,
+    learning_rate: Annotated[float | None, option(TRAINING, "Learning rate. \\[by job and model]", metavar="X")] = None,
     seed: Seed = None,
+    size: Annotated[
+        int | None,
+        option(DATA, "The side of the square that pictures have as many pixels as. \\[the model's]", metavar="N"),
+    ] = None,
+    flip: Annotated[bool | None, option(DATA, "Mirror half of the pictures.", "--flip/--no-flip")] = None,
     device: Device = "auto",
     compiled: Compiled = None,
     parallel: Parallel = None,
@@ -69,6 +76,9 @@ def finetune(
         "job": job,
         "trigger": trigger,
         "rank": rank,
+        "learning_rate": learning_rate,
+        "size": size,
+        "flip": flip,
         "config": config,
         "steps": steps,
         "batch_size": batch_size,

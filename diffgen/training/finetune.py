@@ -52,6 +52,9 @@ def finetune(
     job: str | None = None,
     trigger: str | None = None,
     rank: int | None = None,
+    learning_rate: float | None = None,
+    size: int | None = None,
+    flip: bool | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     resume: bool = False,
     init: str | os.PathLike[str] | None = None,
@@ -70,6 +73,7 @@ def finetune(
     job        lora (by default), embedding, full or control
     trigger    a word put in front of captions that lack it, and the caption of pictures without one
     rank       of the adapter
+    learning_rate, size, flip  keys of the tables [train] and [data]
     The rest is as in `diffgen.train`.
 
     Raises what `diffgen.train` does; InputError for data that are wrong, before a model is loaded.
@@ -82,7 +86,10 @@ def finetune(
     if tables["job"] not in NAMES:
         message, hint = f"job is {tables['job']!r}", f"there are {', '.join(NAMES)}"
         raise UsageError(f"--{message}", hint) if job else InputError(f"{where}: {message}", hint)
-    changes = {"data.trigger": trigger, "adapter.rank": rank}
+    if rank is not None and tables["job"] != "lora":
+        raise UsageError(f"--rank is for the job lora, not for {tables['job']}", "leave it out")
+    changes = {"data.trigger": trigger, "adapter.rank": rank, "train.learning_rate": learning_rate}
+    changes |= {"data.size": size, "data.flip": flip}
     tables = configuration.with_values(tables, {key: value for key, value in changes.items() if value is not None})
     tables = JOBS[tables["job"]].load("defaults")(tables, where)
     result: Any = launch(

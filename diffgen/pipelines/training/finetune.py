@@ -135,6 +135,8 @@ class FineTune(ABC):
         self.prior = self._prior(progress)
         torch.manual_seed(mix(self.seed, WEIGHTS))
         self.networks = self.build()
+        if config.train.parallel == "fsdp" and self.base not in self.networks.values():
+            raise InputError(f'{where}: train.parallel = "fsdp" divides what is trained: here that is small', "use ddp")
         if config.train.recompute:
             for network in (self.base, *self.networks.values()):
                 if hasattr(network, "enable_gradient_checkpointing"):
