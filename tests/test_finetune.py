@@ -211,7 +211,7 @@ JOBS = {
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_run_resumes_to_the_byte_and_is_used_by_generate(
-    job: str, tiny: Path, pictures: Path, tmp_path: Path, cache: Path
+    job: str, tiny: Path, pictures: Path, tmp_path: Path, cache: Path, family_folder: Callable[[str], Path]
 ) -> None:
     """Interrupted and resumed, and without the cache: the same bytes. `generate` reads the run itself."""
     product, more = JOBS[job]
@@ -236,6 +236,8 @@ def test_a_run_resumes_to_the_byte_and_is_used_by_generate(
     assert json.loads(expected.pop("run.json"))["base"]["family"] == "sd1"
     assert {name: data for name, data in files.items() if "/3/" not in name} == expected
 
+    with pytest.raises(InputError, match="a run of another base"):
+        diffgen.finetune(family_folder("sd2"), pictures, whole, resume=True)
     plain = diffgen.load(tiny, device="cpu")
     used: dict[str, Any] = {
         "lora": {"loras": [str(whole)]},

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from diffgen.errors import InputError, UsageError, checked_arguments
 from diffgen.generation.checks import check_int
+from diffgen.models.by_hash import network_hash
+from diffgen.models.find import find
 
 from . import config as configuration
 from .job import JOBS
 from .listener import Listener
+from .run import Run, is_run, read_run
 from .train import OPTIONS, checked_options, launch, tables_of
 
 if TYPE_CHECKING:
@@ -41,6 +44,15 @@ class FineTuneResult:
     held_out: float | None  # the last held-out loss of the averaged weights
     files: list[str]  # what other commands read
     seconds: float
+
+
+def _check_base(run: Run, model: str) -> None:
+    """Raise InputError unless a run began with that model."""
+    if run.base and network_hash(find(model)) != run.base.get("sha256"):
+        raise InputError(
+            f"{run.folder} is a run of another base: it began with {run.base.get('name')}, not with {model}",
+            "give that model, or choose another -o",
+        )
 
 
 @checked_arguments(*OPTIONS)
@@ -81,6 +93,8 @@ def finetune(
     values = checked_options(options)
     if rank is not None:
         check_int("--rank", rank, 1, 1024)
+    if resume and is_run(Path(out)):
+        _check_base(read_run(Path(out)), os.fspath(model))
     where, given = tables_of(config, Path(out), resume)
     tables = dict(given) | {"job": job or given.get("job", "lora"), "model": os.fspath(model)}
     if tables["job"] not in NAMES:
