@@ -153,7 +153,7 @@ class Adapted(nn.Module):
             self._on = True
 
 
-class Stand:
+class Substitute:
     """An object with some attributes replaced, and what a call of it does."""
 
     def __init__(self, original: Any, call: Callable[..., Any] | None = None, **replaced: Any) -> None:

@@ -42,7 +42,7 @@ from ..sampling.denoiser import network_of
 from ..sampling.embed import Embedded, embed, stacked
 from ..sampling.latents import CODECS
 from ..weights import quantize as quantization
-from .adapted import Stand
+from .adapted import Substitute
 from .content import Content
 from .finetune_config import FineTuneConfig, check_base
 from .pictures import Crop, Pictures, Size
@@ -84,7 +84,6 @@ class FineTune(ABC):
     """A `job.Job` that changes a model by a few pictures. A subclass says what is trained."""
 
     networks: dict[str, nn.Module]
-    clip_samples = False
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ class FineTune(ABC):
         self.row, self.pipeline = checked.row, self.loaded.pipeline
         self.base: nn.Module = self.pipeline.components[self.row.denoiser]
         if config.train.quantize != "none":
-            self._quantize(config.train.quantize)
+            quantization.quantize(self.pipeline, config.train.quantize)
         self.frozen = {n: p for n, p in self.pipeline.components.items() if isinstance(p, nn.Module)}
         for part in self.frozen.values():
             part.requires_grad_(False).eval()
@@ -124,11 +123,11 @@ class FineTune(ABC):
         self.test = evenly(test, HELD_OUT_PICTURES)
         self.notes: tuple[str, ...] = notes
         self.order = BucketShuffle(train, self.batch, self.seed, self.buckets)
-        keep, dtype = config.data.cache, str(self.loaded.dtype)
-        self._latents = Content("latents", keep, self.model_sha256("vae"), dtype)
-        self._embeddings = Content(
-            "texts", keep, self.model_sha256("text_encoder", "tokenizer"), dtype, checked.family, checked.tokens
-        )
+        keep, of_base = config.data.cache, (str(self.loaded.dtype), config.train.quantize)
+        self._latents = Content("latents", keep, self.model_sha256("vae"), *of_base)
+        encoders = self.model_sha256("text_encoder", "tokenizer")
+        self._embeddings = Content("texts", keep, encoders, *of_base, checked.family, checked.tokens)
+        self._prior_pictures = Content("prior", keep, self.model_sha256(""), *of_base)
         self._text = lru_cache(maxsize=TEXTS)(self._embed)
         self._draws = lru_cache(maxsize=1)(self._draw)
         self.encoded = self._encode(progress)
@@ -170,10 +169,6 @@ class FineTune(ABC):
 
     # The model
 
-    def _quantize(self, kind: str) -> None:
-        """Keep the frozen model in fewer bits. Raises InputError without the package that this needs."""
-        quantization.quantize(self.pipeline, kind)
-
     def _process(self) -> GaussianDiffusion | RectifiedFlow:
         noise, prediction, weight = self.loaded.noise, self.loaded.prediction, self.config.diffusion.weight
         try:
@@ -199,14 +194,9 @@ class FineTune(ABC):
 
         def make() -> dict[str, Tensor]:
             guided = text is None and not self.checked.guidance_is_input
-            read = embed(
-                self.pipeline,
-                self.row,
-                text or "",
-                syntax="plain",
-                guided=guided,
-                tokens=self.checked.tokens,
-            ).tensors
+            options: dict[str, Any] = {"syntax": "plain", "guided": guided, "tokens": self.checked.tokens}
+            with torch.autocast(self.device.type, enabled=False):  # the same wherever it is first needed
+                read = embed(self.pipeline, self.row, text or "", **options).tensors
             start = "negative_"
             return {k.removeprefix(start): v for k, v in read.items() if not guided or k.startswith(start)}
 
@@ -219,7 +209,7 @@ class FineTune(ABC):
 
     def predict(self, call: Call, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """The denoiser's output for x [b, C, h, w] at times t [b], float32, in the layout of x."""
-        view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
+        view = Substitute(self.pipeline, **{self.row.denoiser: Substitute(self.base, call)})
         with self.autocast():
             packed = self.codec.pack(x).to(self.loaded.dtype)
             output = self.code.predict(view, packed, t, inputs)
@@ -269,7 +259,6 @@ class FineTune(ABC):
         if not c.captions or c.target != "pictures":
             return range(n, n)
         side = self.data.square
-        made = Content("prior", self.config.data.cache, self.model_sha256(), str(self.loaded.dtype))
         for j in range(c.pictures):
             caption, seed = c.captions[j % len(c.captions)], c.seed + j
 
@@ -277,7 +266,7 @@ class FineTune(ABC):
                 (picture,) = self.loaded.generate(caption, seed=seed, size=(side, side), prompt_syntax="plain")
                 return {"pixels": torch.from_numpy(np.array(picture))}
 
-            pixels = made((caption, seed, side), make)["pixels"].numpy()
+            pixels = self._prior_pictures((caption, seed, side), make)["pixels"].numpy()
             self.encoded[n + j, 0, False] = self._read(Crop(pixels, None, (0, 0)))
             self.texts.append(((caption, 1.0),))
             self.originals.append((side, side))
@@ -492,7 +481,7 @@ class FineTune(ABC):
             with self.autocast():
                 pick = Pick(picture, prompt, 0, noise[0])
                 call = self.base if networks is None else self.denoiser(networks, [pick])
-                view = Stand(self.pipeline, **{self.row.denoiser: Stand(self.base, call)})
+                view = Substitute(self.pipeline, **{self.row.denoiser: Substitute(self.base, call)})
                 embeddings = self.prompted(networks, prompt, guided=plan.guidance != 1)
                 network = network_of(
                     view,
