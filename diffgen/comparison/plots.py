@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 640, 370
-LEFT, RIGHT, TOP, BOTTOM = 66, 176, 14, 50  # RIGHT has room for the names of the curves
+WIDTH, HEIGHT = 720, 370
+LEFT, RIGHT, TOP, BOTTOM = 66, 246, 14, 50  # RIGHT has room for the names of the curves
+NAME = 32  # characters of a name that RIGHT has room for
 LINE = 15  # the least distance between two names
 COLOURS = 8
 SHAPES = (
@@ -91,7 +92,7 @@ def levels(rows: Sequence[tuple[int, str, Sequence[float]]], about: str, label: 
     all_levels = [v for _, _, values in visible for v in values]
     if not all_levels:
         return None
-    step, left = 30, 190
+    step, left = 30, RIGHT + 14
     bottom = TOP + step * len(visible) + 6
     low, high = min(all_levels) / 1.2, max(all_levels) * 1.2
     x = _log(low, high, WIDTH - 16, left)  # noise falls from left to right, as during sampling
@@ -107,7 +108,7 @@ def levels(rows: Sequence[tuple[int, str, Sequence[float]]], about: str, label: 
         parts.append(
             f'<g class="series c{style % COLOURS}"><title>{escape(name)}: {len(values)} levels</title>'
             f'<path class="thin" d="M{left} {at:.1f}H{WIDTH - 16}"/><path class="line" d="{ticks}"/>'
-            f'{_marker(style, 12, at)}<text x="24" y="{at + 4:.1f}">{escape(_short(name, 26))}</text></g>'
+            f'{_marker(style, 12, at)}<text x="24" y="{at + 4:.1f}">{escape(_short(name, NAME))}</text></g>'
         )
     parts.append(f'<text class="label" text-anchor="middle" x="{(left + WIDTH) / 2}" y="{bottom + 40}">{label}</text>')
     return _svg("".join(parts), about, bottom + 50)
@@ -145,7 +146,7 @@ def _curve(
     last_x, last_y, _ = places[-1]
     edge = WIDTH - RIGHT
     lead = f'<path class="thin" d="M{last_x + 6:.1f} {last_y:.1f}L{edge + 4} {last_y:.1f}L{edge + 14} {end:.1f}"/>'
-    name = f'<text x="{edge + 18}" y="{end + 4:.1f}">{escape(_short(series.name, 22))}</text>'
+    name = f'<text x="{edge + 18}" y="{end + 4:.1f}">{escape(_short(series.name, NAME))}</text>'
     return (
         f'<g class="series c{series.style % COLOURS}">{lead}<path class="bars" d="{"".join(bars)}"/>'
         f'<path class="line{hollow}" d="{line}"/>{marks}{name}</g>'

@@ -43,7 +43,9 @@ from .results import (
 from .tables import OnGrid, as_csv, floor_text, name_of, number_text, numbered, with_interval
 
 MAX_EMBEDDED = 20_000_000  # bytes of pictures; above this, reduced copies are embedded
+ROOM = 640  # pixels of the pictures' columns beside the verdict
 MAX_DRAWN = 24  # prompts × guidance scales with plots
+SENTENCES = 6  # of the verdict that are not folded
 SMALL = 128  # pictures up to this side are enlarged pixel by pixel
 NAME = re.compile(r"images/[0-9A-Za-z._-]+\.png")
 
@@ -76,6 +78,9 @@ def page(results: Results, folder: Path) -> str:
         axes=axes,
         title=f"{numbered(len(axes.entries), 'scheduler')} on {results.model.name}",
         facts=list(_facts(results, pictures)),
+        summary=_summary(results),
+        shown=SENTENCES,
+        budgets=[numbered(budget, "evaluation") for budget in axes.budgets],
         first=first,
         settings=[_setting(results, *setting) for setting in settings[:MAX_DRAWN]],
         undrawn=max(0, len(settings) - MAX_DRAWN),
@@ -137,7 +142,7 @@ class _Pictures:
 
 def _side(size: tuple[int, int], columns: int) -> int:
     """The initial width of the pictures in CSS pixels, so that all columns fit side by side if possible."""
-    room = min(max(960 // columns - 12, 112), 224)
+    room = min(max(ROOM // columns - 12, 112), 224)
     width = size[0]
     return room // width * width if width <= min(SMALL, room) else min(width, room)
 
@@ -227,7 +232,7 @@ class _Cells:
             "value": self._value(cell),
             "stochastic": cell.stochastic,
             "best": _best(row, self.ties) if row else "",
-            "small": f"{cell.nfe} NFE · {_seconds(cell.seconds)}",
+            "small": self._rank(cell, row),
             "bar": self._bar(cell.error),
             "facts": list(self._cell_facts(cell, row)),
             "command": None if self.results.model.is_mixture else self.command.cell(cell),
@@ -286,6 +291,14 @@ class _Cells:
             "facts": [*facts, *_metric_facts(start.metrics)],
             "command": None,
         }
+
+    def _rank(self, cell: CellResult, row: RowResult | None) -> str:
+        """The line below the figure of a picture: the mean over the seeds and its rank, else how long it took."""
+        made = f"{cell.nfe} NFE · {_seconds(cell.seconds)}"
+        if row is None or row.error is None or row.error.n < 2:
+            return made
+        rank = "" if row.rank is None else f", rank {row.rank} of {self.ties[_tie(replace(row, rank=0))]}"
+        return f"mean {number_text(row.error.mean)}{rank}"
 
     def _value(self, cell: CellResult) -> str:
         """The figure below a picture: its error, or for a stochastic scheduler the distance of its distribution."""
@@ -520,6 +533,17 @@ def _duplicates(results: Results) -> list[dict[str, Any]]:
 
 
 # Words
+
+
+def _summary(results: Results) -> str:
+    """What was compared, in one line."""
+    axes = results.axes
+    parts = [f"{', '.join(map(str, axes.budgets))} evaluations", numbered(len(axes.seeds), "seed")]
+    if any(axes.prompts):
+        parts.append(f"guidance {', '.join(f'{g:g}' for g in axes.guidance)}")
+    if results.reference.name:
+        parts.append(f"errors against {results.reference.name}")
+    return " · ".join(parts)
 
 
 def _facts(results: Results, pictures: _Pictures) -> Iterator[tuple[str, str, bool]]:

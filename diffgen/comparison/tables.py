@@ -44,10 +44,17 @@ def number_text(value: float | None) -> str:
 
 
 def with_interval(value: Interval | None) -> str:
-    """A mean with half of its interval."""
+    """A mean with half of its interval, which has two digits; the mean ends at the same place: 296 ± 110."""
     if value is None:
         return "–"
-    return number_text(value.mean) + ("" if value.high is None else f" ± {value.high - value.mean:.2g}")
+    half = None if value.high is None else value.high - value.mean
+    if not half or not (math.isfinite(value.mean) and math.isfinite(half)):
+        return number_text(value.mean) + ("" if half is None else f" ± {half:.2g}")
+    places = 1 - math.floor(math.log10(float(f"{half:.1e}")))
+    if abs(value.mean) >= 1e7 or places > 8:
+        return f"{value.mean:.3g} ± {half:.2g}"
+    digits = max(0, places)
+    return f"{round(value.mean, max(0, digits)):.{digits}f} ± {round(half, places):.{digits}f}"
 
 
 def floor_text(scale: Scale) -> str:

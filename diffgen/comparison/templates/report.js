@@ -48,7 +48,7 @@
     }
     const value = make("p", { class: "value" });
     if (cell.value) value.append(make("b", {}, cell.value));
-    if (cell.best) value.append(make("span", { class: "chip best", title: "nearest to the reference at this budget, over the seeds" }, cell.best));
+    if (cell.best) value.append(make("span", { class: "chip best", title: "nearest to the reference at this budget, in the mean over the seeds" }, cell.best));
     if (cell.stochastic) value.append(make("span", { class: "chip", title: "draws noise: there is no fixed solution to measure against" }, "stochastic"));
     const parts = [make("div", { class: "frame" }, open, picks), value];
     if (cell.bar !== null) {
