@@ -96,6 +96,7 @@ def test_the_wheel_carries_all_of_it(tmp_path: Path):
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 60e6, "PyPI accepts 100 MB; a first install should be quick"
     names = set(zipfile.ZipFile(wheel).namelist())
     models = ROOT / "diffgen" / "models"
     for folder in (models / "bundled" / "emoji", models / "configs"):

@@ -283,8 +283,9 @@ def test_the_command_writes_steps_and_attention_maps(diffgen_: Callable[..., Res
     assert Image.open(f"seen/{name}-steps.gif").n_frames == result["nfe"] == 3
     (Path("out") / f"{name}.png").unlink()
     first = Path(f"seen/{name}-steps.png").read_bytes()
-    code, out, _ = diffgen_(*line)
+    code, out, err = diffgen_(*line)
     assert (code, out) == (0, f"out/{name}.png\n")
+    assert f"also written: seen/{name}-steps-1.png, seen/{name}-steps-1.gif, attention/{name}-apple-1.png" in err
     assert sorted(path.name for path in Path("seen").iterdir()) == sorted(
         f"{name}-steps{n}.{kind}" for n in ("", "-1") for kind in ("png", "gif")
     )

@@ -44,6 +44,8 @@ def run(args: Sequence[str]) -> int:
         signals.raise_if_stopped()
         return code or ExitCode.DONE
     except BaseException as error:
+        if isinstance(error, SystemExit) and "_DIFFGEN_COMPLETE" in os.environ:  # a shell asked for completions
+            return ExitCode.DONE
         from .failure import report
 
         signals.ignore()

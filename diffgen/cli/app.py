@@ -40,7 +40,7 @@ def _build() -> Root:
         cls=Root,
         help="Pictures from prompts, on this machine, offline.",
         epilog='Try: diffgen generate "a red apple"',
-        **SETTINGS,
+        **SETTINGS | {"add_completion": True},
     )
 
     @app.callback()
@@ -51,7 +51,7 @@ def _build() -> Root:
     ) -> None:
         pass
 
-    group = typer.main.get_group(app)
+    group = typer.main.get_command(app)
     assert isinstance(group, Root)
     for name, command in COMMANDS.items():
         group.add_command(parser(name, command))

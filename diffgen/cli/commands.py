@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -15,6 +16,9 @@ SETTINGS: dict[str, Any] = {
     "add_completion": False,
     "pretty_exceptions_enable": False,
 }
+
+
+COMPLETING = "_DIFFGEN_COMPLETE"  # the variable by which a shell asks for completions
 
 
 class Command(NamedTuple):
@@ -151,4 +155,9 @@ def load_command(command: Command) -> Any:
     text = "\n\n".join(filter(None, (command.summary, inspect.getdoc(function))))
     app = typer.Typer(**SETTINGS)
     app.command(cls=Subcommand, help=text, epilog=getattr(module, "EXAMPLES", None))(function)
-    return typer.main.get_command(app)
+    parser = typer.main.get_command(app)
+    if COMPLETING in os.environ:
+        from .completion import complete_values
+
+        complete_values(parser, module_name)
+    return parser

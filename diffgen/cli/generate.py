@@ -61,10 +61,10 @@ def generate(
     guidance_interval: Annotated[
         Text, option(SAMPLING, "Part of the steps with guidance. \\[0,1]", metavar="A,B")
     ] = None,
-    scheduler: Annotated[Text, option(SAMPLING, "See schedulers list. \\[the model's]", metavar="NAME")] = None,
+    scheduler: Annotated[Text, option(SAMPLING, "Name of a scheduler. \\[the model's]", metavar="NAME")] = None,
     grid: Annotated[Text, option(SAMPLING, "Grid of noise levels. \\[automatic]", metavar="NAME|FILE")] = None,
     image: Annotated[Text, option(BEGIN, "Start from this picture.", metavar="FILE")] = None,
-    strength: Annotated[Real, option(BEGIN, "Change. \\[0.75; 1 with a mask]", metavar="0…1")] = None,
+    strength: Annotated[Real, option(BEGIN, "Amount of change. \\[0.75, mask 1]", metavar="0…1")] = None,
     mask: Annotated[Text, option(BEGIN, "Repaint the mask's white areas.", metavar="FILE")] = None,
     references: Annotated[Texts, option(BEGIN, "Picture to edit; some models.", "--reference", metavar="FILE")] = None,
     outpaint: Annotated[Text, option(BEGIN, "Pixels to add at each side.", metavar="L,T,R,B")] = None,
@@ -77,7 +77,7 @@ def generate(
     ] = None,
     upscale: Annotated[Real, option(BEGIN, "Add a pass at X times the size.", metavar="X")] = None,
     upscale_mode: Annotated[Text, option(BEGIN, "Way to enlarge. \\[lanczos]", metavar="lanczos|latent")] = None,
-    upscale_strength: Annotated[Real, option(BEGIN, "Change in that pass. \\[0.5]", metavar="0…1")] = None,
+    upscale_strength: Annotated[Real, option(BEGIN, "Amount of change there. \\[0.5]", metavar="0…1")] = None,
     model: Annotated[
         Text, option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,

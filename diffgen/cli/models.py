@@ -15,7 +15,7 @@ from diffgen.errors import InputError, UsageError
 from diffgen.generation import needs
 from diffgen.images.publish import Exists, check_writable, publish
 from diffgen.models import cache, find, gate, hub, known, listed
-from diffgen.models.info import compositions_in_words, defaults_in_words
+from diffgen.models.info import compositions_in_words, defaults_in_words, matching_names
 from diffgen.models.info import info as about
 from diffgen.training.job import JOBS
 from diffgen.training.run import read_run
@@ -67,12 +67,19 @@ def list_models(json: Json = False, quiet: Quiet = False, debug: Debug = False) 
 
 def info(
     name: Annotated[str | None, typer.Argument(help=NAME + " \\[emoji]")] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="List what it knows: apple, *car*, or '*' for everything.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     model = find.find(name)
     facts = about(model)
+    if names is not None:
+        matching = matching_names(facts, names)
+        Output("models info", json, quiet).result({"name": model.name, "names": matching}, matching)
+        return
     facts["memory"] = None if model.is_run else _memory(model, facts)
     shown = facts | {"defaults": defaults_in_words(facts), "compositions": compositions_in_words(facts)}
     if facts["memory"] is not None:

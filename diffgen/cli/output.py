@@ -63,6 +63,18 @@ class Output:
             self.note(f"warning: {text}")
 
     @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show a spinner with the text on a terminal, until the block ends."""
+        if self.quiet or not sys.stderr.isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.markup import escape
+
+        with Console(stderr=True).status(escape(printable(text))):
+            yield
+
+    @contextlib.contextmanager
     def progress(self, what: str, above: Any = None) -> Iterator[Callable[..., None] | None]:
         """Show a progress bar with the remaining time on a terminal, and before it what is outdated.
 

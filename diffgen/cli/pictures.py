@@ -84,7 +84,8 @@ def make_pictures(arguments: Mapping[str, Any]) -> None:
     environment.prepare(line.offline)
     if not line.debug:
         warnings.simplefilter("ignore")  # warnings of the libraries; our own are printed
-    generator = loaded.load(plans[0].model, device, dtype, offload, line.quantize)
+    with say.waiting(f"loading {plans[0].model.name} …"):
+        generator = loaded.load(plans[0].model, device, dtype, offload, line.quantize)
     view = view_of(line.quiet) if line.preview else None
     if view is not None:
         say.note(f"preview: {generator.sketched}")
@@ -171,6 +172,9 @@ class Reporter(Listener):
         if self.view is not None:
             self.view.finished(picture)
         self.say.line(str(path))
+
+    def kept(self, files: Sequence[str]) -> None:
+        self.say.note(f"also written: {', '.join(files)}")
 
     def uninterrupted(self) -> AbstractContextManager[None]:
         return uninterrupted()

@@ -46,7 +46,13 @@ def tune(
     ] = 8,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", metavar="NAME|FOLDER|RUN|mixture", help="\\[emoji]", rich_help_panel=MODEL),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FOLDER|RUN|mixture",
+            help="The model to tune for. \\[emoji]",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",

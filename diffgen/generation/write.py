@@ -67,6 +67,9 @@ class Listener:
     def written(self, picture: Picture, path: Path) -> None:
         """A picture is in its place."""
 
+    def kept(self, files: Sequence[str]) -> None:
+        """What was kept of the making of the last picture is in these files."""
+
     def uninterrupted(self) -> AbstractContextManager[None]:
         """Runs around the writing and the report of each picture."""
         return contextlib.nullcontext()
@@ -187,6 +190,7 @@ def _write(
         listener.written(picture, path)
         if inside is not None and (files := inside.write(picture, path)):
             result.inside.append({"picture": str(path), **files})
+            listener.kept([*files.get("steps", ()), *files.get("attention", {}).values()])
 
 
 def _entry(shot: Shot) -> dict[str, Any]:

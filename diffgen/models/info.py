@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import re
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,29 @@ def _check_compositions(card: Path, compositions: Any) -> None:
     names = compositions.get("names", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise InputError(f"{card}: compositions.names is not an object of texts")
+
+
+def matching_names(about: dict[str, Any], pattern: str) -> list[str]:
+    """What a model knows, by a shell-style pattern: its concepts, what it composes, and the words of its captions.
+
+    Raises InputError, with the nearest names, if nothing matches.
+    """
+    compositions = about["compositions"] or {}
+    lists = [
+        about["concepts"],
+        *(compositions.get(key) for key in ("things", "colours", "relations", "sizes")),
+        about["words"],
+    ]
+    known = list(dict.fromkeys(str(name) for names in lists for name in names or ()))
+    if not known:
+        raise InputError(f"{about['name']} does not say what it knows", "only some models list their names")
+    folded = pattern.casefold()
+    if matching := [name for name in known if fnmatch.fnmatchcase(name.casefold(), folded)]:
+        return matching
+    inside = [name for name in known if folded.strip("*") and folded.strip("*") in name.casefold()]
+    near = inside or difflib.get_close_matches(folded, known, n=3)
+    hint = f"the nearest: {', '.join(near[:8])}" if near else "a pattern such as '*cat*' searches within names"
+    raise InputError(f"{about['name']} knows no name like {pattern!r}", hint)
 
 
 def defaults_in_words(about: dict[str, Any]) -> Any:

@@ -45,11 +45,11 @@ def composition_notes(card: Mapping[str, Any], text: str) -> list[str]:
 
     `card` has the keys of `models.info`. Its `compositions` has lists of texts `things`, `colours`, `relations`,
     `sizes` and `backgrounds`, whole numbers `counts`, and `names`, an object {singular or plural: thing}. A model
-    without compositions, or with no things in them, has no notes.
+    without compositions, or with no things in them, draws one of its concepts: a note names the nearest.
     """
     compositions = card.get("compositions")
     if not compositions or not compositions.get("things"):
-        return []
+        return _beyond(card, text)
     text = " ".join(text.lower().split())
     for style in card.get("styles") or ():
         text = text.removesuffix(f", {style} style")
@@ -66,6 +66,22 @@ def composition_notes(card: Mapping[str, Any], text: str) -> list[str]:
     if len(several) > 1:
         comments.append(f"it composes with one count, relation, size or background at a time, not {len(several)}")
     return [comment for comment in comments if comment]
+
+
+def _beyond(card: Mapping[str, Any], text: str) -> list[str]:
+    """The note on a prompt that has more than one of the concepts of a model that composes nothing."""
+    names = {str(concept): str(concept) for concept in card.get("concepts") or ()}
+    plain = " ".join(text.lower().split())
+    for style in card.get("styles") or ():
+        plain = plain.removesuffix(f", {style} style")
+    plain = ARTICLE.sub("", plain)
+    if not names or " " not in plain or not plain.isascii() or plain in names:
+        return []
+    inside = [name for name in names if f" {name} " in f" {plain} "]
+    if not inside and not _read(plain, names).named:
+        return []  # it can be a keyword
+    nearest = f"; it knows {max(inside, key=len)!r}" if inside else ""
+    return [f"it draws one thing at a time and may not show all of {plain!r}{nearest}"]
 
 
 def _read(text: str, names: Mapping[str, str]) -> _Phrase:

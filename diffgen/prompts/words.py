@@ -73,11 +73,31 @@ def unknown_words(known: Container[str], text: str, syntax: str = "a1111") -> li
     return list(unknown)
 
 
+IRREGULAR = {"men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "mice": "mouse",
+             "teeth": "tooth", "geese": "goose", "knives": "knife", "wives": "wife"}  # fmt: skip
+
+
 def nearest_words(known: Iterable[str], unknown: Iterable[str]) -> list[str]:
-    """The known words that are spelt almost like unknown ones, each once, at most one for each."""
-    long = [word for word in known if len(word) > 3]
-    near = (difflib.get_close_matches(word, long, n=1, cutoff=0.8) for word in unknown if len(word) > 3)
-    return list(dict.fromkeys(word for words in near for word in words))
+    """The known words that are unknown ones in another number, or spelt almost like them; at most one for each."""
+    known = set(known)
+    long = sorted(word for word in known if len(word) > 3)
+    nearest: dict[str, None] = {}
+    for word in unknown:
+        other = next((form for form in other_numbers(word) if form in known), None)
+        close = difflib.get_close_matches(word, long, n=1, cutoff=0.8) if other is None and len(word) > 3 else []
+        nearest |= dict.fromkeys([other] if other is not None else close)
+    return list(nearest)
+
+
+def other_numbers(word: str) -> list[str]:
+    """What the singular or the plural of an English word could be, the most probable first."""
+    if word in IRREGULAR:
+        return [IRREGULAR[word]]
+    forms = []
+    for ending, singulars in (("ies", ("y",)), ("ves", ("f", "fe")), ("es", ("", "e")), ("s", ("",))):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            forms += [word.removesuffix(ending) + singular for singular in singulars]
+    return [*forms, f"{word}s", f"{word}es", *([f"{word[:-1]}ies"] if word.endswith("y") else [])]
 
 
 def _pieces(word: str) -> list[str]:
