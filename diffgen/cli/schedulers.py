@@ -62,13 +62,14 @@ def list_schedulers(
     ]
     if model is not None:
         from diffgen.loading import noise_and_prediction
-        from diffgen.models.find import find
+        from diffgen.models.find import check, find
 
         target = find(model)
         noise, predicts = noise_and_prediction(target)
+        embedded = not target.is_run and check(target).guidance_is_input
         rows[0].insert(4, f"with {target.name}")
         for solver, entry, row in zip(solvers, entries, rows[1:], strict=True):
-            reason = _why_not(solver, noise, predicts)
+            reason = "takes guidance as an input" if solver.cfg_pp and embedded else _why_not(solver, noise, predicts)
             entry |= {"compatible": reason is None, "reason": reason}
             row.insert(4, "yes" if reason is None else f"no: {reason}")
     for name, reason in schedulers.plugin_errors().items():
