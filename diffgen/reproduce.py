@@ -88,7 +88,11 @@ class Files:
     def control_model(self, entry: Record) -> Path:
         """The ControlNet, a folder or a file; the hash is of its weights."""
         others = []
-        for path in [*self._paths(entry["model"]), self.model / "controlnet" / entry["kind"]]:
+        for path in [
+            *self._paths(entry["model"]),
+            self.model / "controlnet" / entry["kind"],
+            self.model / "transformer",
+        ]:
             try:
                 if path.exists() and inputs.weights_sha256(path) == entry["model_sha256"]:
                     return path

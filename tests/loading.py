@@ -50,14 +50,19 @@ def picture(pipe: Any, folder: Path, guidance: float = 3.0) -> np.ndarray:
         "num_inference_steps": 2, "generator": torch.Generator().manual_seed(5), "output_type": "np",
     }  # fmt: skip
     kind = type(pipe).__name__
+    ramp = torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     if kind != "DDPMPipeline":
         settings |= {"prompt": "a red apple", "guidance_scale": guidance}
     if "negative_prompt" in inspect.signature(pipe.__call__).parameters and kind != "FluxPipeline":
         settings["negative_prompt"] = "blue"
     if kind == "StableDiffusionXLImg2ImgPipeline":
-        settings |= {"image": torch.linspace(0, 1, 3 * 32 * 32).reshape(1, 3, 32, 32), "strength": 1.0}
+        settings |= {"image": ramp, "strength": 1.0}
     elif kind != "DDPMPipeline":
         settings |= {"width": 32, "height": 32}
+    if kind == "FluxFillPipeline":
+        settings |= {"image": ramp, "mask_image": ramp[:, :1].round()}
+    if kind == "FluxControlPipeline":
+        settings["control_image"] = ramp
     if kind == "FluxKontextPipeline":
         settings["max_area"] = 32**2
     return pipe(**settings).images[0]

@@ -263,7 +263,7 @@ def test_defaults_are_valid():
         for variant in (None, *family.variants):
             defaults = defaults_of(family.name, variant)
             assert 1 <= defaults.steps <= 50
-            assert 1 <= defaults.guidance <= 10
+            assert 1 <= defaults.guidance <= (30 if family.guidance_embedded else 10)
             assert schedulers.resolve(defaults.scheduler) == (defaults.scheduler, None)
             assert defaults.grid is None or schedulers.check_grid(defaults.grid) == defaults.grid
             assert defaults.size in (None, 1024)
@@ -292,5 +292,5 @@ def test_rows_are_complete():
         for part in family.parts.values():
             assert (part.kind == "tokenizer") == bool(part.vocabulary or part.template)
             assert (CONFIGS / part.vocabulary).is_dir()
-    with pytest.raises(UsageError, match="ControlNet is not supported for models of the family flux"):
-        class_of("flux", "control")
+    with pytest.raises(UsageError, match="ControlNet is not supported for models of the family z-image"):
+        class_of("z-image", "control")

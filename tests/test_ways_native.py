@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import tiny
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 from torch import Tensor
 
@@ -123,8 +126,6 @@ def calls(generator: ImageGenerator) -> Iterator[list[int]]:
 
 @functools.cache
 def theirs(folder: Path, name: str | None = None) -> Any:
-    import diffusers
-
     if name is None:
         pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
     else:
@@ -272,6 +273,93 @@ def test_editing_is_diffusers_own(
         two = latents(generator, guidance=1.0, references=[photo, second])
         expected = their_latents(family_folder(family), family, 1.0, image=[photo, second], **more)
         assert (two - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", ["flux", "sd3"])
+def test_controlnets_of_transformers_are_diffusers_own(
+    load: Callable[[str], ImageGenerator],
+    family_folder: Callable[[str], Path],
+    photo: Image.Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+) -> None:
+    """One and two at once, of each kind that there is, and with a picture to begin with.
+
+    diffusers' pipeline for Stable Diffusion 3 draws what it reads of the map from no generator: the mean here.
+    """
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"num_mode": 5} if family == "flux" else {"force_zeros_for_pooled_projection": False},
+    ]
+    kinds += [{"conditioning_embedding_channels": 4, "patch_size": 2}] if family == "flux" else []
+    torch.manual_seed(1)
+    networks = [tiny.controlnet(family, **kind) for kind in kinds]
+    photo.save(tmp_path / "map.png")
+    for i, network in enumerate(networks):
+        network.save_pretrained(tmp_path / str(i))
+    generator = load(family)
+    name = generator.checked.row.tasks["control"]
+    shift = {"guidance_scale": 3.0, "width": 64, "height": 64, "num_inference_steps": STEPS, "output_type": "latent"}
+    chosen = [[0], [1], [2]] if family == "flux" else [[0], [1], [0, 0]]
+    for numbers in chosen:
+        controls = [f"depth={tmp_path / 'map.png'}:0.7"] * len(numbers)
+        options: dict[str, Any] = {"guidance": 3.0, "controls": controls}
+        options["control_models"] = [str(tmp_path / str(numbers[0]))]
+        ours = latents(generator, **options)
+        one = len(numbers) == 1
+        used = [networks[number] for number in numbers]
+        parts = {**theirs(family_folder(family)).components, "controlnet": used[0] if one else used}
+        pipeline = getattr(diffusers, name)(**parts)
+        pipeline.set_progress_bar_config(disable=True)
+        arguments: dict[str, Any] = {"control_image": photo if one else [photo, photo]}
+        arguments["controlnet_conditioning_scale"] = 0.7 if one else [0.7, 0.7]
+        arguments |= {"control_mode": 2} if numbers == [1] and family == "flux" else {}
+        arguments |= {"sigmas": np.linspace(1, 1 / STEPS, STEPS)}  # else it takes other times for Stable Diffusion 3
+        expected = pipeline(PROMPT, generator=torch.Generator().manual_seed(SEED), **arguments, **shift).images
+        expected = expected if family == "sd3" else unpacked(pipeline, expected)
+        assert_equal(ours, expected)
+    begun = latents(generator, image=photo, strength=0.5, **options)
+    assert (begun - latents(generator, image=photo, strength=0.5)).abs().max() > 1e-4
+    with pytest.raises(InputError, match="not a"):
+        latents(generator, controls=controls, control_models=[str(family_folder("sd1") / "unet")])
+
+
+def test_a_network_that_reads_the_mask_or_the_map(
+    load: Callable[[str], ImageGenerator],
+    family_folder: Callable[[str], Path],
+    photo: Image.Image,
+    half: Image.Image,
+    tmp_path: Path,
+) -> None:
+    """FLUX.1 Fill reads the picture with a hole, Canny and Depth their map, as further channels of their latents."""
+    fill, control = load("flux-fill"), load("flux-control")
+    settings: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": STEPS, "output_type": "latent"}
+    for strength in (1.0, 0.7):
+        ours = latents(fill, image=photo, mask=half, guidance=9.0, strength=strength)
+        pipeline, start = theirs(family_folder("flux-fill")), torch.Generator().manual_seed(SEED)
+        expected = pipeline(
+            PROMPT, image=photo, mask_image=half, guidance_scale=9.0, generator=start, strength=strength, **settings
+        )
+        assert_equal(ours, unpacked(pipeline, expected.images))
+    for text in ("this is an inpainting model", "text to image is not supported"):
+        generator = fill if "inpainting" in text else control
+        with pytest.raises(UsageError, match=text):
+            make_plan(facts(generator.model), PROMPT)
+    photo.save(tmp_path / "map.png")
+    maps: dict[str, Any] = {"controls": [f"depth={tmp_path / 'map.png'}"]}
+    ours, (picture,) = sampled(control, guidance=9.0, **maps)
+    pipeline, start = theirs(family_folder("flux-control")), torch.Generator().manual_seed(SEED)
+    expected = pipeline(PROMPT, control_image=photo, guidance_scale=9.0, generator=start, **settings)
+    assert_equal(ours, unpacked(pipeline, expected.images))
+    (tmp_path / "x.png").write_bytes(encode_png(picture.image, picture.record))
+    assert reproduce(tmp_path / "x.png", str(family_folder("flux-control"))).identical
+    both = latents(control, image=photo, strength=0.5, **maps)
+    inside = latents(control, image=photo, mask=half, strength=0.5, count=2, batch_size=2, **maps)
+    assert (both - ours).abs().max() > 1e-3
+    assert inside.shape[0] == 2
+    assert (inside[:1] - both).abs().max() > 1e-4
 
 
 def test_references_are_recorded_and_reproduced(

@@ -164,12 +164,13 @@ def stable_diffusion_3(with_t5: bool = True) -> Any:
     )
 
 
-def flux(schnell: bool = False, cls: str = "FluxPipeline") -> Any:
+def flux(schnell: bool = False, cls: str = "FluxPipeline", channels: int = 16) -> Any:
     import diffusers
 
     denoiser = diffusers.FluxTransformer2DModel(
         patch_size=1,
-        in_channels=16,
+        in_channels=channels,
+        out_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=8,
@@ -346,6 +347,8 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "flux-schnell": partial(flux, schnell=True),
     "flux-kontext": partial(flux, cls="FluxKontextPipeline"),
+    "flux-fill": partial(flux, cls="FluxFillPipeline", channels=16 + 16 + 256),
+    "flux-control": partial(flux, cls="FluxControlPipeline", channels=16 + 16),
     "chroma": chroma,
     "z-image": z_image,
     "flux2-klein": flux2_klein,
@@ -355,6 +358,25 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "unconditional": unconditional,
 }
 FAMILIES = tuple(PIPELINES)
+
+
+def controlnet(family: str, **changes: Any) -> Any:
+    """A ControlNet for the tiny network of a family of transformers."""
+    import diffusers
+
+    config: dict[str, Any] = {"num_layers": 1, "joint_attention_dim": 48, "attention_head_dim": 4}
+    if family == "sd3":
+        config |= {"sample_size": 4, "in_channels": 8, "out_channels": 8, "num_attention_heads": 4}
+        config |= {"caption_projection_dim": 16, "pooled_projection_dim": 40, "pos_embed_max_size": 6}
+        network: Any = diffusers.SD3ControlNetModel(**{**config, **changes})
+    else:
+        config |= {"in_channels": 16, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+        config |= {"pooled_projection_dim": 16, "axes_dims_rope": (4, 2, 2), "guidance_embeds": True}
+        network = diffusers.FluxControlNetModel(**{**config, **changes})
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.1)  # its last layers begin as zeros
+    return network
 
 
 def unet(**changes: Any) -> Any:

@@ -79,6 +79,7 @@ class Family:
     module: str = "unet"  # in pipelines/families: layout, checks and inputs of the network
     licence: str = ""  # of the weights that its makers published
     native: bool = False  # sampled by our own loop (pipelines/sampling/native.py), not by diffusers' pipelines
+    reads: str = ""  # what its network reads beside the latents: "mask" (a picture with a hole, and a mask), "control"
 
     # Pipelines
     fixed: Mapping[str, Any] = field(default_factory=dict)  # arguments of their constructors that are not parts
@@ -119,6 +120,10 @@ class Family:
     def reads_negative_prompts(self) -> bool:
         """Whether its networks are guided by a second evaluation, for a negative prompt."""
         return self.reads_prompts and not self.guidance_embedded
+
+    def samples_natively(self, task: str) -> bool:
+        """Whether our own loop does a task: a native family's, and ControlNets of transformers."""
+        return self.native or (task.startswith("control") and self.denoiser == "transformer")
 
     @property
     def is_flow(self) -> bool:
@@ -414,7 +419,12 @@ FAMILIES = {
             },
             Defaults(28, 7.0, "euler", size=1024),
             {"3.5": Defaults(28, 4.5, "euler", size=1024), "turbo": Defaults(4, 1.0, "euler", size=1024)},
-            {"text": "StableDiffusion3Pipeline", "image": "StableDiffusion3Img2ImgPipeline"},
+            {
+                "text": "StableDiffusion3Pipeline",
+                "image": "StableDiffusion3Img2ImgPipeline",
+                "control": "StableDiffusion3ControlNetPipeline",
+                "control+image": "StableDiffusion3ControlNetPipeline",
+            },
             "sd3",
             licence="Stability AI Community",
             embeddings=_POOLED,
@@ -434,7 +444,12 @@ FAMILIES = {
             _FLUX_PARTS,
             Defaults(28, 3.5, "euler", size=1024),
             {"schnell": Defaults(4, 1.0, "euler", size=1024)},
-            {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline"},
+            {
+                "text": "FluxPipeline",
+                "image": "FluxImg2ImgPipeline",
+                "control": "FluxControlNetPipeline",
+                "control+image": "FluxControlNetImg2ImgPipeline",
+            },
             "flux",
             licence="dev: FLUX.1 [dev] Non-Commercial; schnell: Apache-2.0",
             embeddings=("prompt_embeds", "pooled_prompt_embeds"),
@@ -457,6 +472,40 @@ FAMILIES = {
             module="flux",
             native=True,
             references=1,
+            licence="FLUX.1 [dev] Non-Commercial",
+            embeddings=("prompt_embeds", "pooled_prompt_embeds"),
+            latents="packed",
+            patch=2,
+            guidance_embedded=True,
+            prediction="flow_prediction",
+        ),
+        Family(
+            "flux-fill",
+            "FLUX.1 Fill",
+            ("FluxFillPipeline",),
+            _FLUX_PARTS,
+            Defaults(50, 30.0, "euler", size=1024),
+            tasks={"mask": "FluxFillPipeline"},
+            module="flux",
+            native=True,
+            reads="mask",
+            licence="FLUX.1 [dev] Non-Commercial",
+            embeddings=("prompt_embeds", "pooled_prompt_embeds"),
+            latents="packed",
+            patch=2,
+            guidance_embedded=True,
+            prediction="flow_prediction",
+        ),
+        Family(
+            "flux-control",
+            "FLUX.1 Canny and Depth",
+            ("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+            _FLUX_PARTS,
+            Defaults(50, 30.0, "euler", size=1024),
+            tasks={"control": "FluxControlPipeline", "control+image": "FluxControlImg2ImgPipeline"},
+            module="flux",
+            native=True,
+            reads="control",
             licence="FLUX.1 [dev] Non-Commercial",
             embeddings=("prompt_embeds", "pooled_prompt_embeds"),
             latents="packed",

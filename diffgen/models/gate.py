@@ -121,6 +121,11 @@ class Checked:
         return families.guidance_is_input(self.family, self.network.config)
 
     @property
+    def reads_mask(self) -> bool:
+        """Whether the network itself reads the mask of inpainting."""
+        return self.variant == "inpaint" or self.row.reads == "mask"
+
+    @property
     def tokens(self) -> int | None:
         """How many tokens of a prompt are read; None: the pipeline's default."""
         return self.row.tokens.get(self.variant)

@@ -251,7 +251,9 @@ def _unread(tensors: Mapping[str, Tensor]) -> str | None:
     image = next((tensor for name, tensor in tensors.items() if re.fullmatch(r"(.*\.)?img_in\.weight", name)), None)
     flux2 = any("stream_modulation" in tensor for tensor in tensors)
     if image is not None and not flux2 and len(image.shape) == 2 and image.shape[1] in (128, 384):
-        return "a FLUX.1 model that needs a control picture (fill, depth, canny), which is not read"
+        return (
+            "a FLUX.1 model that needs a control picture (fill, depth, canny), which is read as a diffusers folder only"
+        )
     return None
 
 

@@ -125,12 +125,13 @@ def read_input(source: Source | Input, mode: str = "RGB") -> Input:
     return Input(path.name, gate.sha256_of(path), image)
 
 
-def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
+def read_control(text: str, models: Sequence[str], folder: Path, own: Path | None = None) -> Control:
     """A control from TYPE=IMAGE[:SCALE]; its ControlNet from `models`, or from the model's own folder.
 
     `models` are [TYPE=]PATH, PATH a diffusers folder or a .safetensors file; one without a type serves every control.
-    Else `folder`/controlnet/TYPE is looked for. Canny and scribble maps are drawn from the picture unless it is a map
-    already; for every other type the picture is taken as the map. Raises UsageError, InputError.
+    Else `folder`/controlnet/TYPE is looked for. `own` is a model's network that reads the map itself. Canny and
+    scribble maps are drawn from the picture unless it is a map already; for every other type the picture is taken as
+    the map. Raises UsageError, InputError.
     """
     kind, _, rest = text.partition("=")
     kind = kind.strip().lower()
@@ -144,7 +145,7 @@ def read_control(text: str, models: Sequence[str], folder: Path) -> Control:
 
     drawn = kind in DRAWN and not edges.is_map(picture.image)
     image = getattr(edges, kind)(picture.image) if drawn else picture.image
-    model = _control_model(kind, models, folder)
+    model = own or _control_model(kind, models, folder)
     return Control(kind, picture, scale, model, image, drawn, weights_sha256(model))
 
 
@@ -262,7 +263,8 @@ def _scaled(text: str, option: str) -> tuple[str, float]:
 class Inputs:
     """The pictures and adapters among a plan's options, read and checked. Raises UsageError, InputError."""
 
-    def __init__(self, options: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, options: Mapping[str, Any], folder: Path, own: Path | None = None) -> None:
+        """`folder` is the model's. `own` is its network's, where that reads the map of a control itself."""
         image, mask, margins = options.get("image"), options.get("mask"), options.get("outpaint")
         strength = options.get("strength")
         for what, value in (("--strength", strength), ("--mask", mask), ("--outpaint", margins)):
@@ -283,7 +285,7 @@ class Inputs:
         self.strength = check_share("--strength", strength)
         self.references = [read_input(source) for source in options.get("references") or ()]
         models = options.get("control_models", ())
-        self.controls = [read_control(text, models, folder) for text in options.get("controls", ())]
+        self.controls = [read_control(text, models, folder, own) for text in options.get("controls", ())]
         if models and not self.controls:
             raise UsageError("--control-model needs a --control TYPE=IMAGE")
         self.loras = tuple(read_lora(text) for text in options.get("loras", ()))

@@ -75,7 +75,7 @@ class Plan(plan.Plan):
     @property
     def task(self) -> str:
         """The task of the pipeline: one of `families.TASKS`."""
-        if self.mask is not None and self.checked.variant == "inpaint":
+        if self.mask is not None and self.checked.reads_mask:
             return "mask"
         return ("control+" if self.controls else "") * (self.image is not None) + (
             "image" if self.image is not None else "control" if self.controls else "text"
@@ -189,7 +189,7 @@ def make_plan(model: Model | ModelFacts, prompts: str | Sequence[str], **keyword
     rest = {"steps": chosen["steps"], "guidance": chosen["guidance"], "scheduler": chosen["label"]}
     own_grid = Path(chosen["grid"]) in checked.grids
     own_grid = own_grid and _sampling(facts, rest, plain)["grid"] == chosen["grid"]
-    pictures = Inputs(options, model.folder)
+    pictures = Inputs(options, model.folder, checked.network.folder if checked.row.reads == "control" else None)
     size, notes = sizes.round_size(size or pictures.size or sizes.own_size(model, about, checked), checked)
     fitted = pictures.fitted(size, notes, sizes.multiple(checked))
     embedded = checked.guidance_is_input
@@ -233,11 +233,12 @@ def _check_together(plan: Plan) -> None:
     transformer = "transformer" in plan.checked.components
     if not plan.checked.row.reads_prompts:
         return
-    class_of(family, plan.task)
+    if not plan.checked.reads_mask or mask:  # else it is refused below
+        class_of(family, plan.task)
     embedded, tile = plan.checked.guidance_is_input, plan.options["tile"]
     guided = " and ".join(guided_flags(plan.options)) if embedded else ""
     for is_wrong, reason in (
-        (plan.checked.variant == "inpaint" and not mask, "this is an inpainting model: it needs --image and --mask"),
+        (plan.checked.reads_mask and not mask, "this is an inpainting model: it needs --image and --mask"),
         (plan.task == "mask" and plan.controls, "an inpainting model takes no --control"),
         (plan.upscale and mask, "--upscale and a mask exclude each other: upscale the picture in a second run"),
         (tile and transformer, f"--tile is not supported for {family}: its network has no convolutions"),

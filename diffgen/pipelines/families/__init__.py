@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffgen.diffusion.guidance import guide
@@ -21,6 +22,26 @@ from diffgen.models.families import FAMILIES, Family
 from ..weights.pieces import Rename
 
 Inputs = Tensor | list[Tensor]  # [B, …], or a list of B tensors of different lengths
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control picture as a network reads it."""
+
+    network: Any  # the ControlNet; None: the denoiser itself reads the picture
+    kind: str  # canny, depth, …
+    condition: Tensor  # clean latents or pixels [B, C, h, w]
+    scale: float
+
+    def for_batch(self, count: int) -> Tensor:
+        """The condition of `count` pictures, a multiple of B: guided outputs take two evaluations of each."""
+        return self.condition.repeat(count // len(self.condition), 1, 1, 1)
+
+
+def summed(residuals: Iterable[Sequence[Tensor] | None]) -> list[Tensor] | None:
+    """The residuals of several ControlNets added up, block by block; None where there are none."""
+    lists = [blocks for blocks in residuals if blocks]
+    return [torch.stack(blocks).sum(0) for blocks in zip(*lists, strict=True)] if lists else None
 
 
 @dataclass(frozen=True)
@@ -45,9 +66,14 @@ class Code:
     words: str = ""  # a pattern: the pieces of the original names that have an underscore in them
 
 
-def check_transformer(where: Path, transformer: Any, *, channels: int, pooled: int, width: int) -> None:
-    """Does a transformer's configuration fit the latents' channels and the encoders' widths? Raises InputError."""
-    if transformer.in_channels != channels or (transformer.out_channels or channels) != channels:
+def check_transformer(where: Path, transformer: Any, *, channels: int | None, pooled: int, width: int) -> None:
+    """Does a transformer's configuration fit the latents' channels, unless they are None, and the encoders' widths?
+
+    Raises InputError.
+    """
+    if channels is not None and (
+        transformer.in_channels != channels or (transformer.out_channels or channels) != channels
+    ):
         raise InputError(
             f"{where}: the transformer has {transformer.in_channels} channels in, the VAE makes {channels}"
         )

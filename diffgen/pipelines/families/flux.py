@@ -1,6 +1,7 @@
 """FLUX.1: a transformer of packed latents that takes the guidance as an input (dev) or uses none (schnell).
 
-Kontext reads the tokens of a reference picture behind those of the one that it makes.
+Kontext reads the tokens of a reference picture behind those of the one that it makes. Fill reads the picture with a
+hole and the mask, Canny and Depth their map, as further channels of each token.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from diffgen.errors import InputError
+from diffgen.errors import InputError, UsageError
 from diffgen.models.families import Family
 
 from ..sampling.latents import CODECS
 from ..weights.pieces import Pieces, exchanged, keep, replaced, row_range, thirds
-from . import Code, check_transformer
+from . import Code, Control, check_transformer, summed
+
+_pack = CODECS["packed"].pack
+# The kinds of a ControlNet of several, by their numbers in InstantX's and Shakker's union models
+UNION = ("canny", "tile", "depth", "blur", "pose", "gray", "lq")
 
 # The layout: black-forest-labs/flux src/flux/model.py and modules/layers.py
 
@@ -112,10 +118,19 @@ def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str,
     transformer = parts["transformer"].config
     if sum(transformer.axes_dims_rope) != transformer.attention_head_dim:
         raise InputError(f"{where}: axes_dims_rope {transformer.axes_dims_rope} do not make up attention_head_dim")
+    vae = parts["vae"].config
+    channels = vae.latent_channels * family.patch**2
+    pixels = 4 ** (len(vae.block_out_channels) - 1) * family.patch**2  # of the mask, for each token
+    read = {"mask": 2 * channels + pixels, "control": 2 * channels}.get(family.reads, channels)
+    if transformer.in_channels != read or (transformer.out_channels or read) != channels:
+        raise InputError(
+            f"{where}: the transformer has {transformer.in_channels} channels in and {transformer.out_channels} out, "
+            f"{family.title} has {read} and {channels}"
+        )
     check_transformer(
         where,
         transformer,
-        channels=parts["vae"].config.latent_channels * family.patch**2,
+        channels=None,
         pooled=parts["text_encoder"].config.hidden_size,
         width=parts["text_encoder_2"].config.d_model,
     )
@@ -129,35 +144,77 @@ def _positions(pipeline: Any, count: int, height: int, width: int, like: Tensor)
 
 def _inputs(
     pipeline: Any, embeddings: Mapping[str, Any], size: tuple[int, int], guidance: float | None
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     text = embeddings["prompt_embeds"]
     width, height = (side // pipeline.vae_scale_factor for side in size)
-    inputs = {"text": text, "pooled": embeddings["pooled_prompt_embeds"]}
+    inputs: dict[str, Any] = {"text": text, "pooled": embeddings["pooled_prompt_embeds"]}
     inputs["positions"] = _positions(pipeline, len(text), height, width, text)  # no batch: [h·w/4, 3]
     for number, latents in enumerate(embeddings.get("references", ()), 1):
         places = _positions(pipeline, len(text), latents.shape[-2], latents.shape[-1], text)
         places[..., 0] = number
         inputs["positions"] = torch.cat([inputs["positions"], places])
-        tokens = CODECS["packed"].pack(latents.expand(len(text), -1, -1, -1))
+        tokens = _pack(latents.expand(len(text), -1, -1, -1))
         inputs["references"] = torch.cat([inputs["references"], tokens], 1) if "references" in inputs else tokens
-    if guidance is not None and pipeline.transformer.config.guidance_embeds:
+    if guidance is not None:
         inputs["guidance"] = torch.full((len(text),), guidance, device=text.device)
+    if "masked" in embeddings:
+        latents, mask = embeddings["masked"]
+        holes = functional.pixel_unshuffle(mask.to(latents), pipeline.vae_scale_factor)
+        inputs["channels"] = torch.cat([_pack(latents), _pack(holes).expand(len(latents), -1, -1)], 2)
+    controls = embeddings.get("controls", ())
+    if own := [control for control in controls if control.network is None]:
+        inputs["channels"] = _pack(own[0].condition)
+    if networks := [control for control in controls if control.network is not None]:
+        inputs["controls"] = networks
     return inputs
 
 
-def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def read(network: Any, **more: Any) -> Any:
+        return network(
+            timestep=t / 1000,
+            guidance=inputs.get("guidance") if network.config.guidance_embeds else None,
+            encoder_hidden_states=inputs["text"],
+            pooled_projections=inputs["pooled"],
+            txt_ids=inputs["positions"].new_zeros(inputs["text"].shape[1], 3),
+            img_ids=inputs["positions"],
+            return_dict=False,
+            **more,
+        )
+
+    def residuals(control: Control) -> tuple[list[Tensor] | None, list[Tensor] | None]:
+        condition = control.for_batch(len(x)).to(x)
+        hints = control.network.input_hint_block is not None
+        blocks: tuple[list[Tensor] | None, list[Tensor] | None] = read(
+            control.network,
+            hidden_states=x,
+            controlnet_cond=condition if hints else _pack(condition),
+            controlnet_mode=_mode(control, len(x)),
+            conditioning_scale=control.scale,
+        )
+        return blocks
+
+    networks = inputs.get("controls", ())
+    controls = [residuals(control) for control in networks]
     tokens = torch.cat([x, inputs["references"].to(x)], 1) if "references" in inputs else x
-    output: Tensor = pipeline.transformer(
+    tokens = torch.cat([tokens, inputs["channels"].to(x)], 2) if "channels" in inputs else tokens
+    output: Tensor = read(
+        pipeline.transformer,
         hidden_states=tokens,
-        timestep=t / 1000,
-        guidance=inputs.get("guidance"),
-        encoder_hidden_states=inputs["text"],
-        pooled_projections=inputs["pooled"],
-        txt_ids=inputs["positions"].new_zeros(inputs["text"].shape[1], 3),
-        img_ids=inputs["positions"],
-        return_dict=False,
+        controlnet_block_samples=summed(double for double, _ in controls),
+        controlnet_single_block_samples=summed(single for _, single in controls),
+        controlnet_blocks_repeat=any(one.network.input_hint_block is not None for one in networks),
     )[0]
     return output[:, : x.shape[1]]
+
+
+def _mode(control: Control, count: int) -> Tensor | None:
+    """The number of a control's kind for a ControlNet of several kinds. Raises UsageError for one that it lacks."""
+    if not control.network.union:
+        return None
+    if control.kind not in UNION:
+        raise UsageError(f"--control {control.kind}: this ControlNet knows {', '.join(UNION)}")
+    return torch.full((count, 1), UNION.index(control.kind), device=control.condition.device)
 
 
 def _prepared(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffgen.models.families import Family
 
 from ..weights.pieces import Pieces, exchanged, keep, replaced, thirds
-from . import Code, check_transformer
+from . import Code, Control, check_transformer, summed
 
 # The layout: Stability-AI/sd3-ref mmditx.py
 
@@ -89,19 +90,45 @@ def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str,
 
 def _inputs(
     pipeline: Any, embeddings: Mapping[str, Tensor], size: tuple[int, int], guidance: float | None
-) -> dict[str, Tensor]:
-    return {"text": embeddings["prompt_embeds"], "pooled": embeddings["pooled_prompt_embeds"]}
+) -> dict[str, Any]:
+    inputs = {"text": embeddings["prompt_embeds"], "pooled": embeddings["pooled_prompt_embeds"]}
+    return inputs | ({"controls": embeddings["controls"]} if "controls" in embeddings else {})
 
 
-def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+def _predict(pipeline: Any, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    residuals = [_residuals(pipeline, control, x, t, inputs) for control in inputs.get("controls", ())]
     output: Tensor = pipeline.transformer(
         hidden_states=x,
         timestep=t,
         encoder_hidden_states=inputs["text"],
         pooled_projections=inputs["pooled"],
+        block_controlnet_hidden_states=summed(residuals),
         return_dict=False,
     )[0]
     return output
+
+
+def _residuals(pipeline: Any, control: Control, x: Tensor, t: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
+    """A ControlNet's. Some were trained without the summary of the text and without the shift of the VAE's latents.
+
+    That of the large SD3.5 reads no text, and the positions of the transformer.
+    """
+    config, vae = control.network.config, pipeline.vae.config
+    pooled, condition = inputs["pooled"], control.for_batch(len(x))
+    if config.force_zeros_for_pooled_projection:
+        pooled, condition = torch.zeros_like(pooled), condition + vae.shift_factor * vae.scaling_factor
+    if not config.use_pos_embed:
+        control.network.pos_embed = pipeline.transformer.pos_embed
+    residuals: list[Tensor] = control.network(
+        hidden_states=x,
+        controlnet_cond=condition.to(x),
+        conditioning_scale=control.scale,
+        encoder_hidden_states=None if config.joint_attention_dim is None else inputs["text"],
+        pooled_projections=pooled,
+        timestep=t,
+        return_dict=False,
+    )[0]
+    return residuals
 
 
 CODE = Code(

@@ -21,6 +21,7 @@ from diffgen.images.strip import Step
 from diffgen.models.families import FAMILIES
 from schedulers.draws import normal
 
+from ..families import Control
 from ..loaded import LoadedModel
 from ..plan import Plan, Shot
 from ..weights import adapters
@@ -72,14 +73,21 @@ class Batches:
         if self.pixels:
             return
         self.coder = loaded.autoencoder(plan)
+        self.native = loaded.checked.row.samples_natively(plan.task)
         # Of the latents between two steps: our own loop keeps them in float32.
-        self.state_dtype = torch.float32 if loaded.checked.row.native else self.dtype
-        controlnets = [
-            load_controlnet(control.model, loaded.pipeline.unet, self.device, self.dtype) for control in plan.controls
+        self.state_dtype = torch.float32 if self.native else self.dtype
+        row = loaded.checked.row
+        denoiser = loaded.pipeline.components[row.denoiser]
+        self.controlnets = [
+            load_controlnet(control.model, denoiser, self.device, self.dtype)
+            for control in plan.controls
+            if row.reads != "control"
         ]
-        for network in controlnets:
+        for network in self.controlnets:
             adapters.seamless_network(network, plan.options["tile"])
-        self.parts = {"controlnet": controlnets[0] if len(controlnets) == 1 else controlnets} if controlnets else {}
+        self.parts: dict[str, Any] = {}
+        if self.controlnets:
+            self.parts["controlnet"] = self.controlnets[0] if len(self.controlnets) == 1 else self.controlnets
         self.references = [self._reference(picture.image) for picture in plan.references]
         self.pipeline = self._pipeline(plan.task)
         memory.offload(self.pipeline, loaded.offload, self.device)
@@ -146,7 +154,10 @@ class Batches:
             embeddings: dict[str, Any] = stacked([self._embedded(shot.prompt, shot.negative) for shot in shots])
             if plan.references:
                 embeddings["references"] = self.references
-            start = self._start((plan.width, plan.height), generators)
+            size = (plan.width, plan.height)
+            if plan.controls and self.native:
+                embeddings["controls"] = self._controls(size, generators)
+            start = self._start(size, generators)
             ends = {"denoising_end": REFINED} if plan.refiner else {}
             latents = self._call(self.pipeline, embeddings, shots, generators, start, plan.strength, **ends)
             if plan.refiner:
@@ -161,7 +172,7 @@ class Batches:
         reads_mask = plan.task == "mask"  # the network itself does
         pure = plan.mask is not None and plan.strength == 1
         clean = None
-        if plan.image and not (reads_mask and pure):
+        if plan.image and not (reads_mask and pure and not self.native):
             clean = self._encoded([plan.image.image] * len(generators), generators)
         noise = self._noise(size, generators)
         if plan.image is None:
@@ -199,6 +210,20 @@ class Batches:
         """Clean latents [1, C, h, w] of a picture that the network reads: the mean of the encoder's posterior."""
         return self.coder.encode(torch.from_numpy(from_pil(picture))[None], None).to(self.device, self.dtype)
 
+    def _controls(self, size: tuple[int, int], generators: list[torch.Generator]) -> list[Control]:
+        """What our loop needs of each control at a size: its network, and its map as that network reads it."""
+        controls = []
+        for i, control in enumerate(self.plan.controls):
+            network = self.controlnets[i] if self.controlnets else None
+            picture = fit.cover(control.map, size)
+            if getattr(network, "input_hint_block", None) is None:
+                condition = self._encoded([picture] * len(generators), generators)
+            else:
+                pixels = torch.from_numpy(from_pil(picture))[None].expand(len(generators), -1, -1, -1)
+                condition = pixels.to(self.device, self.dtype)
+            controls.append(Control(network, control.kind, condition, control.scale))
+        return controls
+
     def _call(
         self,
         pipeline: Any,
@@ -210,7 +235,7 @@ class Batches:
         **more: Any,
     ) -> Tensor:
         plan, (height, width) = self.plan, start.noise.shape[-2:]
-        by_us, watch = pipeline.family.native, None
+        by_us, watch = self.native and pipeline.family == self.loaded.checked.row, None
         if plan.keep_steps or self.on_denoised is not None:
 
             def watch(i: int, t: float, x0: Tensor) -> None:
@@ -264,6 +289,8 @@ class Batches:
         """The second pass: image to image from the first one's latents or pixels, scaled up."""
         upscale, size = self.plan.upscale, self.plan.final_size
         assert upscale is not None
+        if "controls" in embeddings:
+            embeddings = {**embeddings, "controls": self._controls(size, generators)}
         if upscale.mode == "lanczos":
             pictures = [to_pil(self.coder.decode(latent[None]).cpu().numpy())[0] for latent in latents]
             clean = self._encoded([picture.resize(size, Image.Resampling.LANCZOS) for picture in pictures], generators)

@@ -21,6 +21,7 @@ from ..families import Inputs, code_of
 from .embed import embed, stacked
 
 Network = Callable[[Tensor, Tensor], Any]  # its outputs [B, …], or pairs of them for CFG++
+CONTEXT = ("references", "masked", "controls")
 
 
 def denoiser(
@@ -62,7 +63,8 @@ def network_of(
 ) -> Network:
     """network(x [B, …], t [B]) for the embeddings of B prompts; those of negative prompts have the prefix negative_.
 
-    Among them, `references` are the clean latents [1, C, h, w] of each picture that the network reads beside its own.
+    Among them may be what the network reads of pictures (CONTEXT): `references`, the clean latents [1, C, h, w] of each
+    picture beside its own; `masked`, the latents [B, C, h, w] and the mask [1, 1, H, W] of `Start.masked`; `controls`.
     Guided outputs get the conditional output's standard deviation by the share `rescale`. Where `guided_at()`, asked
     before each evaluation, is false, there is no guidance. With `pair` the network gives (output, output without the
     prompt), which are the same where there is no guidance.
@@ -74,9 +76,10 @@ def network_of(
     negatives: dict[str, Any] = {
         name: embeddings[f"negative_{name}"] for name in embeddings if f"negative_{name}" in embeddings
     }
-    negatives |= {"references": embeddings["references"]} if "references" in embeddings else {}
+    negatives |= {name: embeddings[name] for name in CONTEXT if name in embeddings}
     opposite = code.inputs(pipeline, negatives, size, None)
-    both = {name: _together(opposite[name], positive[name]) for name in positive}
+    both = {name: _together(opposite[name], positive[name]) for name in positive if name != "controls"}
+    both |= {name: positive[name] for name in positive if name == "controls"}
 
     def network(x: Tensor, t: Tensor) -> Any:
         if not guided_at():

@@ -21,7 +21,7 @@ from .pipeline import Settings, strength_for
 
 def sample(
     pipeline: Any,
-    embeddings: Mapping[str, Tensor],
+    embeddings: Mapping[str, Any],
     start: Start,
     settings: Settings,
     *,
@@ -39,6 +39,8 @@ def sample(
     times = scheduler.timesteps[first:]
     scheduler.set_begin_index(first)
     codec, (height, width) = pipeline.codec, start.noise.shape[-2:]
+    if start.masked is not None:
+        embeddings = {**embeddings, "masked": start.masked}
     low, high = settings.interval
     done = 0
 
@@ -67,7 +69,7 @@ def sample(
         outputs = network(x.to(dtype), t.expand(len(x)))
         output, without = outputs if pair else (outputs, None)
         x = scheduler.step(output, t, x, generator=list(generators), return_dict=False, without=without)[0]
-        if start.mask is not None:
+        if start.mask is not None and start.masked is None:
             x = blend(scheduler, start, times, i, x, codec)
         done += 1
         on_evaluation()

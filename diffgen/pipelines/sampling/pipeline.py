@@ -82,7 +82,8 @@ def pipeline_for(loaded: Any, family: str, task: str, **more: Any) -> Any:
     row, parts = FAMILIES[family], loaded.components | more
     settings = {key: loaded.config[key] for key in row.settings if key in loaded.config}
     name = class_of(family, task)
-    cls = getattr(diffusers, row.pipelines[0]) if row.native else _class(name)  # a native one only embeds prompts
+    # Where our own loop samples, a pipeline only embeds prompts.
+    cls = getattr(diffusers, row.pipelines[0]) if row.samples_natively(task) else _class(name)
     pipeline = assemble(cls, row, parts, settings)
     pipeline.family, pipeline.codec = row, CODECS[row.latents]
     pipeline.guidance_is_input = guidance_is_input(family, parts[row.denoiser].config)

@@ -25,7 +25,7 @@ from diffgen.models.gate import Checked, Component
 from ..families import code_of
 from ..families.unet import controlnet_layout
 from .layouts import alone_layout, constants, file_layout, first_prefix, folder_layout, pieces_of
-from .network import load_network
+from .network import CONTROLNETS, load_network
 from .tokenizers import tokenizer_of
 
 
@@ -81,20 +81,20 @@ def load_safety_checker(checked: Checked, device: torch.device, dtype: torch.dty
     return load_network(component, device, dtype), _processor(processor)
 
 
-def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a ControlNet for a UNet, from a diffusers folder or from a file in diffusers' or the original layout.
+def load_controlnet(path: str | Path, denoiser: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Load a ControlNet for a network, from a diffusers folder; for a UNet also from a file in either layout.
 
     A file has no configuration; the UNet's applies, since a ControlNet is a copy of its first half. Raises InputError
     for other kinds of files and for a ControlNet of another family.
     """
-    component = _controlnet_component(Path(path), unet)
+    component = _controlnet_component(Path(path), denoiser)
     names = component.tensors or {}
     original = any(name.endswith("input_hint_block.0.weight") for name in names)
     prefix = first_prefix(("control_model.",), names)
     layout = functools.partial(pieces_of, controlnet_layout, component.config, prefix) if original else None
     network = load_network(component, device, dtype, layout)
-    for key in ("cross_attention_dim", "addition_embed_type"):
-        ours, theirs = network.config[key], unet.config[key]
+    for key in CONTROLNETS[type(denoiser).__name__][1]:
+        ours, theirs = network.config[key], denoiser.config[key]
         if ours != theirs:
             raise InputError(
                 f"{path}: a ControlNet for another family of models ({key} {ours}, this model's is {theirs})",
@@ -103,18 +103,21 @@ def load_controlnet(path: str | Path, unet: Any, device: torch.device, dtype: to
     return network
 
 
-def _controlnet_component(path: Path, unet: Any) -> Component:
+def _controlnet_component(path: Path, denoiser: Any) -> Component:
     """Check a ControlNet's files. Raises InputError."""
+    expected, _ = CONTROLNETS[type(denoiser).__name__]
     if path.is_dir():
         config = gate.read_json(path / "config.json")
-        if config.get("_class_name") != "ControlNetModel":
+        if config.get("_class_name") != expected:
             kind = gate.short(config.get("_class_name"))
-            raise InputError(f"{path / 'config.json'}: of the class {kind}, not a ControlNetModel")
-        return gate.check_component(path, "controlnet", ("diffusers", "ControlNetModel"), "network", [])
+            raise InputError(f"{path / 'config.json'}: of the class {kind}, not a {expected}")
+        return gate.check_component(path, "controlnet", ("diffusers", expected), "network", [])
+    if expected != "ControlNetModel":
+        raise InputError(f"{path}: a {expected} is read from a diffusers folder, not from a file")
     tensors = gate.read_header(path)
     config = {
-        **unet.config,
-        "in_channels": unet.config.out_channels,  # an inpainting UNet has more
+        **denoiser.config,
+        "in_channels": denoiser.config.out_channels,  # an inpainting UNet has more
         "conditioning_embedding_out_channels": _hint_widths(path, tensors),
     }
     return Component("controlnet", "diffusers", "ControlNetModel", path, config, (path,), tensors)

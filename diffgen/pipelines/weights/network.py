@@ -97,8 +97,15 @@ def _only(keys: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in keys}
 
 
+# Of a network's class: that of its ControlNets, and what both configurations have in common.
+_WIDTHS = ("num_attention_heads", "attention_head_dim", "pooled_projection_dim")
+CONTROLNETS = {
+    "UNet2DConditionModel": ("ControlNetModel", ("cross_attention_dim", "addition_embed_type")),
+    "SD3Transformer2DModel": ("SD3ControlNetModel", _WIDTHS),
+    "FluxTransformer2DModel": ("FluxControlNetModel", _WIDTHS),
+}
 # The classes of diffusers in the families' rows; and those of other libraries, each with its own keys.
-_DIFFUSERS = {"ControlNetModel"} | {
+_DIFFUSERS = {name for name, _ in CONTROLNETS.values()} | {
     name
     for row in FAMILIES.values()
     for part in row.parts.values()
