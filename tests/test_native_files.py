@@ -107,6 +107,21 @@ HOSTILE: dict[str, list[tuple[str, Callable[[Any], Any], str]]] = {
         ("model_index.json", lambda c: c.update(vae=["diffusers", "AutoencoderKL"]), "'vae' is of the class"),
         ("scheduler/scheduler_config.json", lambda c: c.update(base_shift="x"), "base_shift"),
     ],
+    "krea2": [
+        (TRANSFORMER, lambda c: c.update(num_layerwise_text_blocks=10**5), "more layers"),
+        (TRANSFORMER, lambda c: c.update(text_hidden_dim=32), "has the shape"),
+        ("model_index.json", lambda c: c.update(text_encoder_select_layers=[0, 9]), "the text encoder has 3 layers"),
+        ("model_index.json", lambda c: c.update(text_encoder_select_layers=[0]), "num_text_layers is 2"),
+        ("model_index.json", lambda c: c.update(text_encoder_select_layers="os"), "text_encoder_select_layers is"),
+        ("model_index.json", lambda c: c.update(patch_size=4), "patch_size is 4"),
+        ("text_encoder/config.json", lambda c: c["text_config"].update(num_hidden_layers=10**5), "more layers"),
+    ],
+    "ernie-image": [
+        (TRANSFORMER, lambda c: c.update(num_layers=10**5), "more layers"),
+        (TRANSFORMER, lambda c: c.update(rope_axes_dim=[4, 4, 4]), "rope_axes_dim is 12"),
+        ("text_encoder/config.json", lambda c: c["text_config"]["rope_parameters"].update(factor=1e9), "out of bounds"),
+        ("model_index.json", lambda c: c.update(pe=["os", "system"]), "'pe' is of the class"),
+    ],
     "qwen-image": [
         (TRANSFORMER, lambda c: c.update(num_layers=10**5), "more layers"),
         (TRANSFORMER, lambda c: c.update(use_additional_t_cond=True), "is missing"),
@@ -237,6 +252,22 @@ def test_a_lora_names_its_family(family_folder: Callable[[str], Path], tmp_path:
         save_file(tensors, tmp_path / "x.safetensors")
         contents = recognise(tmp_path / "x.safetensors")
         assert (contents.kind, contents.family) == ("lora", family)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("Krea2Transformer2DModel", 12e9, 14e9), ("ErnieImageTransformer2DModel", 2.5e9, 3e9)]
+)
+def test_a_network_of_full_size_is_within_the_bounds(name: str, low: float, high: float) -> None:
+    """The size of the constructor's defaults, which for Krea 2 is the published one. Nothing is allocated."""
+    from diffgen.models.gate import Component
+    from diffgen.models.gate import Tensor as Entry
+    from diffgen.pipelines.weights import network
+
+    with torch.device("meta"):
+        whole: Any = network.make_network(name, {})
+    assert low <= sum(parameter.numel() for parameter in whole.parameters()) <= high
+    tensors = {key: Entry("BF16", tuple(tensor.shape)) for key, tensor in whole.state_dict().items()}
+    network._check_bounds(Component("transformer", "diffusers", name, Path(), dict(whole.config), (), tensors))
 
 
 def test_no_table_is_left_empty() -> None:

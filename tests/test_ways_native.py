@@ -67,6 +67,9 @@ CASES = {
     "flux2-klein": Case(klein, patches, negative=""),
     "flux2-klein-base": Case(klein, patches, negative=""),
     "qwen-image": Case(lambda guidance: {"true_cfg_scale": guidance, "negative_prompt": NEGATIVE}, unpacked),
+    "krea2": Case(lambda guidance: {"guidance_scale": guidance - 1, "negative_prompt": NEGATIVE}, unpacked),
+    "krea2-turbo": Case(lambda guidance: {"guidance_scale": guidance - 1, "negative_prompt": NEGATIVE}, unpacked),
+    "ernie-image": Case(lambda guidance: {"guidance_scale": guidance, "negative_prompt": NEGATIVE}),
     "z-image": Case(lambda guidance: {"guidance_scale": guidance - 1, "negative_prompt": NEGATIVE}),
 }
 GUIDED = [family for family, case in CASES.items() if case.reads_negative]

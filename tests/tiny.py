@@ -317,6 +317,130 @@ def qwen_image() -> Any:
     )
 
 
+def krea2(is_distilled: bool = False) -> Any:
+    import diffusers
+
+    return diffusers.Krea2Pipeline(
+        vae=qwen_vae(),
+        text_encoder=qwen3vl(16),
+        tokenizer=qwen_tokenizer(),
+        transformer=diffusers.Krea2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            timestep_embed_dim=16,
+            text_hidden_dim=16,
+            num_text_layers=2,
+            text_num_attention_heads=2,
+            text_num_key_value_heads=2,
+            text_intermediate_size=16,
+            num_layerwise_text_blocks=1,
+            num_refiner_text_blocks=1,
+            axes_dims_rope=(4, 6, 6),
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_image_seq_len=6400),
+        text_encoder_select_layers=(0, 2),
+        is_distilled=is_distilled,
+    )
+
+
+def ernie_image() -> Any:
+    import diffusers
+    from tokenizers import processors
+
+    network = diffusers.ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=2,
+        ffn_hidden_size=32,
+        in_channels=16,
+        out_channels=16,
+        text_in_dim=16,
+        rope_axes_dim=(4, 6, 6),
+    )
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.normal_(std=0.1)  # its last layers begin as zeros
+    tokenizer = mistral_tokenizer()
+    template = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = template
+    return diffusers.ErnieImagePipeline(
+        vae=flux2_vae(),
+        text_encoder=ministral3(16),
+        tokenizer=tokenizer,
+        transformer=network,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=4.0),
+    )
+
+
+def ministral3(width: int) -> Any:
+    """With the vision of Mistral 3, which is not read."""
+    from transformers import Mistral3Config, Mistral3Model
+
+    text = {
+        "model_type": "ministral3",
+        "vocab_size": len(mistral_tokenizer()),
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    }
+    vision = {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "head_dim": 4,
+        "image_size": 28,
+    }
+    return Mistral3Model(Mistral3Config(text_config=text, vision_config=vision))
+
+
+def qwen3vl(width: int) -> Any:
+    """With its vision, which is not read."""
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text = {
+        "vocab_size": len(qwen_tokenizer()),
+        "hidden_size": width,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5_000_000.0, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_heads": 2,
+        "out_hidden_size": width,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
 def unconditional() -> Any:
     import diffusers
 
@@ -355,6 +479,9 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "flux2-klein-base": partial(flux2_klein, is_distilled=False),
     "flux2": flux2_dev,
     "qwen-image": qwen_image,
+    "krea2": krea2,
+    "krea2-turbo": partial(krea2, is_distilled=True),
+    "ernie-image": ernie_image,
     "unconditional": unconditional,
 }
 FAMILIES = tuple(PIPELINES)

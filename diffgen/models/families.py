@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -98,6 +98,7 @@ class Family:
     vae_overflows: bool = False  # its VAE may be too narrow in float16, and says so (force_upcast)
     guidance_embedded: bool = False  # the network takes the guidance as an input, in one evaluation
     shift: str | None = None  # how a flow's shift depends on the size, where it is not linear in the tokens: "flux2"
+    shifts: Mapping[str, float] = field(default_factory=dict)  # {variant: the μ of its flow at any size}
     prediction: str | None = "epsilon"  # unless a file names another; None: single files have to name it
 
     # Single files
@@ -174,6 +175,7 @@ def _language(*classes: str, loads: str, prefix: str = "") -> Part:
 
 _QWEN3 = ("Qwen3Model", "Qwen3ForCausalLM")
 _QWEN25VL = ("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLModel")
+_QWEN3VL = ("Qwen3VLModel", "Qwen3VLForConditionalGeneration")
 _QWEN_TOKENIZER = Part(
     "tokenizer",
     frozenset(("transformers", name) for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")),
@@ -707,6 +709,51 @@ FAMILIES = {
             configure=file_configs.qwen_image,
         ),
         Family(
+            "krea2",
+            "Krea 2",
+            ("Krea2Pipeline",),
+            {
+                "transformer": _network("diffusers", "Krea2Transformer2DModel"),
+                "vae": _network("diffusers", "AutoencoderKLQwenImage"),
+                "text_encoder": _language(*_QWEN3VL, loads="Qwen3VLTextModel"),
+                "tokenizer": _QWEN_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(28, 5.5, "euler", size=1024),
+            {"turbo": Defaults(8, 1.0, "euler", size=1024)},
+            {"text": "Krea2Pipeline", "image": "Krea2Pipeline"},
+            "krea2",
+            native=True,
+            settings=("is_distilled", "text_encoder_select_layers", "patch_size"),
+            licence="Krea 2 Community",
+            embeddings=("prompt_embeds", "prompt_embeds_mask"),
+            tokens={None: 512, "turbo": 512},
+            patch=2,
+            shifts={"turbo": 1.15},
+            prediction="flow_prediction",
+        ),
+        Family(
+            "ernie-image",
+            "ERNIE-Image",
+            ("ErnieImagePipeline",),
+            {
+                "transformer": _network("diffusers", "ErnieImageTransformer2DModel"),
+                "vae": _network("diffusers", "AutoencoderKLFlux2"),
+                "text_encoder": _language("Mistral3Model", "Ministral3Model", loads="Ministral3Model"),
+                "tokenizer": _MISTRAL_TOKENIZER,
+                "scheduler": _SCHEDULER,
+            },
+            Defaults(50, 4.0, "euler", size=1024),
+            {"turbo": Defaults(8, 1.0, "euler", size=1024)},
+            {"text": "ErnieImagePipeline", "image": "ErnieImagePipeline"},
+            "ernie_image",
+            native=True,
+            licence="Apache-2.0",
+            embeddings=("prompt_embeds",),
+            patch=2,
+            prediction="flow_prediction",
+        ),
+        Family(
             "unconditional",
             "unconditional diffusion in pixels",
             ("DDPMPipeline", "DDIMPipeline"),
@@ -733,7 +780,11 @@ COMPANIONS = {
         ),
     ),
     "image_encoder": _network("transformers", "CLIPVisionModelWithProjection", "SiglipVisionModel"),
+    "pe": _network("transformers", "Ministral3ForCausalLM"),  # rewrites prompts of ERNIE-Image
+    "pe_tokenizer": replace(_MISTRAL_TOKENIZER, template=""),
 }
+# Plain values of a model_index.json that change the pictures.
+SETTINGS = {name for family in FAMILIES.values() for name in family.settings}
 
 
 def class_of(family: str, task: str) -> str:
@@ -779,7 +830,8 @@ def variant_of(
 
     inpaint: 9 channels in. lcm: the UNet has a projection for the guidance (time_cond_proj_dim). lcm-merged: it has
     none, and LCM's pipeline or scheduler, or "lcm" in the name. turbo: an Euler scheduler with trailing times for
-    epsilon, or "turbo" or "lightning" in the name. 3.5: normalised queries and keys. schnell: no guidance embedding.
+    epsilon, or "turbo" or "lightning" in the name; of Krea 2, where model_index.json says that it is distilled. 3.5:
+    normalised queries and keys. schnell: no guidance embedding.
     base: model_index.json (`index`) says that it is not distilled, or "base" in the name. lightning: a shift that does
     not depend on the size, or "lightning" in the name. flash: "flash" in the name.
     """
@@ -795,6 +847,8 @@ def variant_of(
         named = pipeline.startswith("LatentConsistency") or scheduler.get("_class_name") == "LCMScheduler"
         if named or "lcm" in words:
             return "lcm-merged"
+    if "turbo" in variants and "is_distilled" in family.settings:
+        return "turbo" if index.get("is_distilled") is True else None
     if "turbo" in variants:
         fast = any(word.endswith(("turbo", "lightning")) for word in words)
         euler = scheduler.get("_class_name") in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")

@@ -232,7 +232,7 @@ def _named_parts(path: Path, index: Mapping[str, Any]) -> dict[str, families.Pai
     """{component: (library, class)} of a model_index.json, without those that are null."""
     pairs = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list | dict):
+        if name.startswith("_") or name in families.SETTINGS or not isinstance(value, list | dict):
             continue  # plain values, which are not read
         if value == [None, None]:
             continue

@@ -337,11 +337,12 @@ def check_text(text: str, syntax: str, wildcards: Wildcards) -> None:
 
 def noise_and_prediction(checked: Checked) -> tuple[schedulers.NoiseSchedule, str]:
     """The noise schedule and the prediction that a model's scheduler_config.json states."""
-    component = checked.components["scheduler"]
+    component, row = checked.components["scheduler"], checked.row
+    config = component.config | ({"mu": row.shift} if row.shift else {})
+    if (mu := row.shifts.get(checked.variant or "")) is not None:
+        config |= {"base_shift": mu, "max_shift": mu}
     try:
-        return schedulers.from_diffusers_config(
-            component.config | ({"mu": checked.row.shift} if checked.row.shift else {})
-        )
+        return schedulers.from_diffusers_config(config)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise InputError(f"{component.folder / 'scheduler_config.json'}: {error}") from error
 

@@ -49,7 +49,8 @@ class Code:
     """A family's own functions. Every module here has one, `CODE`."""
 
     layout: Rename  # of the denoiser in single files
-    # check(where, family, variant, parts): do the parts fit together? Raises InputError, which begins with `where`.
+    # check(where, family, variant, parts): do the parts, and the settings of the row, fit together? Raises InputError,
+    # which begins with `where`.
     check: Callable[[Path, Family, str | None, Mapping[str, Any]], None]
     # inputs(pipeline, embeddings, (width, height) in pixels, guidance or None): what the network reads besides x and t,
     # each [B, …]. The embeddings go by the names of the pipeline's arguments; guidance is that of a network which takes

@@ -44,9 +44,14 @@ _SINGLE = {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"}
 _BLOCKS = Blocks(_NAMES, _DOUBLE, _SINGLE)
 
 
-def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
-    if bool((parts["vae"].bn.running_var <= 0).any()):
+def check_vae(where: Path, vae: Any) -> None:
+    """Raise InputError unless the variances of a VAE's latents are above 0."""
+    if bool((vae.bn.running_var <= 0).any()):
         raise InputError(f"{where}: the VAE's bn.running_var has variances that are not above 0")
+
+
+def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
+    check_vae(where, parts["vae"])
     check_widths(
         where,
         parts["transformer"].config,

@@ -21,15 +21,19 @@ from . import Code, Inputs, check_widths
 _TOKENS = CODECS["packed"]
 
 
-def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
-    transformer = parts["transformer"].config
-    if transformer.use_additional_t_cond or transformer.use_layer3d_rope or transformer.guidance_embeds:
-        raise InputError(f"{where}: the transformer is that of another model (layers of pictures), which is not read")
-    vae = parts["vae"].config
+def check_vae(where: Path, vae: Any) -> None:
+    """Raise InputError unless a VAE's configuration has the mean and the deviation of each channel."""
     if not len(vae.latents_mean) == len(vae.latents_std) == vae.z_dim or min(vae.latents_std) <= 0:
         raise InputError(
             f"{where}: the VAE's latents_mean and latents_std need {vae.z_dim} numbers, the latter above 0"
         )
+
+
+def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str, Any]) -> None:
+    transformer = parts["transformer"].config
+    if transformer.use_additional_t_cond or transformer.use_layer3d_rope or transformer.guidance_embeds:
+        raise InputError(f"{where}: the transformer is that of another model (layers of pictures), which is not read")
+    check_vae(where, parts["vae"].config)
     channels, width = parts["vae"].config.z_dim * family.patch**2, parts["text_encoder"].config.hidden_size
     check_widths(where, transformer, channels=channels, width=width)
 

@@ -98,9 +98,10 @@ def embed_with_gradient(
 embed = torch.no_grad()(embed_with_gradient)
 
 
-def _named(family: Family, tensors: Iterable[torch.Tensor | None]) -> dict[str, torch.Tensor]:
+def _named(family: Family, tensors: Iterable[Any]) -> dict[str, torch.Tensor]:
     """Give the tensors that encode_prompt returns the names of the call's arguments, and drop those that are None."""
     named: dict[str, torch.Tensor] = {}
+    tensors = (tensors,) if isinstance(tensors, list) else tensors  # of a single argument
     for name, value in zip(family.embeddings, tensors, strict=False):  # Flux's returns positions too
         if not name:
             continue
@@ -223,6 +224,8 @@ def _embed_text(
         options["clip_skip"] = clip_skip - 1
     if tokens is not None:
         options["max_sequence_length"] = tokens
+    if "device" in parameters and parameters["device"].default is inspect.Parameter.empty:
+        options["device"] = pipeline._execution_device
     if "do_classifier_free_guidance" in parameters:
         options |= {"do_classifier_free_guidance": guided, "negative_prompt": opposite if guided else None}
     masks: list[torch.Tensor] = []  # of the texts that the encoder reads

@@ -47,9 +47,11 @@ def load_pipeline(
             encoder = loaded[name.replace("tokenizer", "text_encoder")]
             loaded[name] = tokenizer_of(component, encoder.config, checked.row.parts[name].template)
     _check_vocabularies(checked, loaded)
-    code_of(checked.family).check(checked.file or checked.folder, checked.row, checked.variant, loaded)
+    settings = _settings(checked)
+    where = checked.file or checked.folder
+    code_of(checked.family).check(where, checked.row, checked.variant, {**loaded, **settings})
     cls = getattr(diffusers, checked.row.pipelines[0])
-    return assemble(cls, checked.row, {**loaded, "scheduler": None}, _settings(checked))
+    return assemble(cls, checked.row, {**loaded, "scheduler": None}, settings)
 
 
 def assemble(cls: type, family: Family, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> Any:
@@ -166,12 +168,17 @@ def _processor(component: Component) -> CLIPImageProcessorPil:
         raise InputError(f"{path}: makes no image processor: {error}") from error
 
 
-def _settings(checked: Checked) -> dict[str, bool]:
-    """The family's settings in a folder's model_index.json."""
+def _settings(checked: Checked) -> dict[str, Any]:
+    """The family's settings in a folder's model_index.json: switches, numbers below 1000, and lists of those."""
     if checked.file is not None and checked.folder == checked.file.parent:
         return {}  # a single file without a folder
     index = gate.read_json(checked.folder / "model_index.json")
-    return {key: index[key] for key in checked.row.settings if isinstance(index.get(key), bool)}
+    settings = {key: index[key] for key in checked.row.settings if index.get(key) is not None}
+    for key, value in settings.items():
+        values = value if isinstance(value, list) and len(value) < 100 else [value]
+        if not all(type(one) in (bool, int) and 0 <= one < 1000 for one in values):
+            raise InputError(f"{checked.folder / 'model_index.json'}: {key} is {gate.short(value)}")
+    return settings
 
 
 def _check_vocabularies(checked: Checked, loaded: Mapping[str, Any]) -> None:

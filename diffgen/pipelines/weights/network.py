@@ -24,12 +24,16 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from torch import nn
 from transformers.models.clip.configuration_clip import CLIPConfig, CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+from transformers.models.ministral3.configuration_ministral3 import Ministral3Config
+from transformers.models.ministral3.modeling_ministral3 import Ministral3Model
 from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5EncoderModel
 
@@ -61,6 +65,12 @@ LANGUAGE = {
     "bos_token_id", "eos_token_id",
 }  # fmt: skip
 
+# How Ministral stretches its rotary frequencies.
+YARN = {
+    "factor", "original_max_position_embeddings", "max_position_embeddings", "beta_fast", "beta_slow",
+    "mscale", "mscale_all_dim", "llama_4_scaling_beta",
+}  # fmt: skip
+
 # Bounds on configurations: without them a few bytes could describe a network that takes days to build.
 MAX_NUMBER = 10**6
 MAX_BASE = 10**12  # rope_theta: a number that is only computed with
@@ -82,7 +92,10 @@ def _language(cls: type, config_class: type, config: dict[str, Any]) -> nn.Modul
     table = table if isinstance(table, dict) else {}
     theta = config.get("rope_theta") or table.get("rope_theta") or 10_000
     rope = {"rope_type": "default", "rope_theta": float(theta), **_only({"mrope_section"}, table)}
-    more = {"sliding_window": None} if config_class is MistralConfig else {}
+    if config_class is Ministral3Config:
+        kind = table.get("rope_type") or table.get("type")
+        rope |= {"rope_type": "yarn" if kind == "yarn" else "default", **_only(YARN, table)}
+    more = {"sliding_window": None} if config_class in (MistralConfig, Ministral3Config) else {}
     return cls(config_class(**_only(LANGUAGE, config), rope_parameters=rope, attn_implementation="sdpa", **more))
 
 
@@ -118,6 +131,8 @@ _TRANSFORMERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "T5EncoderModel": functools.partial(_t5, T5EncoderModel),
     "Qwen3Model": functools.partial(_language, Qwen3Model, Qwen3Config),
     "MistralModel": functools.partial(_language, MistralModel, MistralConfig),
+    "Ministral3Model": functools.partial(_language, Ministral3Model, Ministral3Config),
+    "Qwen3VLTextModel": functools.partial(_language, Qwen3VLTextModel, Qwen3VLTextConfig),
     "Qwen2_5_VLTextModel": functools.partial(_language, Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig),
     "StableDiffusionSafetyChecker": functools.partial(_safety_checker, StableDiffusionSafetyChecker),
 }
@@ -246,6 +261,8 @@ def _check_bounds(component: Component) -> None:
             "n_layers",
             "n_refiner_layers",
             "approximator_layers",
+            "num_layerwise_text_blocks",
+            "num_refiner_text_blocks",
         ):
             blocks += max([0, *map(math.ceil, numbers)])
         if key == "down_block_types":

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -136,6 +137,8 @@ def load_mistral_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         split = pre_tokenizers.Split(Regex(TEKKEN), behavior="isolated")
         inner.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
         inner.decoder = decoders.ByteLevel()
+        if '"<s>"' in json.dumps(content.get("post_processor")):  # texts begin with it
+            inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", known["<s>"])])
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, padding_side=side, **needed)
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise InputError(f"{folder}: makes no Mistral tokenizer: {error}") from error
