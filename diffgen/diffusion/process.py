@@ -49,6 +49,9 @@ class GaussianDiffusion(ReverseProcess):
         self.objective, self.vlb_weight, self.levels = objective, vlb_weight, levels
         self.loss_weight = weight_table(self, weight)
 
+    def __repr__(self) -> str:
+        return f"<{self.objective} loss of {self.prediction} on {self.noise!r}, variance {self.variance}>"
+
     def weights(self, t: Tensor, x0: Tensor) -> Tensor:
         """The factors of the output's squared error at times t, shaped to multiply x0."""
         return self.at("loss_weight", t, x0)

@@ -62,6 +62,10 @@ class LoadedModel:
         self._refiner: Any = None
         self._sketch: Sketch | None = None
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<{self.model.name}: {self.checked.row.title}, {dtype} on {self.device}>"
+
     def scheduler(self, plan: Plan, size: tuple[int, int] | None = None) -> Scheduler:
         """The plan's scheduler for this model's noise and prediction. Raises InputError if they do not go together.
 

@@ -59,6 +59,10 @@ class RunGenerator:
         process = diffusion_of(self.run)
         self.noise, self.prediction = process.noise, process.prediction
 
+    def __repr__(self) -> str:
+        (height, width), dtype = self.run.data["size"], str(self.dtype).removeprefix("torch.")
+        return f"<{self.run.name}: a run at step {self.step}, {width}x{height}, {dtype} on {self.device}>"
+
     def generate(
         self,
         prompt: str | Sequence[str] = (),
