@@ -28,7 +28,8 @@ def main() -> None:
     if sys.argv[1:2] == ["list"] or not sys.argv[1:]:
         print("\n".join(kind.name for kind in KINDS))
         return
-    kind = next(kind for kind in KINDS if kind.name == sys.argv.pop(1))
+    name = sys.argv.pop(1)
+    kind = next(kind for kind in KINDS if kind.name == name)
     from tiny import build  # type: ignore[import-not-found]
 
     folder = Path(tempfile.mkdtemp()) / "good"
