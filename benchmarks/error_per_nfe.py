@@ -372,7 +372,7 @@ SAME_NAME: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
 
 def same_name(starts: int) -> None:
     """Print the errors of solvers of the same name on Karras grids of scaled_linear: ours/theirs."""
-    exam, budgets = exam_of("scaled_linear", HELD_OUT, starts), (5, 8, 10, 16, 20, 40, 80)
+    exam, budgets = exam_of("scaled_linear", range(100, 116), starts), (5, 8, 10, 16, 20, 40, 80)
     print("\nsame name, karras: ours/diffusers".ljust(39) + "".join(f"{n:>18}" for n in budgets))
     lines = [
         (name, schedulers.get(name, grid="karras", **mine), f"{cls}Scheduler", {**options, "use_karras_sigmas": True})
