@@ -18,8 +18,6 @@ Examples:
 
   diffgen generate "a green apple" --image apple.png --strength 0.6
 
-  diffgen generate --prompt-file prompts.jsonl -o "{prompt}-{seed}.png"
-
   echo "a blue circle" | diffgen generate - -m some/diffusers/folder
 """
 
@@ -81,7 +79,7 @@ def generate(
     model: Annotated[
         Text, option(MODEL, "Name, path, or hub id. \\[emoji]", "--model", "-m", metavar="NAME|PATH|ID")
     ] = None,
-    component: Annotated[Texts, option(MODEL, "File of one part: vae, text_encoder, ….", metavar="NAME=FILE")] = None,
+    component: Annotated[Texts, option(MODEL, "File of a part (vae, …).", metavar="NAME=FILE")] = None,
     prediction: Annotated[
         Text, option(MODEL, "Prediction type, if unrecorded.", metavar="epsilon|v_prediction")
     ] = None,
@@ -113,18 +111,12 @@ def generate(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    batch_size: Annotated[str, option(MEMORY, "Pictures at once; may change last bits. \\[1]", metavar="N|auto")] = "1",
+    batch_size: Annotated[str, option(MEMORY, "Pictures at once; last bits change. \\[1]", metavar="N|auto")] = "1",
     vae_tiling: Annotated[bool, option(MEMORY, "Decode in tiles to save memory.", "--vae-tiling")] = False,
-    offload: Annotated[
-        str, option(MEMORY, "model, group or sequential saves GPU memory. \\[none]", metavar="NAME")
-    ] = "none",
-    quantize: Annotated[
-        str, option(MEMORY, "In 8 or 4 bits: int8, fp8, nf4, fp8-storage. \\[none]", metavar="NAME")
-    ] = "none",
-    compile: Annotated[bool, option(MEMORY, "Compile the network's blocks; slow at first.", "--compile")] = False,
-    attention_backend: Annotated[
-        str, option(MEMORY, "native, cudnn, flash, sage, xformers, …. \\[native]", metavar="NAME")
-    ] = "native",
+    offload: Annotated[str, option(MEMORY, "model, group or sequential. \\[none]", metavar="NAME")] = "none",
+    quantize: Annotated[str, option(MEMORY, "int8, fp8, nf4 or fp8-storage. \\[none]", metavar="NAME")] = "none",
+    compile: Annotated[bool, option(MEMORY, "Compile the network's repeated blocks.", "--compile")] = False,
+    attention_backend: Annotated[str, option(MEMORY, "cudnn, flash, sage, …. \\[native]", metavar="NAME")] = "native",
     out: Annotated[
         Text,
         option(

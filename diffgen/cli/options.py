@@ -15,11 +15,11 @@ def option(panel: str, help: str, *names: str, metavar: str | None = None, defau
 
 
 _DEVICE = "auto|cpu|cuda[:N]|mps|xpu"
-Device = Annotated[str, option(MACHINE, "Where to compute.", metavar=_DEVICE, default=True)]
+Device = Annotated[str, option(MACHINE, "Where to compute. \\[auto]", metavar=_DEVICE)]
 RecordedDevice = Annotated[
     str | None,
     option(MACHINE, "Where to compute.", metavar=_DEVICE, default="the recorded device, if this machine has it"),
 ]
-Dtype = Annotated[str, option(MACHINE, "float32, float16 or bfloat16.", metavar="FORMAT", default=True)]
+Dtype = Annotated[str, option(MACHINE, "float32, float16, …. \\[auto]", metavar="FORMAT")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait while another process works there.", rich_help_panel="Output")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.", rich_help_panel=MACHINE)]
