@@ -57,7 +57,7 @@ Call = Callable[..., Any]  # the denoiser, called as its class is
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPicture:
     """A picture as the network reads it."""
 
     latents: Tensor  # float32 [C, h, w]
@@ -243,7 +243,7 @@ class FineTune(ABC):
         return [(crop, mirrored) for crop in range(self.config.data.crops) for mirrored in flips]
 
     @torch.no_grad()
-    def _encode(self, progress: Progress | None) -> dict[tuple[int, int, bool], Encoded]:
+    def _encode(self, progress: Progress | None) -> dict[tuple[int, int, bool], EncodedPicture]:
         """All pictures in all variants: {(picture, crop, mirrored): latents}."""
         encoded = {}
         for i in range(len(self.data)):
@@ -284,7 +284,7 @@ class FineTune(ABC):
             place = (u[0], u[1])
         return self.data.crop(picture, place, mirrored)
 
-    def _read(self, cut: Crop) -> Encoded:
+    def _read(self, cut: Crop) -> EncodedPicture:
         """The latents of a crop, from the cache or encoded."""
         key = (cut.pixels.shape, hashlib.sha256(cut.pixels.tobytes()).hexdigest())
         pixels = torch.from_numpy(cut.pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -300,7 +300,7 @@ class FineTune(ABC):
             mask = nn.functional.adaptive_avg_pool2d(mask, (latents.shape[-2], latents.shape[-1]))[0]
             mask = mask.clamp(min=self.config.data.unmasked)
             weight = (mask / mask.mean().clamp(min=1e-6)).to(self.device)
-        return Encoded(latents.to(self.device), weight, cut.corner)
+        return EncodedPicture(latents.to(self.device), weight, cut.corner)
 
     # A step
 
@@ -350,7 +350,9 @@ class FineTune(ABC):
             error = error * torch.stack([one if weight is None else weight for weight in weights])
         return error.flatten(1).mean(1)
 
-    def _place(self, inputs: dict[str, Any], picks: Sequence[Pick], encoded: Sequence[Encoded], size: Size) -> None:
+    def _place(
+        self, inputs: dict[str, Any], picks: Sequence[Pick], encoded: Sequence[EncodedPicture], size: Size
+    ) -> None:
         """Tell networks that read them (XL) the pictures' own sizes and crops: (height, width) of each."""
         if "sizes" in inputs:
             width, height = size

@@ -35,7 +35,7 @@ WEIGHT_TYPES = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
-class Data:
+class FineData:
     """Which pictures, at which sizes, with which captions."""
 
     size: int | None = setting(None, 8, 4096)  # side of the square that pictures have as many pixels as; default: own
@@ -53,7 +53,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class FineDiffusion:
     """The objective. Noise schedule and prediction are the model's own."""
 
     weight: str | None = setting(None, of=tuple(WEIGHTS))  # of tables, not of flows
@@ -81,7 +81,7 @@ class FineTrain(Train):
 
 
 @dataclass(frozen=True)
-class Sample:
+class FineSample:
     """The sheets: each prompt twice, by the tuned model and by the base."""
 
     every: int = setting(100, 1, 10**9)
@@ -109,11 +109,11 @@ class FineTuneConfig:
 
     job: str = ""
     model: str = ""  # what is tuned: any model that `generate -m` takes
-    data: Data = Data()
-    diffusion: Diffusion = Diffusion()
+    data: FineData = FineData()
+    diffusion: FineDiffusion = FineDiffusion()
     prior: Prior = Prior()
     train: FineTrain = field(default_factory=FineTrain)
-    sample: Sample = Sample()
+    sample: FineSample = FineSample()
 
 
 @dataclass(frozen=True)

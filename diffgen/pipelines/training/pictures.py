@@ -28,7 +28,7 @@ from diffgen.training.data.decode import WORKERS
 from diffgen.training.data.folder import list_folder
 
 from .. import sizes
-from .finetune_config import Data, FineTuneConfig, check_base
+from .finetune_config import FineData, FineTuneConfig, check_base
 
 SMALL_MODEL = 256  # pixels: below it, buckets are as fine as the network allows
 CROPPED = 0.15  # the share of a picture that may be lost without a note
@@ -133,14 +133,14 @@ def open_pictures(folder: str, config: FineTuneConfig, where: str, progress: Pro
     return read_pictures(Path(folder), config.data, square_of(config.data, model, checked), checked, progress)
 
 
-def square_of(data: Data, model: Any, checked: Checked) -> int:
+def square_of(data: FineData, model: Any, checked: Checked) -> int:
     """The side in pixels of the square that all buckets have about as many pixels as."""
     width, height = sizes.own_size(model, info(model), checked)
     side = data.size or round(math.sqrt(width * height))
     return max(side // sizes.multiple(checked), 1) * sizes.multiple(checked)
 
 
-def read_pictures(folder: Path, data: Data, square: int, checked: Checked, progress: Progress | None) -> Pictures:
+def read_pictures(folder: Path, data: FineData, square: int, checked: Checked, progress: Progress | None) -> Pictures:
     if not folder.is_dir():
         raise InputError(f"there is no folder {str(folder)!r}", "give a folder of pictures")
     listing = list_folder(folder, texts=True)
@@ -188,7 +188,7 @@ def read_pictures(folder: Path, data: Data, square: int, checked: Checked, progr
     return Pictures(folder.resolve().name, examples, square, tuple(notes))
 
 
-def _captioned(captions: list[Captions] | None, data: Data, count: int, folder: Path) -> list[Captions]:
+def _captioned(captions: list[Captions] | None, data: FineData, count: int, folder: Path) -> list[Captions]:
     """The captions of each picture, with the trigger in front. Raises InputError if there are none."""
     if captions is None:
         common = data.caption if data.caption is not None else data.trigger
