@@ -283,9 +283,8 @@ def test_no_table_is_left_empty() -> None:
     assert all(parameter.is_meta for parameter in made.parameters())
 
 
-def test_a_file_of_all_networks_needs_a_base_for_its_vocabulary(
-    family_folder: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_a_file_of_all_networks_needs_nothing_else(family_folder: Callable[[str], Path], tmp_path: Path) -> None:
     path = original_layout.write(family_folder("z-image"), tmp_path / "x.safetensors", "z-image")
-    with pytest.raises(InputError, match="holds text_encoder, transformer, vae; it lacks tokenizer"):
-        single_file.check_file(path)
+    checked = single_file.check_file(path)
+    assert set(checked.components) == set(checked.row.parts)
+    assert checked.files == (path,)
