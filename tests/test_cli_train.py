@@ -136,6 +136,13 @@ def test_a_sheet_has_its_pictures_where_they_belong() -> None:
         sheet([[]])
 
 
+def test_labels_leave_out_what_the_font_cannot_draw() -> None:
+    """A sheet whose labels have Chinese characters too is that of the rest, without boxes."""
+    pictures = [Image.new("RGB", (64, 64), "white")]
+    mixed, plain = (labelled_sheet("step 5", {"weights": pictures}, [name]) for name in ("红 red 苹果", "red"))
+    assert mixed.tobytes() == plain.tobytes()
+
+
 def test_a_labelled_sheet_names_its_pictures() -> None:
     pictures = [Image.new("L", (8, 8), value) for value in (0, 100, 255)]
     plain = labelled_sheet("step 5", {"weights": pictures, "average": pictures[::-1]}, columns=2)

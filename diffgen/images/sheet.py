@@ -68,13 +68,21 @@ def labelled_sheet(
 
 
 def fit_text(draw: ImageDraw.ImageDraw, text: str, font: Any, width: float) -> str:
-    """The text in one line, cut with an ellipsis if it is wider than so many pixels."""
-    text = " ".join(text.split())
+    """The text in one line, cut with an ellipsis if it is wider than so many pixels.
+
+    Characters that the font has not are left out: Pillow's own font has no Chinese ones.
+    """
+    text = " ".join("".join(c for c in text if has_glyph(font, c)).split())
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:
         text = text[:-1]
     return text + "…"
+
+
+def has_glyph(font: Any, character: str) -> bool:
+    """Whether the font can draw a character, rather than the box for missing ones."""
+    return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010fffe"))
 
 
 def _enlarged(picture: Image.Image, smallest: int) -> tuple[int, int, int]:
