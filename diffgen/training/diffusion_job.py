@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from schedulers.draws import normal
 
 from .batches import HELD_OUT_PICTURES, evenly, held_out_draws, prefetch, shuffle_of, times
 from .data.dataset import TrainingData
-from .job import Autocast, Networks
+from .job import Autocast, Job, Networks
 from .seeds import SAMPLES, STEP, generator
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, t) to the network's output
@@ -37,7 +36,7 @@ class Draws:
     choices: Choices  # the job's own, each [B]
 
 
-class DiffusionJob(ABC):
+class DiffusionJob(Job):
     """A `job.Job` for DDPM's algorithm 1; a subclass defines x0, the condition and the prediction.
 
     A subclass sets `networks`, `area` and `shape`, and calls `super().__init__` first for everything else. `config` has
@@ -45,10 +44,7 @@ class DiffusionJob(ABC):
     """
 
     networks: dict[str, nn.Module]
-    area: int
     shape: tuple[int, int, int]  # (C, h, w) of an example
-    notes: tuple[str, ...] = ()
-    frozen: Mapping[str, nn.Module] = {}
     uniforms = 1  # uniform numbers of an example: the first is for its time, `choose` gets the others
     clip_samples = False  # whether x̂0 is kept in [-1, 1] while sampling
 
@@ -164,9 +160,6 @@ class DiffusionJob(ABC):
             raise InvalidOutput(f"training diverged: a picture of the sheet is {error}") from error
         return self.pictures(x0)
 
-    def sample_names(self) -> Sequence[str]:
-        return ()
-
     def _scheduler(self) -> schedulers.Scheduler:
         """The scheduler of the sheets. Raises ValueError for an unknown name or too many steps."""
         s = self.config.sample
@@ -181,15 +174,6 @@ class DiffusionJob(ABC):
         except ValueError as error:
             raise ValueError(f"[sample]: scheduler: {error}") from error
         return scheduler
-
-    def files(self) -> Mapping[str, bytes | Path]:
-        return {}
-
-    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-        return {}
-
-    def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        raise InputError(f"{folder} is not a run", "start from a run of this job, or from a .safetensors file")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.importance is None else self.importance.state_dict()

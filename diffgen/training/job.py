@@ -6,12 +6,15 @@ as text, since jobs on diffusers' networks are in `diffgen.pipelines`, which is 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from diffgen.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -109,61 +112,65 @@ JOBS = {
 }
 
 
-class Job(Protocol):
-    """Something to train. `diffusion_job.DiffusionJob` is the base of those that train a diffusion model."""
+class Job(ABC):
+    """Something to train, with defaults for what most jobs do not have.
+
+    `diffusion_job.DiffusionJob` is the base of those that train a diffusion model.
+    """
 
     networks: dict[str, nn.Module]  # every parameter that requires a gradient is trained
     area: int  # pixels of an example, or elements of one channel of its latents
-    notes: tuple[str, ...]  # what the user should know before the training
-    frozen: Mapping[str, nn.Module]  # networks that are called and not trained
+    notes: tuple[str, ...] = ()  # what the user should know before the training
+    frozen: Mapping[str, nn.Module] = {}  # networks that are called and not trained
 
+    @abstractmethod
     def about(self) -> dict[str, Any]:
         """The part of run.json beside configuration and versions: job, data, network, …; JSON values."""
-        ...
 
     def files(self) -> Mapping[str, bytes | Path]:
         """Further files of the run, by relative name with /: what its model needs and training does not change (a
         tokenizer, the autoencoder of latents). A path is a file to link or copy."""
-        ...
+        return {}
 
     def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
         """Files of the run that other commands read, of the averaged weights; rewritten with each checkpoint."""
-        ...
+        return {}
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         """The initial weights, from a folder that is no run; `own` are the networks' present weights, by name.
 
         Raises InputError for a folder that does not fit this job.
         """
-        ...
+        raise InputError(f"{folder} is not a run", "start from a run of this job, or from a .safetensors file")
 
+    @abstractmethod
     def prepare(self, device: torch.device, autocast: Autocast) -> None:
         """Move the job's own tensors (data, frozen networks) to the device. Called once, before the first loss."""
-        ...
 
+    @abstractmethod
     def loss(self, networks: Networks, k: int, positions: slice) -> Tensor:
         """The loss of each example [b] at these positions of the global batch of step k, float32, on the device.
 
         A pure function of (seed, k, position) and the weights, except for layers that draw from torch's global
         generators: the trainer seeds them. It must not read a value back from the device.
         """
-        ...
 
+    @abstractmethod
     def held_out(self, networks: Networks) -> list[float]:
         """Losses on held-out data, always at the same examples, times and noise: one for each quartile of the times,
         small times first; a single one for a job without times. Empty without held-out data."""
-        ...
 
+    @abstractmethod
     def samples(self, networks: Networks) -> list[Image.Image]:
         """Pictures, always from the same noise."""
-        ...
 
     def sample_names(self) -> Sequence[str]:
         """What each of the samples shows, such as its class; empty if there is nothing to say."""
-        ...
+        return ()
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the job has learned beside the networks, for a checkpoint; may be empty."""
-        ...
+        return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Take over what `state_dict` returned."""

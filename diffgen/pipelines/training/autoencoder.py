@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from diffgen.errors import InputError
 from diffgen.images.pixels import to_pil
 from diffgen.training.batches import HELD_OUT_PICTURES, evenly, prefetch, shuffle_of
 from diffgen.training.data.dataset import Progress, TrainingData
-from diffgen.training.job import Autocast, Networks
+from diffgen.training.job import Autocast, Job, Networks
 from diffgen.training.seeds import HELD_OUT, STEP, WEIGHTS, generator, mix
 
 from .config import AutoencoderConfig
@@ -42,7 +42,7 @@ class Coder(nn.Module):
         return y.float(), kl.flatten(1).mean(1)
 
 
-class AutoencoderJob:
+class AutoencoderJob(Job):
     """Data, network and loss of an autoencoder. Raises InputError for a configuration that does not fit the data."""
 
     notes: tuple[str, ...] = ()
@@ -87,12 +87,6 @@ class AutoencoderJob:
 
     def about(self) -> dict[str, Any]:
         return {"job": "autoencoder", "data": self.data.about(), "network": self.about_network}
-
-    def files(self) -> dict[str, bytes]:
-        return {}
-
-    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-        return {}
 
     def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
         vae, _ = read_autoencoder(folder)
@@ -160,11 +154,6 @@ class AutoencoderJob:
 
     def sample_names(self) -> Sequence[str]:
         return ("picture", "decoded") * self.config.sample.count
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
 
 
 def square(data: TrainingData, where: str) -> int:

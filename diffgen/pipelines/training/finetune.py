@@ -11,11 +11,10 @@ import contextlib
 import hashlib
 import itertools
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from diffgen.errors import InputError, InvalidOutput
 from diffgen.models.gate import Checked
 from diffgen.training.batches import BucketShuffle, evenly, held_out_draws, times
 from diffgen.training.data.dataset import Captions, Progress
-from diffgen.training.job import Autocast, Networks
+from diffgen.training.job import Autocast, Job, Networks
 from diffgen.training.seeds import CAPTIONS, STEP, WEIGHTS, generator, mix
 from schedulers.draws import normal
 
@@ -80,7 +79,7 @@ class Pick:
     imitates: bool = False  # the target is the base's own output
 
 
-class FineTune(ABC):
+class FineTune(Job):
     """A `job.Job` that changes a model by a few pictures. A subclass says what is trained."""
 
     networks: dict[str, nn.Module]
@@ -534,19 +533,3 @@ class FineTune(ABC):
             "prediction": self.loaded.prediction,
             "variance": "fixed_small",
         }
-
-    def files(self) -> dict[str, bytes | Path]:
-        return {}
-
-    def products(self, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """The files that other commands read, of the averaged weights."""
-        return {}
-
-    def first_weights(self, folder: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
-        raise InputError(f"{folder} is not a run", "start from a run of this job, or from a .safetensors file")
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        assert not state
