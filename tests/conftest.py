@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,6 +17,8 @@ from diffgen import environment
 from diffgen.cli import run
 
 environment.prepare(offline=True)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores; torch is not imported yet
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
