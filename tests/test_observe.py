@@ -391,7 +391,7 @@ def on_a_terminal(args: list[str], folder: Path, environ: dict[str, str]) -> tup
 def test_on_a_terminal_the_picture_is_drawn_in_place(tmp_path: Path) -> None:
     command = ["generate", APPLE, "--seed", "7", "--steps", "12", "-n", "2", "-o", "out/", "--preview"]
     output, out = on_a_terminal(command, tmp_path, {"COLORTERM": "truecolor"})
-    assert output.count("\x1b[?25l") == output.count("\x1b[?25h") == 1
+    assert output.count("\x1b[?25l") == output.count("\x1b[?25h") == 2  # while the model loads, and while it works
     screen = terminal.Screen(80)
     screen.write(output)
     assert screen.plain  # no colour is left on at the end

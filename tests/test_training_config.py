@@ -16,6 +16,7 @@ from diffgen.errors import InputError
 from diffgen.pipelines.training.config import AutoencoderConfig, LatentConfig
 from diffgen.training import config
 from diffgen.training.config import Config, differences, parse, read_toml, to_dict, with_values
+from diffgen.training.job import JOBS
 
 ROOT = Path(__file__).parent.parent
 
@@ -161,7 +162,8 @@ def test_flags_win() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "samples").glob("*/*.toml")), ids=lambda path: path.name)
 def test_the_samples_are_configurations(path: Path) -> None:
     if path.name != "pyproject.toml":
-        parse(read_toml(path), path, KINDS[read_toml(path)["job"]])
+        tables = read_toml(path)
+        parse(tables, path, JOBS[tables["job"]].load("config"))
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_mixed_sizes_are_scaled_and_cropped_in_the_middle(write):
     folder = write({"wide.png": wide, "small.png": Image.new("RGB", (4, 4), "green"), "x.png": picture(0, (10, 10))})
     with pytest.raises(InputError, match="3 sizes, with sides from 4 to 40 pixels") as excinfo:
         open_data(folder)
-    assert "size = 4" in excinfo.value.hint
+    assert "--size 4" in excinfo.value.hint
     data = open_data(folder, size=10)
     assert data.size == (10, 10)
     assert torch.equal(data.images[1], values(Image.new("RGB", (10, 10), "blue")))

@@ -118,9 +118,9 @@ def test_parts_of_a_network_make_the_same_files(two: Path, tmp_path: Path) -> No
 
 def test_an_error_is_printed_once_and_ends_both(two: Path, tmp_path: Path) -> None:
     shutil.copytree(two, tmp_path / "run")
-    codes, errors = pair(tmp_path, "train", "digits", "-o", "run", "--resume", "--steps", "60")
+    codes, errors = pair(tmp_path, "train", "digits", "-o", "run", "--resume", "--seed", "60")
     assert codes == [2, 2]
-    assert "train.steps: 50, now 60" in errors[0]
+    assert "train.seed: 0, now 60" in errors[0]
     assert errors[1] == ""
     codes, errors = pair(tmp_path, "train", "digits", "-o", "new", "--batch-size", "1")
     assert codes == [2, 2]

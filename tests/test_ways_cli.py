@@ -207,10 +207,10 @@ def test_errors_are_reported_before_any_work(
 def test_a_family_without_controlnets_says_so_first(diffgen_: Callable[..., Result], tmp_path: Path) -> None:
     from tiny import build
 
-    folder = build(tmp_path / "sd3", family="sd3-without-t5")
+    folder = build(tmp_path / "chroma", family="chroma")
     code, _, err = diffgen_("generate", "a", "-m", folder, "--control", "canny=nothing.png")
     assert code == 2
-    assert "ControlNet is not supported for models of the family sd3" in err
+    assert "ControlNet is not supported for models of the family chroma" in err
 
 
 def test_an_error_names_its_line(diffgen_: Callable[..., Result], tiny: Path) -> None:

@@ -106,7 +106,8 @@ COMMANDS: dict[str, Command] = {
 class UntypedFlags:
     """A parser whose help shows no type for flags: typer shows <bool>, a value that no flag takes.
 
-    Every flag is False by default. For --help, which has no default, typer would import pydantic.
+    A flag is False by default, one with a --no- form is None: not given. For --help, which has no default, typer would
+    import pydantic.
     """
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -114,7 +115,8 @@ class UntypedFlags:
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
-                param.default = param.default or False
+                if not param.secondary_opts:
+                    param.default = param.default or False
         return params
 
 

@@ -128,7 +128,7 @@ class Plan(plan.Plan):
             named = ", ".join(map(repr, words))
             near = prompt_rules.nearest_words(self.vocabulary or (), words)
             known = f"; it knows {', '.join(map(repr, near))}" if near else ""
-            warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}")
+            return [*warnings, f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}"]
         text = prompt_syntax.plain_text(prompt, self.prompt_syntax)
         return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.composition_notes(self.card, text))]
 

@@ -125,7 +125,7 @@ def _check(where: Path, family: Family, variant: str | None, parts: Mapping[str,
     if transformer.in_channels != read or (transformer.out_channels or read) != channels:
         raise InputError(
             f"{where}: the transformer has {transformer.in_channels} channels in and {transformer.out_channels} out, "
-            f"{family.title} has {read} and {channels}"
+            f"with this VAE {family.title} has {read} and {channels}"
         )
     check_transformer(
         where,
