@@ -136,8 +136,9 @@ def test_a_size_is_rounded_with_a_warning(generator: ImageGenerator) -> None:
 
 def test_a_long_prompt_warns_about_dropped_words(generator: ImageGenerator) -> None:
     (image,) = generator.generate("a red apple " * 5 + "green circle", prompt_syntax="plain")
-    (warning,) = record(image)["warnings"]
-    assert "has 19 tokens, this model reads 16; dropped: 'apple green circle'" in warning
+    beyond, dropped = record(image)["warnings"]
+    assert "draws one thing at a time" in beyond
+    assert "has 19 tokens, this model reads 16; dropped: 'apple green circle'" in dropped
 
 
 def test_metadata_levels(generator: ImageGenerator) -> None:

@@ -58,7 +58,7 @@ def test_a_folder_that_does_not_fit_is_refused(
         ("sdxl", {"unet": ("sdxl-refiner", "unet")}, "reads texts of width 24, the encoder writes 40"),
         ("sdxl-refiner", {"unet": ("sdxl", "unet")}, "reads texts of width 40, the encoder writes 24"),
         ("sd3", {"vae": ("sd1", "vae")}, "the transformer has 8 channels in, the VAE makes 4"),
-        ("flux", {"vae": ("sd3", "vae")}, "the transformer has 16 channels in and 16 out, with this VAE FLUX.1 has 32 and 32"),
+        ("flux", {"vae": ("sd3", "vae")}, "16 channels in and 16 out, with this VAE FLUX.1 has 32 and 32"),
         ("flux", {"text_encoder": ("sd2", "text_encoder")}, "summary of width 16, the encoders write 1024"),
     ],
 )
