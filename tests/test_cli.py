@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +438,7 @@ def test_an_interruption_during_imports_is_reported(tiny: Path, tmp_path: Path, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # nohup would have it ignored
     )
     assert process.stderr is not None
     assert "seed" in process.stderr.readline()  # printed before torch is imported

@@ -128,7 +128,9 @@ class Plan(plan.Plan):
             named = ", ".join(map(repr, words))
             near = prompt_rules.nearest_words(self.vocabulary or (), words)
             known = f"; it knows {', '.join(map(repr, near))}" if near else ""
-            return [*warnings, f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}"]
+            warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}")
+            if not self.card.get("compositions"):
+                return warnings  # of a model that draws one thing, this says all
         text = prompt_syntax.plain_text(prompt, self.prompt_syntax)
         return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.composition_notes(self.card, text))]
 
