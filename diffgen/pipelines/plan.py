@@ -129,7 +129,7 @@ class Plan(plan.Plan):
             near = prompt_rules.nearest_words(self.vocabulary or (), words)
             known = f"; it knows {', '.join(map(repr, near))}" if near else ""
             warnings.append(f"{self.model.name} never saw {named}: a picture of {prompt!r} will not show it{known}")
-            if not self.card.get("compositions"):
+            if not (self.card.get("compositions") or {}).get("things"):
                 return warnings  # of a model that draws one thing, this says all
         text = prompt_syntax.plain_text(prompt, self.prompt_syntax)
         return [*warnings, *(f"{self.model.name}: {note}" for note in compositions.composition_notes(self.card, text))]
